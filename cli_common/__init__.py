@@ -1,0 +1,1 @@
+"""What both command lines share: one-line errors, settings from YAML, the progress line."""

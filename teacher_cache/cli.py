@@ -1,0 +1,145 @@
+"""`teacher-cache`: parse, call, print, exit code."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from cli_common.errors import UserError, run_command
+from cli_common.progress import duration
+from cli_common.settings_file import load_settings
+
+app = App(
+    name="teacher-cache",
+    help="Run a teacher once over a corpus and keep, per token, what a student needs of it.",
+)
+
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings as `--section.key VALUE`.")]
+
+
+@app.command
+def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
+    """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
+
+    Parameters
+    ----------
+    config
+        YAML file with the settings; configs/ has complete examples.
+    out
+        Folder of the cache; overrides `out` in the settings.
+    """
+    from teacher_cache.build import build as build_cache
+    from teacher_cache.settings import BuildSettings
+
+    settings = load_settings(BuildSettings, config, overrides)
+    folder = out or (Path(settings.out) if settings.out else None)
+    if folder is None:
+        raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
+    report = build_cache(settings, folder)
+    built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
+    print(f"{report.path}: {built}, {report.shards_found} found, {duration(report.seconds)}")
+    print(f"look at it:  teacher-cache inspect {report.path}")
+    return 0
+
+
+@app.command
+def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
+    """Show what a cache holds, or one row of it as text.
+
+    Parameters
+    ----------
+    path
+        Folder of the cache; it may be unfinished.
+    json
+        Print JSON in place of tables.
+    row
+        Show this row: each token beside the teacher's first choices.
+    tokens
+        Positions of the row to show, as A:B.
+    """
+    from teacher_cache import inspect as view
+    from teacher_cache.reader import open_cache
+
+    cache = open_cache(path, allow_unfinished=True)
+    if row is None:
+        if tokens is not None:
+            raise UserError(f"--tokens {tokens}: belongs to one row; give --row N too")
+        summary = view.summarize(cache)
+        view.print_json(summary) if json else view.print_tables(view.render_summary(summary))
+        return 0
+    positions = view.view_row(cache, row, *_parse_span(tokens))
+    view.print_json([p.to_json() for p in positions]) if json else view.print_tables(view.render_row(positions))
+    return 0
+
+
+@app.command
+def synth(
+    path: Path,
+    *,
+    rows: int = 256,
+    seq_len: int = 128,
+    vocab_size: int = 8192,
+    top_k: int = 64,
+    hidden_size: int = 64,
+    rows_per_shard: int = 64,
+    seed: int = 0,
+) -> int:
+    """Write a valid synthetic cache without a teacher: for CI, and for sizing disks.
+
+    Parameters
+    ----------
+    path
+        Folder of the cache.
+    rows
+        Rows in the cache.
+    seq_len
+        Positions a row.
+    vocab_size
+        Tokens in the vocabulary.
+    top_k
+        Largest logits kept a position.
+    hidden_size
+        Width of the hidden states.
+    rows_per_shard
+        Rows in a shard.
+    seed
+        The same seed and sizes give the same bytes.
+    """
+    from teacher_cache.synthetic import make_synthetic_cache
+
+    made = make_synthetic_cache(
+        path,
+        rows=rows,
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        top_k=top_k,
+        hidden_size=hidden_size,
+        rows_per_shard=rows_per_shard,
+        seed=seed,
+    )
+    print(f"{made}: {rows} rows of {seq_len} positions")
+    return 0
+
+
+def _parse_span(tokens: str | None) -> tuple[int, int | None]:
+    if tokens is None:
+        return 0, None
+    first, colon, last = tokens.partition(":")
+    try:
+        return int(first or 0), int(last) if last else (None if colon else int(first) + 1)
+    except ValueError:
+        raise UserError(f"--tokens {tokens}: expected A:B, such as 0:40") from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command("teacher-cache", _call))
+
+
+def _call() -> int | None:
+    try:
+        result: int | None = app(exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UserError(f"{error} (see teacher-cache --help)") from error
+    return result

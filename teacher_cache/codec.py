@@ -1,0 +1,108 @@
+"""Rows ↔ the bytes of a shard's objects: one Zarr codec chain per array, chosen by measurement.
+
+pcodec beats zstd with shuffle on every numeric array here (docs/benchmarks.md); a trailing crc32c on each
+chunk lets any Zarr reader notice a flipped bit.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.abc.buffer import Buffer
+from zarr.buffer import cpu
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.codecs.numcodecs import PCodec
+from zarr.errors import ZarrUserWarning
+from zarr.storage import MemoryStore
+
+from teacher_cache.format import ArraySpec, Manifest, array_specs
+
+LOG_MASS_STEP = 2.0**-13
+"""Log-masses are rounded to multiples of this: 6.1e-5 nats at worst, 9.6 bytes a token instead of 16.5."""
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@contextmanager
+def quiet_zarr() -> Iterator[None]:
+    """Zarr warns that numcodecs' codecs are not in the v3 specification; docs/format.md says so once."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3", ZarrUserWarning)
+        yield
+
+
+def create_group_metadata(manifest: Manifest) -> dict[str, bytes]:
+    """The `zarr.json` documents of the group and its arrays, by key; the group's own comes last."""
+    objects: dict[str, Buffer] = {}
+    with quiet_zarr():
+        group = zarr.create_group(MemoryStore(objects), attributes=manifest.to_json())
+        for spec in array_specs(manifest):
+            _create_array(group, spec, manifest)
+    documents = {key: buffer.to_bytes() for key, buffer in objects.items()}
+    root = documents.pop("zarr.json")
+    return {**documents, "zarr.json": root}
+
+
+def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> None:
+    rows, numeric = manifest.rows, spec.dtype != "bool"
+    group.create_array(
+        spec.name,
+        shape=(rows.count, *spec.row_shape),
+        chunks=(rows.rows_per_chunk, *spec.row_shape),
+        shards=(rows.rows_per_shard, *spec.row_shape),
+        dtype=spec.dtype,
+        filters=None,
+        serializer=PCodec(level=8) if numeric else BytesCodec(),
+        compressors=[Crc32cCodec()] if numeric else [ZstdCodec(level=3), Crc32cCodec()],
+        fill_value=False if spec.dtype == "bool" else 0,
+        dimension_names=("row", *_dimension_names(spec)),
+    )
+
+
+def _dimension_names(spec: ArraySpec) -> tuple[str, ...]:
+    inner = {
+        "logits/ids": "entry",
+        "logits/values": "entry",
+        "logits/log_mass": "node",
+        "hidden/mean": "channel",
+    }
+    position = "token" if spec.name == "tokens" else "position"
+    return (position, inner[spec.name]) if spec.name in inner else (position,)
+
+
+def encode_shard(manifest: Manifest, metadata: Mapping[str, bytes], shard: int, arrays: Arrays) -> dict[str, bytes]:
+    """The objects of one shard by key, as Zarr writes them; `arrays` hold the shard's rows on axis 0.
+
+    Encoding goes through a store in memory, so what is published and digested are finished bytes.
+    """
+    rows = manifest.shard_rows(shard)
+    objects: dict[str, Buffer] = {key: cpu.Buffer.from_bytes(document) for key, document in metadata.items()}
+    with quiet_zarr():
+        group = zarr.open_group(MemoryStore(objects), mode="r+")
+        for spec in array_specs(manifest):
+            # Chunks that hold only zeros are written too: a missing object must always mean a lost one.
+            array = open_array(group, spec.name).with_config({"write_empty_chunks": True})
+            array[rows.start : rows.stop] = arrays[spec.name]
+    keys = [spec.data_key(shard) for spec in array_specs(manifest)]
+    return {key: objects[key].to_bytes() for key in keys}
+
+
+def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
+    """An array of the group by its name in docs/format.md."""
+    array = group[name]
+    assert isinstance(array, zarr.Array)
+    return array
+
+
+def round_log_mass(log_mass: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Log-masses at their stored precision."""
+    return (np.round(log_mass / LOG_MASS_STEP) * LOG_MASS_STEP).astype(np.float32)
+
+
+def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    """bfloat16 bit patterns (any shape, uint16) as float32, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)

@@ -1,0 +1,194 @@
+"""Reading a cache: `open_cache(path)` and rows as typed arrays. Needs the path and nothing else."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from teacher_cache.codec import open_array, quiet_zarr, widen_bfloat16
+from teacher_cache.format import (
+    FROZEN_WEIGHTS_KEY,
+    TOKENIZER_FOLDER,
+    CacheCorruptError,
+    CacheError,
+    CacheFormatError,
+    CacheUnfinishedError,
+    CommitRecord,
+    Manifest,
+    array_specs,
+    commit_key,
+    parse_commit,
+    parse_manifest,
+)
+from teacher_cache.store import LocalStore
+
+GROUP_KEY = "zarr.json"
+
+
+@dataclass(frozen=True)
+class CachedRows:
+    """n rows of a cache as NumPy arrays; a single row has the same fields without the leading axis.
+
+    tokens (n, T+1) uint32; document_start, loss_mask (n, T) bool; ids (n, T, K) uint32 and values (n, T, K)
+    float32 logits, largest first, unused places -inf; log_mass (n, T, J) float32, the log-mass outside the
+    top_k at the nodes, relative to the largest logit; hidden_mean (n, T, d) float32 or None if not cached.
+    Position t belongs to the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
+    """
+
+    tokens: NDArray[np.uint32]
+    document_start: NDArray[np.bool_]
+    loss_mask: NDArray[np.bool_]
+    ids: NDArray[np.uint32]
+    values: NDArray[np.float32]
+    log_mass: NDArray[np.float32]
+    hidden_mean: NDArray[np.float32] | None
+
+    def select(self, index: Any) -> "CachedRows":
+        """Every field indexed on axis 0: an integer gives one row, a slice or an array of integers several."""
+        fields: dict[str, Any] = {name: None if a is None else a[index] for name, a in vars(self).items()}
+        return CachedRows(**fields)
+
+
+class Cache:
+    """A cache opened for reading; `open_cache` makes one."""
+
+    def __init__(self, path: Path, manifest: Manifest, commits: dict[int, CommitRecord]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.commits = commits
+        with quiet_zarr():
+            group = zarr.open_group(path, mode="r")
+            self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
+
+    def __len__(self) -> int:
+        """Rows planned; all of them can be read once the build has finished."""
+        return self.manifest.rows.count
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the manifest, which a student's checkpoint is tied to."""
+        return self.manifest.fingerprint
+
+    @property
+    def is_finished(self) -> bool:
+        return len(self.commits) == self.manifest.shard_count
+
+    @property
+    def shards(self) -> list[range]:
+        """Row ranges of the committed shards, in order: reading whole ones is fastest."""
+        return [self.manifest.shard_rows(shard) for shard in sorted(self.commits)]
+
+    @property
+    def frozen_weights(self) -> Path:
+        """Safetensors file of the teacher's embedding and LM head.
+
+        `embedding.weight` (V_padded, d), `lm_head.weight` of the same shape where untied, `lm_head.bias` if any.
+        """
+        return self.path / FROZEN_WEIGHTS_KEY
+
+    @property
+    def tokenizer_folder(self) -> Path | None:
+        """Folder for `AutoTokenizer.from_pretrained`; None for a synthetic cache."""
+        return self.path / TOKENIZER_FOLDER if self.manifest.tokenizer.has_files else None
+
+    def __getitem__(self, row: int) -> CachedRows:
+        """One row; raises `IndexError` past the end and `CacheUnfinishedError` in a shard not built yet."""
+        return self.rows([row]).select(0)
+
+    def rows(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> CachedRows:
+        """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest."""
+        index = np.asarray(indices, dtype=np.int64)
+        index = np.where(index < 0, index + len(self), index)
+        self._require_committed(index)
+        values = self._read("logits/values", index).astype(np.float32)
+        return CachedRows(
+            tokens=self._read("tokens", index),
+            document_start=self._read("document_start", index),
+            loss_mask=self._read("loss_mask", index),
+            ids=self._read("logits/ids", index),
+            values=values,
+            log_mass=self._read("logits/log_mass", index),
+            hidden_mean=self._hidden_mean(index),
+        )
+
+    def _hidden_mean(self, index: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        if self.manifest.hidden.mean == "none":
+            return None
+        stored = self._read("hidden/mean", index)
+        return widen_bfloat16(stored) if self.manifest.teacher.dtype == "bfloat16" else stored.astype(np.float32)
+
+    def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
+        array = self._arrays[name]
+        try:
+            if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+                return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
+            return np.asarray(array.oindex[index])
+        except (ValueError, RuntimeError, OSError) as error:
+            raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); rebuild its shard") from error
+
+    def _require_committed(self, index: NDArray[np.int64]) -> None:
+        if len(index) and (index.min() < 0 or index.max() >= len(self)):
+            raise IndexError(f"row out of range: the cache has {len(self)} rows")
+        for shard in np.unique(index // self.manifest.rows.rows_per_shard):
+            if int(shard) not in self.commits:
+                raise CacheUnfinishedError(
+                    f"{self.path}: shard {shard} is not built yet; run teacher-cache build again"
+                )
+
+
+def open_cache(path: str | Path, *, allow_unfinished: bool = False) -> Cache:
+    """Open a cache for reading.
+
+    Raises `CacheFormatError` (no cache, or a newer format), `CacheUnfinishedError` (unless allowed) and
+    `CacheCorruptError` (a committed object is missing or has another size).
+    """
+    root = Path(path)
+    if not root.exists():
+        raise CacheFormatError(f"{root}: no such folder; give the path of a cache that teacher-cache build wrote")
+    store = LocalStore(root)
+    manifest = read_manifest(store)
+    if manifest is None:
+        raise CacheFormatError(f"{root}: no teacher cache here; give the folder that teacher-cache build wrote")
+    commits = _read_commits(store, manifest)
+    if not allow_unfinished and len(commits) < manifest.shard_count:
+        done = f"{len(commits)} of {manifest.shard_count} shards"
+        raise CacheUnfinishedError(f"{root}: unfinished, {done} are built; run teacher-cache build again to continue")
+    return Cache(root, manifest, commits)
+
+
+def read_manifest(store: LocalStore) -> Manifest | None:
+    """The manifest of the cache in a store, or None where there is no Zarr group."""
+    if not store.exists(GROUP_KEY):
+        return None
+    where = str(store.root)
+    try:
+        document = json.loads(store.read(GROUP_KEY))
+    except ValueError as error:
+        raise CacheError(f"{where}: its zarr.json is not JSON; choose another --out") from error
+    attributes = document.get("attributes") if isinstance(document, dict) else None
+    return parse_manifest(attributes if isinstance(attributes, dict) else {}, where)
+
+
+def _read_commits(store: LocalStore, manifest: Manifest) -> dict[int, CommitRecord]:
+    commits = {}
+    for shard in range(manifest.shard_count):
+        key = commit_key(shard)
+        if store.exists(key):
+            commits[shard] = parse_commit(store.read(key), where=str(store.root / key))
+            _require_objects(store, commits[shard])
+    return commits
+
+
+def _require_objects(store: LocalStore, commit: CommitRecord) -> None:
+    """Zarr reads a missing object as zeros, so existence and size are checked before anything is read."""
+    for key, stored in commit.objects.items():
+        if not store.exists(key):
+            raise CacheCorruptError(f"{store.root / key}: missing; remove {commit_key(commit.shard)} and build again")
+        if store.size(key) != stored.bytes:
+            remedy = f"remove {commit_key(commit.shard)} and build again"
+            raise CacheCorruptError(f"{store.root / key}: {store.size(key)} bytes instead of {stored.bytes}; {remedy}")

@@ -1,0 +1,193 @@
+"""A valid cache without a teacher: for CI, for sizing disks, for tests.
+
+The stand-in is a second-order Markov source with a Zipf vocabulary. Its logits are `head @ state`, as a
+language model's are, so the cached embedding, head and distributions belong together and a student can learn.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from cli_common.errors import UserError
+from teacher_cache.arrays import ShardArrays
+from teacher_cache.format import (
+    ALIGNMENT,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    FROZEN_WEIGHTS_KEY,
+    HiddenLayout,
+    Manifest,
+    RowLayout,
+    TargetLayout,
+    TeacherIdentity,
+    TokenizerIdentity,
+    chebyshev_temperatures,
+    default_rows_per_chunk,
+)
+from teacher_cache.store import LocalStore, digest
+from teacher_cache.targets import keep_targets
+from teacher_cache.writer import CacheWriter
+
+EOS_TOKEN_ID = 0
+MEAN_DOCUMENT_TOKENS = 200
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyntheticSettings:
+    """Size and seed of a synthetic cache."""
+
+    rows: int
+    seq_len: int
+    vocab_size: int
+    top_k: int
+    hidden_size: int = 64
+    seed: int = 0
+    rows_per_shard: int = 64
+    value_dtype: Literal["float16", "float32"] = "float16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    hidden: Literal["none", "lossless"] = "lossless"
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "seq_len", "top_k", "hidden_size", "rows_per_shard"):
+            if getattr(self, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.vocab_size < 2:
+            raise UserError(f"--vocab-size {self.vocab_size}: must be at least 2")
+        if self.top_k > self.vocab_size:
+            raise UserError(
+                f"--top-k {self.top_k}: larger than --vocab-size {self.vocab_size}; lower one or raise the other"
+            )
+
+
+def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
+    """Write a synthetic cache at `path`; keyword arguments are the fields of `SyntheticSettings`.
+
+    The same settings give the same bytes. Raises `UserError` on bad sizes or a folder with other content.
+    """
+    settings = SyntheticSettings(**sizes)
+    source = SyntheticTeacher(settings)
+    frozen = save({"embedding.weight": source.embedding, "lm_head.weight": source.head})
+    files = {FROZEN_WEIGHTS_KEY: frozen}
+    writer = CacheWriter(LocalStore(Path(path)), _manifest(settings, files), files)
+    for shard in writer.pending_shards():
+        arrays = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
+        writer.write_shard(shard, arrays.stored(), arrays.label_logits, {"torch": torch.__version__})
+    return Path(path)
+
+
+class SyntheticTeacher:
+    """Embedding, head and mixing matrices drawn from the seed; a row's tokens from (seed, row)."""
+
+    def __init__(self, settings: SyntheticSettings) -> None:
+        self._settings = settings
+        self._dtype = getattr(torch, settings.dtype)
+        random = torch.Generator().manual_seed(settings.seed)
+        vocab, width = settings.vocab_size, settings.hidden_size
+        zipf = -torch.log(torch.randperm(vocab, generator=random) + 2.7)
+        self.embedding = torch.randn(vocab, width, generator=random).to(self._dtype)
+        head = torch.randn(vocab, width, generator=random) / max(width - 1, 1) ** 0.5
+        head[:, 0] = zipf
+        self.head = head.to(self._dtype)
+        self._mix_last = torch.randn(width, width, generator=random) / width**0.5
+        self._mix_before = torch.randn(width, width, generator=random) / width**0.5
+        self._sharpness = torch.exp(1.4 + 0.4 * torch.randn(vocab, generator=random))
+        self._mean_map = torch.randn(width, width, generator=random) / width**0.5
+
+    def states(self, last: Tensor, before: Tensor) -> Tensor:
+        """Final states (n, d) after two tokens (n,) each; channel 0 is the constant that carries Zipf's law."""
+        mixed = self.embedding[last].float() @ self._mix_last + 0.5 * (
+            self.embedding[before].float() @ self._mix_before
+        )
+        states = mixed * self._sharpness[last, None]
+        states[:, 0] = 1.0
+        stored: Tensor = states.to(self._dtype)
+        return stored
+
+    def logits(self, states: Tensor) -> Tensor:
+        """(n, d) → (n, V), in the teacher's dtype."""
+        logits: Tensor = states @ self.head.T
+        return logits
+
+    def shard(self, manifest: Manifest, rows: range) -> ShardArrays:
+        """All arrays of a shard: tokens are sampled from the distributions that are cached."""
+        length = self._settings.seq_len
+        arrays = ShardArrays.empty(manifest, len(rows))
+        generators = [np.random.Generator(np.random.Philox(key=[self._settings.seed, row])) for row in rows]
+        last = before = torch.full((len(rows),), EOS_TOKEN_ID)
+        arrays.tokens[:, 0] = EOS_TOKEN_ID
+        arrays.loss_mask[:] = True
+        for position in range(length):
+            states = self.states(last, before)
+            logits = self.logits(states)
+            following = self._next_tokens(logits, generators)
+            kept = keep_targets(
+                logits, following, top_k=self._settings.top_k, node_temperatures=manifest.node_temperatures
+            )
+            arrays.put((slice(None), position), kept, torch.tanh(states.float() @ self._mean_map))
+            arrays.tokens[:, position + 1] = following.numpy()
+            last, before = following, last
+        arrays.document_start[:, 0] = True
+        arrays.document_start[:, 1:] = arrays.tokens[:, : length - 1] == EOS_TOKEN_ID
+        return arrays
+
+    def _next_tokens(self, logits: Tensor, generators: list[np.random.Generator]) -> Tensor:
+        """One token a row by inverting the cumulative distribution at that row's own uniform number."""
+        uniform = torch.tensor([random.random() for random in generators])
+        ends = torch.tensor([random.random() < 1 / MEAN_DOCUMENT_TOKENS for random in generators])
+        cumulative = torch.softmax(logits.float(), -1).cumsum(-1)
+        chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None]).squeeze(1)
+        return torch.where(ends, EOS_TOKEN_ID, chosen.clamp(max=self._settings.vocab_size - 1))
+
+
+def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:
+    def sha256(data: bytes) -> str:
+        return hashlib.sha256(data).hexdigest()
+
+    return Manifest(
+        format=FORMAT_NAME,
+        format_version=FORMAT_VERSION,
+        alignment=ALIGNMENT,
+        teacher=TeacherIdentity(
+            name="synthetic",
+            revision=None,
+            model_type="synthetic",
+            config_sha256=sha256(f"{settings.vocab_size} {settings.hidden_size} {settings.seed}".encode()),
+            weights_sha256=sha256(files[FROZEN_WEIGHTS_KEY]),
+            dtype=settings.dtype,
+            attention="none",
+            hidden_size=settings.hidden_size,
+            num_layers=2,
+            num_heads=4,
+            padded_vocab_size=settings.vocab_size,
+        ),
+        tokenizer=TokenizerIdentity(
+            sha256=sha256(f"synthetic {settings.vocab_size}".encode()),
+            vocab_size=settings.vocab_size,
+            eos_token_id=EOS_TOKEN_ID,
+            pad_token_id=EOS_TOKEN_ID,
+            has_files=False,
+        ),
+        corpus={"source": "synthetic", "seed": settings.seed},
+        rows=RowLayout(
+            mode="packed",
+            seq_len=settings.seq_len,
+            count=settings.rows,
+            rows_per_shard=settings.rows_per_shard,
+            rows_per_chunk=default_rows_per_chunk(settings.rows_per_shard),
+        ),
+        targets=TargetLayout(
+            top_k=settings.top_k,
+            samples=0,
+            value_dtype=settings.value_dtype,
+            node_temperatures=chebyshev_temperatures(),
+        ),
+        hidden=HiddenLayout(mean=settings.hidden),
+        compute={},
+        files={key: digest(data) for key, data in files.items()},
+    )

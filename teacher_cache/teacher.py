@@ -1,0 +1,273 @@
+"""The teacher: tokens → final hidden states and their mean over layers; hidden states → logits, chunk by chunk."""
+
+import contextlib
+import hashlib
+import importlib.util
+import io
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import save
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from cli_common.errors import UserError
+from teacher_cache.format import (
+    FROZEN_WEIGHTS_KEY,
+    TOKENIZER_FOLDER,
+    TeacherIdentity,
+    TokenizerIdentity,
+    canonical_json,
+)
+from teacher_cache.settings import TeacherSettings
+
+HEAD_CHUNK_ELEMENTS = 32 * 2**20
+"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size."""
+
+PACKAGE_PREFIX = "package:"
+
+
+@dataclass(frozen=True)
+class TeacherStates:
+    """One forward pass: `final` (B, T, d), after the final norm, in the teacher's dtype; `mean` (B, T, d) float32.
+
+    `mean` averages the state after each layer, the last one after the final norm, as transformers reports them;
+    the embedding output is not a layer. None when it was not asked for.
+    """
+
+    final: Tensor
+    mean: Tensor | None
+
+
+class Teacher:
+    """A causal language model that gives hidden states and, in chunks, logits over the real vocabulary."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
+        self.tokenizer = tokenizer
+        self._model = model
+        self._settings = settings
+        self._body: nn.Module = model.base_model
+        self._head = _output_head(model, settings.model)
+        self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
+        self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._require_plain_head()
+
+    @property
+    def device(self) -> torch.device:
+        return self._head.weight.device
+
+    @property
+    def context_length(self) -> int | None:
+        """Longest sequence the teacher was made for, if its configuration says."""
+        return getattr(self._model.config, "max_position_embeddings", None)
+
+    @torch.inference_mode()
+    def states(self, tokens: Tensor, *, mean: bool) -> TeacherStates:
+        """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed."""
+        total: list[Tensor] = []
+
+        def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            state = output[0] if isinstance(output, tuple) else output
+            if total:
+                total[0] += state
+            else:
+                total.append(state.float())
+
+        hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
+        try:
+            final = self._body(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
+        finally:
+            for hook in hooks:
+                hook.remove()
+        if not mean:
+            return TeacherStates(final, None)
+        layer_sum = total[0].add_(final) if total else final.float()
+        return TeacherStates(final, layer_sum.div_(len(self._layers)))
+
+    @torch.inference_mode()
+    def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Logits (chunk, V_real) in the teacher's dtype for final states (n, d), a chunk of positions at a time.
+
+        The chunk depends on the vocabulary alone, so memory does not grow with batch or sequence, and padding
+        rows of the vocabulary are cut off.
+        """
+        size = max(1, HEAD_CHUNK_ELEMENTS // self._head.weight.shape[0])
+        for start in range(0, len(final), size):
+            where = slice(start, min(start + size, len(final)))
+            yield where, self._head(final[where])[:, : self.vocab_size]
+
+    def identity(self) -> TeacherIdentity:
+        """What makes this teacher this teacher; the weights' digest covers every tensor as it runs."""
+        config = self._model.config
+        fields = {k: v for k, v in config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
+        return TeacherIdentity(
+            name=self._settings.model,
+            revision=getattr(config, "_commit_hash", None) or self._settings.revision,
+            model_type=config.model_type,
+            config_sha256=hashlib.sha256(canonical_json(fields)).hexdigest(),
+            weights_sha256=_weights_sha256(self._model),
+            dtype=self._settings.dtype,
+            attention=self._settings.attention,
+            hidden_size=config.hidden_size,
+            num_layers=len(self._layers),
+            num_heads=config.num_attention_heads,
+            padded_vocab_size=self._head.weight.shape[0],
+        )
+
+    def tokenizer_identity(self) -> TokenizerIdentity:
+        """Digest of the whole token map and the special ids."""
+        tokenizer = self.tokenizer
+        eos = tokenizer.eos_token_id
+        if not isinstance(eos, int):
+            raise UserError(f"teacher.model {self._settings.model}: its tokenizer has no end-of-sequence token")
+        content = {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
+        return TokenizerIdentity(
+            sha256=hashlib.sha256(canonical_json(content)).hexdigest(),
+            vocab_size=self.vocab_size,
+            eos_token_id=eos,
+            pad_token_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else eos,
+            has_files=True,
+        )
+
+    def files(self) -> dict[str, bytes]:
+        """What the cache carries of the teacher, by key: embedding, LM head and tokenizer.
+
+        A student then needs the cache's path alone: no hub, no body, and no doubt about which weights.
+        """
+        frozen = {"embedding.weight": self._model.get_input_embeddings().weight}
+        if self._head.weight.data_ptr() != frozen["embedding.weight"].data_ptr():
+            frozen["lm_head.weight"] = self._head.weight
+        if self._head.bias is not None:
+            frozen["lm_head.bias"] = self._head.bias
+        tensors = {name: weight.detach().contiguous().cpu() for name, weight in frozen.items()}
+        return {FROZEN_WEIGHTS_KEY: save(tensors), **_tokenizer_files(self.tokenizer)}
+
+    @torch.inference_mode()
+    def _require_plain_head(self) -> None:
+        """Refuse models that change logits after the LM head (soft-capping, scaling), by comparing on a probe."""
+        probe = torch.arange(8, device=self.device)[None] % self.vocab_size
+        whole = self._model(input_ids=probe, use_cache=False).logits[0].float()
+        ours = self._head(self.states(probe, mean=False).final[0]).float()
+        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
+            raise UserError(
+                f"teacher.model {self._settings.model}: transforms its logits after the LM head; not supported"
+            )
+
+
+_INCIDENTAL_CONFIG_KEYS = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+}
+
+
+def load_teacher(settings: TeacherSettings) -> Teacher:
+    """Load model and tokenizer from a Hub id, a folder, a GGUF file or a package's GGUF.
+
+    Raises `UserError` naming `teacher.model` and the remedy when it cannot be found or read.
+    """
+    where, arguments = _source(settings)
+    device = _device(settings.device)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        with _no_chatter():
+            tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
+            model = AutoModelForCausalLM.from_pretrained(
+                where,
+                dtype=getattr(torch, settings.dtype),
+                attn_implementation=settings.attention,
+                **arguments,
+            )
+    except (OSError, ValueError, ImportError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"teacher.model {settings.model}: cannot be loaded: {reason}") from error
+    return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
+
+
+def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
+    """Where transformers finds the teacher, and the arguments that say which file or revision."""
+    name = settings.model
+    path = _packaged_gguf(name.removeprefix(PACKAGE_PREFIX)) if name.startswith(PACKAGE_PREFIX) else Path(name)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise UserError(f"teacher.model {name}: no such GGUF file")
+        return str(path.parent), {"gguf_file": path.name}
+    if path.is_dir():
+        return str(path), {}
+    if path.is_absolute() or name.startswith((".", "~")):
+        raise UserError(f"teacher.model {name}: no such folder; give a Hub id, a folder, a .gguf file or package:NAME")
+    return name, {"revision": settings.revision} if settings.revision else {}
+
+
+def _packaged_gguf(name: str) -> Path:
+    """The GGUF file inside an installed package, found without importing the package."""
+    spec = importlib.util.find_spec(name) if name.isidentifier() else None
+    if spec is None or spec.origin is None:
+        raise UserError(f"teacher.model package:{name}: no such package is installed; pip install it first")
+    files = sorted(Path(spec.origin).parent.rglob("*.gguf"))
+    if len(files) != 1:
+        found = ", ".join(f.name for f in files) or "none"
+        raise UserError(f"teacher.model package:{name}: expected one GGUF file inside it, found {found}")
+    return files[0]
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("teacher.device cuda: this torch sees no GPU; use auto or cpu")
+    return torch.device(name)
+
+
+def _output_head(model: PreTrainedModel, name: str) -> nn.Linear:
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"teacher.model {name}: its output layer is a {type(head).__name__}, not a linear LM head")
+    return head
+
+
+def _decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
+    for child in body.children():
+        if isinstance(child, nn.ModuleList) and len(child) == count:
+            return child
+    raise UserError(f"teacher.model {name}: no list of {count} decoder layers found; only decoder models are supported")
+
+
+def _real_vocab_size(tokenizer: PreTrainedTokenizerBase, head_rows: int, name: str) -> int:
+    """Real tokens are a prefix of the head's rows; what lies behind is padding nobody trained."""
+    size: int = max(tokenizer.get_vocab().values()) + 1
+    if size > head_rows:
+        raise UserError(
+            f"teacher.model {name}: its tokenizer has {size} tokens but its LM head only {head_rows} rows; "
+            "use the tokenizer the model was trained with"
+        )
+    return size
+
+
+def _weights_sha256(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, weight in sorted(model.state_dict().items()):
+        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        sha.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+    return sha.hexdigest()
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        return {f"{TOKENIZER_FOLDER}/{path.relative_to(folder)}": path.read_bytes() for path in files}
+
+
+@contextlib.contextmanager
+def _no_chatter() -> Iterator[None]:
+    """GGUF loading draws its own progress bars on stderr; errors still arrive as exceptions."""
+    with contextlib.redirect_stderr(io.StringIO()):
+        yield

@@ -1,0 +1,43 @@
+"""Shared fixtures: a tiny seeded teacher on disk, synthetic caches, quiet third-party libraries."""
+
+import os
+import warnings
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import torch
+
+from teacher_cache.synthetic import make_synthetic_cache
+from tiny_teacher import save_tiny_teacher
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a Qwen2 of random weights over bytes, its vocabulary padded from 257 tokens to 288 rows."""
+    return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="session")
+def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished synthetic cache of 20 rows in 3 shards; read it, do not write to it."""
+    return make_synthetic_cache(
+        tmp_path_factory.mktemp("cache") / "synthetic",
+        rows=20,
+        seq_len=12,
+        vocab_size=300,
+        top_k=8,
+        hidden_size=16,
+        rows_per_shard=8,
+    )
+
+
+@pytest.fixture(autouse=True)
+def _forget_warnings_of_other_tests() -> None:
+    warnings.resetwarnings()
+    warnings.simplefilter("error")

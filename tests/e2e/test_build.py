@@ -1,0 +1,160 @@
+"""`teacher-cache build` on a tiny real model and real files, as a user calls it."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from cli_common.errors import UserError
+from cli_common.settings_file import load_settings
+from teacher_cache import estimate, open_cache
+from teacher_cache.build import build
+from teacher_cache.cli import app
+from teacher_cache.settings import BuildSettings
+
+SEQ_LEN = 24
+
+
+def write_corpus(folder: Path, documents: int = 40) -> Path:
+    texts = [f"Document {i}. " + "The quick brown fox jumps over it. " * (i % 4) for i in range(documents)]
+    path = folder / "corpus.parquet"
+    pq.write_table(pa.table({"text": texts, "id": [f"doc-{i}" for i in range(documents)]}), path)
+    return path
+
+
+@pytest.fixture
+def config(tiny_teacher: Path, tmp_path: Path) -> dict[str, Any]:
+    return {
+        "teacher": {"model": str(tiny_teacher), "dtype": "float32"},
+        "corpus": {"source": str(write_corpus(tmp_path))},
+        "rows": {"seq_len": SEQ_LEN, "count": 20},
+        "targets": {"top_k": 8, "value_dtype": "float32"},
+        "compute": {"batch_size": 3, "rows_per_shard": 8},
+    }
+
+
+def run(config: dict[str, Any], out: Path, *overrides: str) -> Path:
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    build(load_settings(BuildSettings, path, overrides), out)
+    return out
+
+
+def objects(cache: Path) -> Iterator[tuple[str, bytes]]:
+    for path in sorted(cache.rglob("*")):
+        if path.is_file():
+            yield str(path.relative_to(cache)), path.read_bytes()
+
+
+def test_cached_rows_are_what_the_model_says(config: dict[str, Any], tiny_teacher: Path, tmp_path: Path) -> None:
+    rows = open_cache(run(config, tmp_path / "cache")).rows(range(20))
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
+    tokens = torch.from_numpy(rows.tokens.astype(np.int64))
+    with torch.no_grad():
+        logits = model(tokens[:, :-1]).logits[..., :257].double()
+    values = logits.topk(8).values.numpy()
+    assert rows.loss_mask.all()
+    assert np.abs(rows.values - values).max() < 1e-4
+    nodes = open_cache(tmp_path / "cache").manifest.node_temperatures
+    for temperature in (1.0, 1.4, 2.0):
+        chances = estimate.probabilities(rows.values, rows.log_mass, nodes, temperature)
+        exact = torch.softmax(logits / temperature, -1).gather(-1, torch.from_numpy(rows.ids.astype(np.int64)))
+        assert np.abs(chances - exact.numpy()).max() < 2e-3
+
+
+def test_another_batch_size_gives_the_same_rows_up_to_rounding(config: dict[str, Any], tmp_path: Path) -> None:
+    first = open_cache(run(config, tmp_path / "a")).rows(range(20))
+    other = open_cache(run(config, tmp_path / "b", "--compute.batch_size", "8")).rows(range(20))
+    assert np.array_equal(first.tokens, other.tokens)
+    assert np.abs(first.values - other.values).max() < 1e-5 * np.abs(first.values).max()
+    assert np.abs(first.log_mass - other.log_mass).max() < 2.0**-12
+    assert first.hidden_mean is not None
+    assert other.hidden_mean is not None
+    assert np.abs(first.hidden_mean - other.hidden_mean).max() < 1e-5 * np.abs(first.hidden_mean).max()
+
+
+def test_document_rows_mask_padding_and_keep_zeros_there(config: dict[str, Any], tmp_path: Path) -> None:
+    config["rows"] = {"seq_len": 64, "mode": "document"}
+    cache = open_cache(run(config, tmp_path / "cache"))
+    rows = cache.rows(range(len(cache)))
+    assert len(cache) == 40
+    assert 0 < rows.loss_mask.sum() < rows.loss_mask.size
+    for array in (rows.ids, rows.values, rows.log_mass, rows.hidden_mean):
+        assert array is not None
+        assert not array[~rows.loss_mask].any()
+    assert cache.commits[0].positions == rows.loss_mask[:8].sum()
+
+
+def test_a_finished_build_is_found_without_loading_the_teacher(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(config, tmp_path / "cache")
+    monkeypatch.delattr("teacher_cache.build.load_teacher")
+    run(config, tmp_path / "cache")
+
+
+def test_rows_without_a_count_are_counted(config: dict[str, Any], tmp_path: Path) -> None:
+    del config["rows"]["count"]
+    cache = open_cache(run(config, tmp_path / "cache"))
+    rows = cache.rows(range(len(cache)))
+    assert rows.loss_mask[:-1].all()
+    assert rows.loss_mask[-1].any()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["--targets.top_k", "258"], r"targets\.top_k 258: larger than the teacher's vocabulary of 257"),
+        (["--rows.seq_len", "129"], r"rows\.seq_len 129: longer than the teacher's context of 128"),
+        (["--rows.count", "100000"], r"ends after \d+ rows, rows\.count asks for more; set rows\.count to"),
+        (["--corpus.text_column", "body"], r"(?s)body.*text"),
+        (["--corpus.source", "absent.parquet"], r"absent\.parquet"),
+        (["--targets.topk", "3"], r"unknown key 'targets\.topk'; did you mean 'top_k'"),
+        (["--compute.batch_size", "many"], r"compute\.batch_size"),
+    ],
+)
+def test_bad_input_is_one_line_that_names_it(
+    config: dict[str, Any], tmp_path: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        run(config, tmp_path / "cache", *overrides)
+
+
+def test_another_setting_is_refused_and_nothing_lost(config: dict[str, Any], tmp_path: Path) -> None:
+    cache = run(config, tmp_path / "cache")
+    before = dict(objects(cache))
+    with pytest.raises(UserError, match=r"targets\.top_k: the cache has 8, these settings give 9"):
+        run(config, cache, "--targets.top_k", "9")
+    assert dict(objects(cache)) == before
+
+
+def test_the_command_line_builds_and_inspects(
+    config: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "build.yaml"
+    path.write_text(yaml.safe_dump(config))
+    cache = str(tmp_path / "cache")
+    app(["build", str(path), "--out", cache, "--rows.count", "9"], result_action="return_value")
+    app(["inspect", cache, "--json"], result_action="return_value")
+    printed = capsys.readouterr().out
+    summary = json.loads(printed[printed.index("{") :])
+    assert summary["rows_done"] == 9
+    assert summary["tokens"] == 9 * SEQ_LEN
+    assert summary["shards"] == {"done": 2, "planned": 2}
+    stored = sum(p.stat().st_size for p in Path(cache).rglob("c/*") if p.is_file())
+    stored += sum(p.stat().st_size for p in Path(cache).rglob("c/**/*") if p.is_file() and p.parent.name != "c")
+    assert summary["bytes"] == stored
+    app(["inspect", cache, "--row", "2", "--tokens", "0:3", "--json"], result_action="return_value")
+    views = json.loads(capsys.readouterr().out)
+    assert [view["position"] for view in views] == [0, 1, 2]
+    assert views[0]["following"] == views[1]["token"]
+    app(["inspect", cache], result_action="return_value")
+    assert "9 of 9, packed, 24 positions each" in capsys.readouterr().out
