@@ -1,15 +1,12 @@
 """A cache's objects in a local folder: published whole or not at all, with a digest of each."""
 
 import errno
-import os
-import tempfile
 from pathlib import Path
 
 import xxhash
 
 from cli_common.errors import UserError
-
-STAGING_PREFIX = ".staging-"
+from cli_common.files import write_atomically
 
 
 def digest(data: bytes) -> str:
@@ -20,8 +17,7 @@ def digest(data: bytes) -> str:
 class LocalStore:
     """Objects under one folder; keys are relative paths with `/`.
 
-    `publish` writes to a temporary name, flushes to disk and renames, so a reader sees the whole object or
-    none, whenever the writer dies. An error leaves no temporary file behind.
+    A reader sees a published object whole or not at all, whenever the writer dies.
     """
 
     def __init__(self, root: Path) -> None:
@@ -31,24 +27,9 @@ class LocalStore:
         """Make `data` the object at `key`. Raises `UserError` on a full disk or a refused write."""
         target = self.root / key
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            self._write_and_rename(target, data)
+            write_atomically(target, data)
         except OSError as error:
             raise UserError(_write_failure(target, error)) from error
-
-    def _write_and_rename(self, target: Path, data: bytes) -> None:
-        handle, staged = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=target.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(staged, 0o644)
-            os.replace(staged, target)
-        except BaseException:
-            Path(staged).unlink(missing_ok=True)
-            raise
-        _flush_folder(target.parent)
 
     def read(self, key: str) -> bytes:
         return (self.root / key).read_bytes()
@@ -68,19 +49,6 @@ class LocalStore:
         if not path.is_dir():
             return []
         return sorted(f"{folder}/{f.name}" for f in path.iterdir() if f.is_file() and f.name[0] != ".")
-
-    def remove_leftovers(self) -> None:
-        """Remove temporary files that writers which died left behind."""
-        for staged in self.root.rglob(f"{STAGING_PREFIX}*"):
-            staged.unlink(missing_ok=True)
-
-
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _write_failure(target: Path, error: OSError) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cli_common.differences import differences
+from cli_common.files import remove_leftovers
 from teacher_cache.codec import create_group_metadata, encode_shard
 from teacher_cache.format import (
     COMMITS_FOLDER,
@@ -33,7 +35,7 @@ class CacheWriter:
         self._store = store
         self._metadata = create_group_metadata(manifest)
         self._refuse_other_content()
-        store.remove_leftovers()
+        remove_leftovers(store.root)
         self._publish_missing({**teacher_files, **self._metadata})
         self._drop_commits_of_other_extent()
 
@@ -74,10 +76,10 @@ class CacheWriter:
             if root.is_dir() and any(p.name not in {"teacher", "logits", "hidden"} | _ARRAYS for p in root.iterdir()):
                 raise CacheError(f"{root}: a folder with other content; choose another --out or an empty folder")
             return
-        differences = manifest_differences(existing, self.manifest)
-        if differences:
+        changed = manifest_differences(existing, self.manifest)
+        if changed:
             raise CacheError(
-                f"{root}: holds a cache made otherwise: {differences[0]}; choose another --out or the same settings"
+                f"{root}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
             )
 
     def _publish_missing(self, objects: Mapping[str, bytes]) -> None:
@@ -102,15 +104,8 @@ def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
 
     The number of rows may differ: a row does not depend on how many follow it.
     """
-    old, new = _flatten(existing.to_json()), _flatten(wanted.to_json())
-    keys = [key for key in {**old, **new} if key != "rows.count" and old.get(key) != new.get(key)]
-    return [f"{key}: the cache has {old.get(key)!r}, these settings give {new.get(key)!r}" for key in keys]
-
-
-def _flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, inner in value.items():
-        flat.update(_flatten(inner, f"{prefix}.{key}" if prefix else key))
-    return flat
+    return [
+        f"{key}: the cache has {old!r}, these settings give {new!r}"
+        for key, old, new in differences(existing.to_json(), wanted.to_json())
+        if key != "rows.count"
+    ]

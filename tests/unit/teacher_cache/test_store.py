@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from cli_common.errors import UserError
-from teacher_cache.store import STAGING_PREFIX, LocalStore
+from cli_common.files import STAGING_PREFIX, remove_leftovers
+from teacher_cache.store import LocalStore
 
 
 def test_publish_then_read(tmp_path: Path) -> None:
@@ -42,5 +43,5 @@ def test_leftovers_of_dead_writers_are_removed_and_never_listed(tmp_path: Path) 
     store.publish("commits/00000.json", b"{}")
     (tmp_path / "commits" / f"{STAGING_PREFIX}xyz").write_bytes(b"half")
     assert store.keys("commits") == ["commits/00000.json"]
-    store.remove_leftovers()
+    remove_leftovers(tmp_path)
     assert sorted(p.name for p in (tmp_path / "commits").iterdir()) == ["00000.json"]

@@ -1,0 +1,45 @@
+"""Files that are there whole or not at all, whenever their writer dies."""
+
+import os
+import tempfile
+from pathlib import Path
+
+STAGING_PREFIX = ".staging-"
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write to a temporary name beside `path`, flush to disk, rename. An `OSError` leaves what was there."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, staged = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(staged, 0o644)
+        os.replace(staged, path)
+    except BaseException:
+        Path(staged).unlink(missing_ok=True)
+        raise
+    _flush(path.parent)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove temporary files that writers which died left under a folder."""
+    for staged in folder.rglob(f"{STAGING_PREFIX}*"):
+        staged.unlink(missing_ok=True)
+
+
+def settle_on_disk(path: Path) -> int:
+    """Flush a file that somebody else wrote to disk; its size in bytes."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        return os.fstat(file.fileno()).st_size
+
+
+def _flush(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

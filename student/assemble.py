@@ -1,0 +1,126 @@
+"""The parts of a training run, put together: rows, student, engine."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cli_common.errors import UserError
+from student.checkpoint import TrainingState, read_weights_only
+from student.data import BatchReader
+from student.engine import DTYPES, Processes, deepspeed_config, make_engine
+from student.frozen_weights import read_frozen_weights
+from student.model_settings import TeacherDims, resolve_shape
+from student.models.xlstm import XLSTMStudent, build_student
+from student.records import Records
+from student.schedule import cosine_with_warmup
+from student.settings import TrainSettings
+from teacher_cache.format import interpolation_weights
+from teacher_cache.reader import Cache, open_cache
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run in this process; `engine` is the `deepspeed.DeepSpeedEngine` around `student`."""
+
+    settings: TrainSettings
+    cache: Cache
+    held_out: Cache | None
+    out: Path
+    processes: Processes
+    reader: BatchReader
+    student: XLSTMStudent
+    engine: Any
+    total_steps: int
+
+    def node_weights(self, cache: Cache, temperature: float) -> Tensor:
+        """Interpolation weights (J,) of a cache's log-mass at a temperature."""
+        weights = interpolation_weights(cache.manifest.node_temperatures, temperature)
+        return torch.tensor(weights, dtype=torch.float32, device=self.processes.device)
+
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch, and the position in it, of the step that follows `step` steps."""
+        return divmod(step, self.reader.batches_per_epoch)
+
+    def state(self, step: int) -> TrainingState:
+        """What a checkpoint after `step` steps says about itself."""
+        epoch, position = self.place(step)
+        world_size = self.processes.world_size
+        return TrainingState(
+            step=step,
+            epoch=epoch,
+            position=position,
+            cache_fingerprint=self.cache.fingerprint,
+            world_size=world_size,
+            zero_stage=self.engine.zero_optimization_stage(),
+            settings=self.settings.deciding(world_size),
+        )
+
+    @property
+    def metrics(self) -> Records:
+        return Records(self.out / "metrics.jsonl")
+
+    @property
+    def measurements(self) -> Records:
+        return Records(self.out / "evaluation.jsonl")
+
+
+def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Processes) -> Run:
+    """Build everything a run needs, with initial weights. Raises `UserError` for settings that do not fit the cache."""
+    if settings.distillation.frobenius.enabled and cache.manifest.hidden.mean == "none":
+        raise UserError(
+            f"{cache.path}: no averaged hidden states, which distillation.frobenius needs; set "
+            "distillation.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
+        )
+    held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
+    training = settings.training
+    reader = BatchReader(
+        cache,
+        seed=training.seed,
+        global_batch=training.global_batch(processes.world_size),
+        rank=processes.rank,
+        world_size=processes.world_size,
+    )
+    steps = training.epochs * reader.batches_per_epoch
+    total_steps = steps if training.max_steps is None else min(steps, training.max_steps)
+    warmup_steps = math.ceil(settings.optimizer.warmup_ratio * total_steps)
+    student = _student(settings, cache, processes)
+    engine = make_engine(
+        student,
+        settings,
+        deepspeed_config(settings, world_size=processes.world_size, out=out),
+        lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup_steps, total_steps=total_steps),
+    )
+    read_weights_only(engine)
+    return Run(settings, cache, held_out, out, processes, reader, student, engine, total_steps)
+
+
+def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLSTMStudent:
+    manifest = cache.manifest
+    dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
+    frozen = read_frozen_weights(
+        cache.frozen_weights,
+        padded_vocab_size=manifest.padded_vocab_size,
+        vocab_size=manifest.vocab_size,
+        hidden_size=manifest.hidden_size,
+    )
+    shape = resolve_shape(settings.model, dims)
+    student = build_student(shape, frozen, context_length=manifest.seq_len, seed=settings.training.seed)
+    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
+    return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
+
+
+def _held_out(path: Path, trained_on: Cache) -> Cache:
+    held_out = open_cache(path)
+    ours, theirs = trained_on.manifest, held_out.manifest
+    same = {
+        "tokenizer": ours.tokenizer_sha256 == theirs.tokenizer_sha256,
+        "teacher": ours.teacher.weights_sha256 == theirs.teacher.weights_sha256,
+    }
+    for name, is_same in same.items():
+        if not is_same:
+            raise UserError(f"evaluation.cache {path}: another {name} than {trained_on.path}; build both with the same")
+    return held_out

@@ -1,0 +1,98 @@
+"""`student-train`: parse, call, print, exit code."""
+
+import errno
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+
+from cli_common.errors import UserError, run_command
+from cli_common.settings_file import load_settings
+
+if TYPE_CHECKING:
+    from student.job import Outcome
+    from student.settings import TrainSettings
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
+
+app = App(name="student-train", help_format="markdown")
+
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+
+
+@app.default
+def train(*overrides: Overrides, cache: Path, config: Path | None = None, out: Path | None = None) -> int:
+    """Train an xLSTM student from a cache of its teacher, by δ-distillation.
+
+    One process as it is; several with `torchrun --nproc-per-node N -m student` in front. Run the same command
+    again after a stop: it continues from the newest checkpoint.
+
+    Any setting of the config file can be given as `--section.key VALUE`, such as `--training.epochs 3
+    --optimizer.learning-rate 1e-4 --evaluation.cache caches/held-out`.
+
+    Parameters
+    ----------
+    cache
+        Folder of the cache, as `teacher-cache build` wrote it.
+    config
+        YAML file with the settings; configs/ has complete examples. Without it the paper's.
+    out
+        Folder for checkpoints, metrics and the trained parameters; `runs/NAME-OF-CACHE` if not given.
+    """
+    from student.settings import TrainSettings
+
+    settings = load_settings(TrainSettings, config, overrides)
+    settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
+    _run(settings, cache, out or Path("runs") / cache.resolve().name)
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
+        from student.settings import settings_help
+
+        lines = [f"- `{option}` [{default}] {words}" for option, default, words in settings_help()]
+        app.help_epilogue = "Settings, and their defaults:\n" + "\n".join(lines)
+    sys.exit(run_command("student-train", _call))
+
+
+def _call() -> int | None:
+    try:
+        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UserError(f"{error} (see student-train --help)") from error
+    return result
+
+
+def _run(settings: "TrainSettings", cache: Path, out: Path) -> None:
+    from student.engine import joined_processes, quiet_deepspeed
+
+    with quiet_deepspeed():
+        from student.job import run_job
+
+        with joined_processes() as processes:
+            try:
+                outcome = run_job(settings, cache, out, processes)
+            except OSError as error:
+                if error.errno not in DISK_ERRORS:
+                    raise
+                where = error.filename or out
+                remedy = "make room or give another --out, then run the same command again"
+                raise UserError(f"{where}: cannot be written ({error.strerror}); {remedy}") from error
+            if processes.rank == 0:
+                _print_summary(outcome)
+
+
+def _beside(deepspeed: Path | None, config: Path | None) -> Path | None:
+    """The DeepSpeed JSON beside the settings file if it is there, else as the current folder sees it."""
+    if deepspeed is None or config is None or not (config.parent / deepspeed).is_file():
+        return deepspeed
+    return config.parent / deepspeed
+
+
+def _print_summary(outcome: "Outcome") -> None:
+    from student.summary import print_summary
+
+    print_summary(outcome)

@@ -1,0 +1,192 @@
+"""DeepSpeed made ready: the process group, the configuration merged with our settings, an engine.
+
+Nothing is compiled. DeepSpeed builds C++ operations when they are first used; with torch's AdamW the only one
+it would build on a CPU is a shared-memory all-reduce for inference (half a minute and a compiler), which
+`quiet_deepspeed` declines.
+"""
+
+import contextlib
+import json
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from cli_common.errors import UserError
+from student.settings import TrainSettings
+
+LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among those that train together, and its device."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over processes, in place."""
+        torch.distributed.all_reduce(values)
+        return values
+
+
+@contextlib.contextmanager
+def quiet_deepspeed() -> Iterator[None]:
+    """Import and call DeepSpeed without its compiling, its advice and the deprecations it runs into."""
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
+        import deepspeed.ops
+
+        # DeepSpeed looks here for what it may compile; on a GPU it keeps its own list.
+        if not torch.accelerator.is_available():
+            deepspeed.ops.__compatible_ops__ = {}
+        yield
+
+
+@contextlib.contextmanager
+def joined_processes() -> Iterator[Processes]:
+    """Join the processes a launcher (torchrun, deepspeed) started, or be the only one; leave at the end."""
+    import deepspeed
+    from deepspeed.accelerator import get_accelerator
+
+    accelerator = get_accelerator()
+    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
+    accelerator.set_device(local_rank)
+    backend = accelerator.communication_backend_name()
+    ours = not torch.distributed.is_initialized()
+    if ours and os.environ.keys() >= LAUNCHED:
+        torch.distributed.init_process_group(backend)
+    elif ours:
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+    deepspeed.init_distributed(dist_backend=backend, verbose=False)
+    try:
+        device = torch.device(accelerator.device_name(local_rank))
+        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
+    finally:
+        if ours:
+            _leave()
+
+
+def _leave() -> None:
+    import deepspeed.comm
+
+    if deepspeed.comm.is_initialized():
+        deepspeed.comm.destroy_process_group()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:
+    """The user's DeepSpeed JSON (built-in: ZeRO 0) with what our settings decide filled in.
+
+    A key may be left out or "auto"; one that says something else than the settings raises `UserError`.
+    """
+    config = _read_json(settings.deepspeed)
+    where = str(settings.deepspeed)
+    for key in ("optimizer", "scheduler", "amp"):
+        if key in config:
+            raise UserError(
+                f"{where}: {key!r} does not belong here; remove it and use the optimizer section of the settings"
+            )
+    training = settings.training
+    _settle(config, where, "train_micro_batch_size_per_gpu", training.micro_batch_size, "training.micro_batch_size")
+    _settle(
+        config, where, "gradient_accumulation_steps", training.gradient_accumulation, "training.gradient_accumulation"
+    )
+    _settle(config, where, "train_batch_size", training.global_batch(world_size), "the batch over all processes")
+    _settle(config, where, "gradient_clipping", settings.optimizer.gradient_clipping, "optimizer.gradient_clipping")
+    for precision in ("fp16", "bf16"):
+        section = config.setdefault(precision, {})
+        if not isinstance(section, dict):
+            raise UserError(f'{where}: {precision} must be a section such as {{"enabled": true}}, not {section!r}')
+        _settle(
+            section, where, "enabled", training.precision == precision, "training.precision", f"{precision}.enabled"
+        )
+    config.setdefault("zero_optimization", {"stage": 0})
+    # torch's AdamW also steps states kept in host memory; DeepSpeed's own would have to be compiled.
+    config.setdefault("zero_force_ds_cpu_optimizer", False)
+    for monitor in ("tensorboard", "csv_monitor"):
+        if isinstance(config.get(monitor), dict):
+            config[monitor].setdefault("output_path", str(out / "monitor"))
+    return config
+
+
+def make_engine(
+    module: nn.Module, settings: TrainSettings, config: dict[str, Any], multiplier: Callable[[int], float]
+) -> Any:
+    """A DeepSpeed engine: AdamW over the trainable parameters, learning rate times `multiplier(step)`.
+
+    Returns a `deepspeed.DeepSpeedEngine`. Raises `UserError` for a configuration DeepSpeed refuses.
+    """
+    import deepspeed
+
+    _require_valid(config, settings)
+    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    wanted = settings.optimizer
+    optimizer = torch.optim.AdamW(
+        trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
+    )
+    scheduler = LambdaLR(optimizer, multiplier)
+    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    return engine
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """The norm of the whole gradient before clipping, where DeepSpeed does not tell it; call before `engine.step()`.
+
+    Without ZeRO and in float32 the engine clips without keeping the norm. Returns None in every other case.
+    """
+    if engine.zero_optimization_stage() or engine.fp16_enabled() or engine.bfloat16_enabled():
+        return None
+    gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+    return float(torch.nn.utils.get_total_norm(gradients))
+
+
+def _require_valid(config: dict[str, Any], settings: TrainSettings) -> None:
+    from deepspeed.accelerator import get_accelerator
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    accelerator, precision = get_accelerator(), settings.training.precision
+    supported = {"fp32": True, "bf16": accelerator.is_bf16_supported(), "fp16": accelerator.is_fp16_supported()}
+    if not supported[precision]:
+        remedy = " or ".join(name for name, works in supported.items() if works)
+        raise UserError(f"training.precision {precision}: not supported on {accelerator.device_name()}; use {remedy}")
+    try:
+        DeepSpeedConfig(json.loads(json.dumps(config)))
+    except (ValueError, TypeError, AssertionError, AttributeError) as error:
+        raise UserError(f"{settings.deepspeed}: DeepSpeed refuses this configuration: {error}") from error
+
+
+def _read_json(path: Path | None) -> dict[str, Any]:
+    if path is None:
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"deepspeed: {path}: no such file; give a DeepSpeed JSON or leave the option out") from None
+    except (OSError, ValueError) as error:
+        raise UserError(f"deepspeed: {path}: not readable as JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise UserError(f"deepspeed: {path}: expected a JSON object, got a {type(config).__name__}")
+    return config
+
+
+def _settle(section: dict[str, Any], where: str, key: str, value: Any, option: str, name: str | None = None) -> None:
+    if section.get(key, "auto") not in ("auto", value):
+        raise UserError(
+            f"{where}: {name or key} {section[key]!r} differs from {option} {value!r}; remove it or make them equal"
+        )
+    section[key] = value

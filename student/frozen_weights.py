@@ -1,0 +1,66 @@
+"""The teacher's embedding and LM head, which the student keeps as they are: read from the cache's file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from cli_common.errors import UserError
+
+
+@dataclass(frozen=True)
+class FrozenHead:
+    """The LM head over real tokens; padded rows of the vocabulary are not in it."""
+
+    weight: Tensor
+    """(V, d)"""
+    bias: Tensor | None = None
+    """(V,)"""
+
+
+@dataclass(frozen=True)
+class FrozenWeights:
+    """The two matrices around the student; `lm_head` is None where the teacher ties it to the embedding."""
+
+    embedding: Tensor
+    """(V_padded, d)"""
+    lm_head: Tensor | None
+    """(V_padded, d)"""
+    lm_head_bias: Tensor | None
+    """(V_padded,)"""
+    vocab_size: int
+    """Real tokens V: ids 0 .. V - 1."""
+
+
+def read_frozen_weights(path: Path, *, padded_vocab_size: int, vocab_size: int, hidden_size: int) -> FrozenWeights:
+    """Read the safetensors file of a cache, in float32.
+
+    Raises `UserError` when the file is missing, damaged, or of other sizes than the cache's manifest.
+    """
+    tensors = _read_tensors(path)
+    matrix, row = (padded_vocab_size, hidden_size), (padded_vocab_size,)
+    expected = {"embedding.weight": matrix, "lm_head.weight": matrix, "lm_head.bias": row}
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != expected.get(name):
+            raise UserError(
+                f"{path}: {name} has shape {tuple(tensor.shape)}, the cache's manifest says "
+                f"{expected.get(name, 'nothing of it')}; rebuild the cache"
+            )
+    if "embedding.weight" not in tensors:
+        raise UserError(f"{path}: embedding.weight is missing; rebuild the cache")
+    return FrozenWeights(
+        embedding=tensors["embedding.weight"],
+        lm_head=tensors.get("lm_head.weight"),
+        lm_head_bias=tensors.get("lm_head.bias"),
+        vocab_size=vocab_size,
+    )
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path}: the teacher's frozen weights are not readable: {error}") from error

@@ -1,0 +1,73 @@
+"""A training job from start to end: assemble, continue where it stopped, measure, train, measure, write the result."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from cli_common.errors import UserError
+from cli_common.files import write_atomically
+from student.assemble import Run, assemble
+from student.checkpoint import find_checkpoint, load_checkpoint, require_same_run, save_trained
+from student.engine import Processes
+from student.evaluate import Measures, measure, recorded
+from student.settings import TrainSettings
+from student.trainer import train
+from teacher_cache.reader import open_cache
+
+TRAINED_FILE = "trained.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured)."""
+
+    run: Run
+    resumed_at: int
+    before: Measures | None
+    after: Measures | None
+
+
+def run_job(settings: TrainSettings, cache_path: Path, out: Path, processes: Processes) -> Outcome:
+    """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
+
+    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `evaluation.jsonl`, `trained.safetensors`.
+    Raises `UserError` when `out` belongs to another run.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    run = assemble(settings, open_cache(cache_path), out, processes)
+    start = _continue(run)
+    before = measure(run, 0) if start == 0 else recorded(run, 0)
+    train(run, start)
+    after = measure(run, run.total_steps)
+    save_trained(run.student, out / TRAINED_FILE, processes)
+    return Outcome(run, start, before, after)
+
+
+def _continue(run: Run) -> int:
+    """Load the newest checkpoint if there is one; the number of steps done."""
+    found = find_checkpoint(run.out)
+    start = 0
+    if found is not None:
+        folder, state = found
+        require_same_run(folder, state, run.state(state.step))
+        load_checkpoint(run.engine, folder)
+        start = state.step
+    if run.processes.rank == 0:
+        _prepare_folder(run, start)
+        if start:
+            print(f"student-train: {run.out}: continuing after step {start} of {run.total_steps}", file=sys.stderr)
+    torch.distributed.barrier()
+    return start
+
+
+def _prepare_folder(run: Run, start: int) -> None:
+    try:
+        run.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {run.out}: cannot be made ({error.strerror}); give another folder") from error
+    write_atomically(run.out / "settings.json", run.settings.model_dump_json(indent=1).encode() + b"\n")
+    run.metrics.drop_after(start)
+    run.measurements.drop_after(start if start else -1)

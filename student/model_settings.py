@@ -1,0 +1,123 @@
+"""The student's shape: two presets, each number of which can be overridden, checked against the teacher's width."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from cli_common.errors import UserError
+from cli_common.settings_file import FrozenSettings
+
+PAPER_BLOCKS = 6
+PAPER_HEADS = 16
+INNER_MULTIPLE = 64
+"""xlstm rounds the inner width of mLSTM blocks and of feed-forward layers up to a multiple of this."""
+
+
+class StudentSettings(FrozenSettings):
+    """The xLSTM block stack; an option left out takes the preset's value."""
+
+    preset: Literal["paper", "heuristic"] = "paper"
+    """`paper`: 6 blocks, 16 heads. `heuristic`: half the teacher's layers, its heads rounded up to a multiple of 4."""
+
+    blocks: int | None = Field(default=None, ge=1)
+    """Blocks in the stack."""
+
+    slstm_at: tuple[int, ...] | None = None
+    """Which blocks, from 0, are sLSTM, the others being mLSTM; left out: every even block but the last."""
+
+    heads: int | None = Field(default=None, ge=1)
+    """Heads of every block; must divide the teacher's width."""
+
+    conv_kernel: int = Field(default=4, ge=2)
+    """Positions the causal convolution in front of a recurrence sees."""
+
+    qkv_block_size: int = Field(default=32, ge=1)
+    """Size of the diagonal blocks of an mLSTM block's query, key and value projections."""
+
+    mlstm_proj_factor: float = Field(default=2.0, gt=0)
+    """Inner width of an mLSTM block over the teacher's width."""
+
+    slstm_ffn_factor: float = Field(default=1.7, gt=0)
+    """Width of the gated feed-forward layer behind an sLSTM block over the teacher's width."""
+
+
+@dataclass(frozen=True)
+class TeacherDims:
+    """What of the teacher decides the student's shape."""
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+
+
+@dataclass(frozen=True)
+class StudentShape:
+    """Every number the block stack is built from."""
+
+    hidden_size: int
+    blocks: int
+    slstm_at: tuple[int, ...]
+    heads: int
+    conv_kernel: int
+    qkv_block_size: int
+    mlstm_proj_factor: float
+    slstm_ffn_factor: float
+
+    @property
+    def inner_size(self) -> int:
+        """Inner width of an mLSTM block."""
+        return math.ceil(self.mlstm_proj_factor * self.hidden_size / INNER_MULTIPLE) * INNER_MULTIPLE
+
+
+def resolve_shape(settings: StudentSettings, dims: TeacherDims) -> StudentShape:
+    """The preset's numbers for this teacher with the user's laid over them.
+
+    Raises `UserError` naming the option that does not fit the teacher's width, and values that do.
+    """
+    if settings.preset == "paper":
+        blocks, heads = PAPER_BLOCKS, PAPER_HEADS
+    else:
+        blocks, heads = max(1, dims.num_layers // 2), math.ceil(dims.num_heads / 4) * 4
+    blocks = settings.blocks or blocks
+    shape = StudentShape(
+        hidden_size=dims.hidden_size,
+        blocks=blocks,
+        slstm_at=_even_but_last(blocks) if settings.slstm_at is None else settings.slstm_at,
+        heads=settings.heads or heads,
+        conv_kernel=settings.conv_kernel,
+        qkv_block_size=settings.qkv_block_size,
+        mlstm_proj_factor=settings.mlstm_proj_factor,
+        slstm_ffn_factor=settings.slstm_ffn_factor,
+    )
+    _check(shape)
+    return shape
+
+
+def _even_but_last(blocks: int) -> tuple[int, ...]:
+    return tuple(range(0, blocks - 1, 2))
+
+
+def _check(shape: StudentShape) -> None:
+    if any(not 0 <= block < shape.blocks for block in shape.slstm_at):
+        raise UserError(
+            f"--model.slstm_at {list(shape.slstm_at)}: the student's blocks are 0 to {shape.blocks - 1}; "
+            "name blocks among them or raise --model.blocks"
+        )
+    # An sLSTM head of one unit has no spread of forget-gate biases: its initialisation divides by head size - 1.
+    if shape.hidden_size % shape.heads or shape.inner_size % shape.heads or shape.hidden_size == shape.heads:
+        raise UserError(
+            f"--model.heads {shape.heads} does not divide the teacher's width {shape.hidden_size} and the mLSTM "
+            f"width {shape.inner_size} into heads of 2 or more; heads that do: "
+            f"{_divisors(math.gcd(shape.hidden_size, shape.inner_size), below=shape.hidden_size)}"
+        )
+    if shape.inner_size % shape.qkv_block_size:
+        raise UserError(
+            f"--model.qkv_block_size {shape.qkv_block_size} does not divide the mLSTM width {shape.inner_size}; "
+            f"sizes that do: {_divisors(shape.inner_size, below=257)}"
+        )
+
+
+def _divisors(number: int, *, below: int) -> str:
+    return ", ".join(str(n) for n in range(1, min(number + 1, below)) if number % n == 0)

@@ -1,0 +1,1 @@
+"""Students: block stacks around the teacher's frozen embedding and LM head."""

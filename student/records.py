@@ -1,0 +1,31 @@
+"""Append-only files of one JSON object a line: the trace of training and what was measured."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from cli_common.files import write_atomically
+
+
+class Records:
+    """A `.jsonl` file whose lines each carry the optimizer step they belong to; floats keep full precision."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> list[dict[str, Any]]:
+        """All whole lines; a last line cut short by a kill is left out."""
+        if not self.path.exists():
+            return []
+        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n")]
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line; it is in the file when this returns."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+
+    def drop_after(self, step: int) -> None:
+        """Forget what came after `step`: a resumed run takes those steps again."""
+        kept = [record for record in self.read() if record["step"] <= step]
+        write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())

@@ -1,0 +1,95 @@
+"""What a user may set about training, in one place; the docstring under a field is its help text."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from cli_common.settings_file import FrozenSettings
+from student.distillation_settings import DistillationSettings
+from student.model_settings import StudentSettings
+
+
+class OptimizerSettings(FrozenSettings):
+    """AdamW under a cosine schedule with warmup."""
+
+    learning_rate: float = Field(2e-4, gt=0)
+    """Peak learning rate, reached at the end of the warmup."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay of the gradient's mean and of its square."""
+    weight_decay: float = Field(0.0, ge=0)
+    """AdamW's decoupled weight decay."""
+    warmup_ratio: float = Field(0.1, ge=0, le=1)
+    """Share of all steps over which the learning rate rises."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class TrainingSettings(FrozenSettings):
+    """How long, in which batches, in which precision."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the cache."""
+    max_steps: int | None = Field(None, ge=1)
+    """Stop after this many optimizer steps, if the epochs have more; the learning rate ends there too."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Rows one process puts through the student at a time."""
+    gradient_accumulation: int = Field(4, ge=1)
+    """Micro-batches a step, each process."""
+    seed: int = Field(42, ge=0, lt=2**63)
+    """Decides the initial weights and the order of the rows."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """What the student computes in; fp16 and bf16 keep float32 master weights, as DeepSpeed does."""
+    checkpoint_every: int = Field(500, ge=1)
+    """Optimizer steps between checkpoints; the last step always writes one."""
+
+    def global_batch(self, world_size: int) -> int:
+        """Rows a step over all processes."""
+        return self.micro_batch_size * self.gradient_accumulation * world_size
+
+
+class EvaluationSettings(FrozenSettings):
+    """Held-out rows, measured before and after training."""
+
+    cache: Path | None = None
+    """A cache of held-out text, built with the same teacher; without it nothing is measured."""
+    max_rows: int | None = Field(None, ge=1)
+    """Measure only the first rows."""
+    every: int | None = Field(None, ge=1)
+    """Measure every so many optimizer steps too."""
+
+
+class TrainSettings(FrozenSettings):
+    """Settings of `student-train`."""
+
+    model: StudentSettings = StudentSettings()
+    distillation: DistillationSettings = DistillationSettings()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    deepspeed: Path | None = None
+    """DeepSpeed JSON, looked for beside the settings file, then in the current folder; without it ZeRO 0."""
+
+    def deciding(self, world_size: int) -> dict[str, Any]:
+        """The settings that decide the numbers, as a checkpoint keeps them.
+
+        The batch counts as a whole, however it is split over processes and micro-batches; what only
+        decides when something is written or measured is left out.
+        """
+        kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed"})
+        for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every"):
+            del kept["training"][name]
+        kept["training"]["global_batch"] = self.training.global_batch(world_size)
+        return kept
+
+
+def settings_help(model: type[FrozenSettings] = TrainSettings, prefix: str = "--") -> list[tuple[str, str, str]]:
+    """Every setting as (option, default, what it is)."""
+    lines: list[tuple[str, str, str]] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, FrozenSettings):
+            lines += settings_help(field.annotation, f"{prefix}{name}.")
+        else:
+            default = "–" if field.default is None else str(field.default)
+            lines.append((f"{prefix}{name}", default, field.description or ""))
+    return lines

@@ -1,0 +1,297 @@
+"""student-train as a user meets it: resume to the bit, two processes like one, dense cache like the teacher online."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+
+from cli_common.errors import UserError
+from cli_common.settings_file import load_settings
+from student import cli, trainer
+from student.assemble import Run, assemble
+from student.batch import Batch
+from student.checkpoint import find_checkpoint
+from student.engine import Processes, joined_processes, quiet_deepspeed
+from student.job import run_job
+from student.loss import dense_distillation_loss, total_loss
+from student.schedule import Coefficients
+from student.settings import TrainSettings
+from teacher_cache.reader import open_cache
+from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
+
+ROWS, VOCAB, WIDTH = 32, 64, 32
+SMALL = [
+    *("--model.blocks=2", "--model.slstm_at=[0]", "--model.heads=4", "--model.qkv_block_size=4"),
+    *("--training.micro_batch_size=2", "--training.gradient_accumulation=2", "--training.max_steps=6"),
+    *("--training.checkpoint_every=2", "--optimizer.learning_rate=1e-2"),
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache whose rows have valid positions in unequal numbers, so that a mean of means shows."""
+    path: Path = tmp_path_factory.mktemp("train") / "cache"
+    make_synthetic_cache(path, rows=ROWS, seq_len=12, vocab_size=VOCAB, top_k=8, hidden_size=WIDTH, rows_per_shard=8)
+    lengths = 1 + (7 * np.arange(ROWS)) % 12
+    zarr.open_group(path, mode="r+")["loss_mask"][:] = np.arange(12)[None, :] < lengths[:, None]
+    for commit in (path / "commits").iterdir():
+        record = json.loads(commit.read_text())
+        for key, stored in record["objects"].items():
+            stored["bytes"] = (path / key).stat().st_size
+        commit.write_text(json.dumps(record))
+    return path
+
+
+@pytest.fixture(scope="module")
+def only_process() -> Iterator[Processes]:
+    with quiet_deepspeed(), joined_processes() as processes:
+        yield processes
+
+
+@pytest.fixture
+def alone(only_process: Processes) -> Iterator[Processes]:
+    with quiet_deepspeed():
+        yield only_process
+
+
+def settings(*overrides: str, deepspeed: Mapping[str, Any] | None = None, folder: Path | None = None) -> TrainSettings:
+    made = load_settings(TrainSettings, None, [*SMALL, *overrides])
+    if deepspeed is None or folder is None:
+        return made
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps(deepspeed))
+    return made.model_copy(update={"deepspeed": path})
+
+
+def trace(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = trainer._record
+
+    def stopping(run: Run, metrics: trainer.StepMetrics) -> None:
+        record(run, metrics)
+        if metrics.step == step:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(trainer, "_record", stopping)
+
+
+@pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1)])
+def test_stopped_and_continued_is_never_stopped_to_the_bit(
+    cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, stage: int
+) -> None:
+    deepspeed = {"zero_optimization": {"stage": stage}}
+    wanted = settings("--training.precision", precision, deepspeed=deepspeed, folder=tmp_path)
+    run_job(wanted, cache, tmp_path / "whole", alone)
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(wanted, cache, tmp_path / "stopped", alone)
+    outcome = run_job(wanted, cache, tmp_path / "stopped", alone)
+    assert outcome.resumed_at == 4
+    assert [record["step"] for record in trace(tmp_path / "stopped")] == [1, 2, 3, 4, 5, 6]
+    assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    kept = sorted(path.name for path in (tmp_path / "whole" / "checkpoints").glob("step_*"))
+    assert kept == ["step_00000004", "step_00000006"]
+
+
+def weights(out: Path) -> bytes:
+    return (out / "trained.safetensors").read_bytes()
+
+
+def test_training_lowers_held_out_numbers_and_a_finished_run_is_not_run_again(
+    cache: Path, alone: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = settings("--evaluation.cache", str(cache), "--training.max_steps", "16", "--evaluation.every", "8")
+    outcome = run_job(wanted, cache, tmp_path, alone)
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert outcome.after.cross_entropy < outcome.before.cross_entropy - 0.2
+    assert outcome.after.kl < outcome.before.kl
+    assert outcome.before.perplexity == pytest.approx(np.exp(outcome.before.cross_entropy))
+    first_weights, first_trace = weights(tmp_path), trace(tmp_path)
+    again = run_job(wanted, cache, tmp_path, alone)
+    assert (again.resumed_at, again.before, again.after) == (16, outcome.before, outcome.after)
+    assert (weights(tmp_path), trace(tmp_path)) == (first_weights, first_trace)
+    assert "continuing after step 16 of 16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("stage", "steps"), [(0, 5), (3, 2)])
+def test_two_processes_train_to_the_trace_of_one(
+    cache: Path, alone: Processes, tmp_path: Path, stage: int, steps: int
+) -> None:
+    one = ["--training.gradient_accumulation=4", f"--training.max_steps={steps}", f"--evaluation.cache={cache}"]
+    one.append("--evaluation.max_rows=27")
+    two = ["--training.gradient_accumulation=2", *one[1:]]
+    wanted = settings(*one, deepspeed={"zero_optimization": {"stage": stage}}, folder=tmp_path)
+    expected = run_job(wanted, cache, tmp_path / "one", alone)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "student"]
+    options = ["--cache", str(cache), "--out", str(tmp_path / "two"), "--deepspeed", str(wanted.deepspeed)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    environment.pop("LOCAL_RANK", None)
+    done = subprocess.run(
+        [*launch, *options, *SMALL, *two], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "perplexity" in done.stdout
+    for ours, theirs in zip(trace(tmp_path / "two"), trace(tmp_path / "one"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+    found = json.loads((tmp_path / "two" / "evaluation.jsonl").read_text().splitlines()[-1])
+    assert expected.after is not None
+    assert found["kl"] == pytest.approx(expected.after.kl, rel=1e-5)
+    assert found["tokens"] == expected.after.tokens
+
+
+def refused(wanted: TrainSettings, cache: Path, out: Path, alone: Processes) -> str:
+    with pytest.raises(UserError) as error:
+        run_job(wanted, cache, out, alone)
+    return str(error.value)
+
+
+def test_a_checkpoint_of_another_run_is_refused_and_kept(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_job(settings(), cache, out, alone)
+    before = weights(out), trace(out)
+    other = tmp_path / "other"
+    make_synthetic_cache(other, rows=8, seq_len=12, vocab_size=VOCAB, top_k=8, hidden_size=WIDTH, rows_per_shard=8)
+    message = refused(settings(), other, out, alone)
+    assert "a checkpoint of another cache" in message
+    assert "--out" in message
+    message = refused(settings("--training.seed", "7"), cache, out, alone)
+    assert "training.seed 42, now 7; set it back or give another --out" in message
+    message = refused(settings("--training.micro-batch-size", "4"), cache, out, alone)
+    assert "training.global_batch 4, now 8" in message
+    assert (weights(out), trace(out)) == before
+    same_batch = settings("--training.micro-batch-size", "4", "--training.gradient-accumulation", "1")
+    assert run_job(same_batch, cache, out, alone).resumed_at == 6
+
+
+def test_a_damaged_checkpoint_names_the_way_back(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    run_job(settings(), cache, tmp_path, alone)
+    found = find_checkpoint(tmp_path)
+    assert found is not None
+    file = found[0] / "mp_rank_00_model_states.pt"
+    data = bytearray(file.read_bytes())
+    file.write_bytes(data[:-100])
+    assert f"remove {found[0]} to continue from the checkpoint before it" in refused(settings(), cache, tmp_path, alone)
+    data[: len(data) // 2] = bytes(len(data) // 2)
+    file.write_bytes(data)
+    assert f"remove {found[0]} to continue" in refused(settings(), cache, tmp_path, alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--trainign.epochs", "3"], "unknown key 'trainign'"),
+        (["--training.epochs", "0"], "training.epochs"),
+        (["--model.heads", "5"], "--model.heads 5"),
+        (["--evaluation.cache", "nowhere"], "nowhere: no such folder"),
+        (["--deepspeed", "nowhere.json"], "nowhere.json: no such file"),
+        (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be made"),
+        (["--training.micro_batch_size", "20"], "32 rows, fewer than one global batch of 40"),
+    ],
+)
+def test_bad_input_is_one_line_with_exit_code_2(
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+) -> None:
+    out = [] if "--out" in options else ["--out", str(tmp_path / "out")]
+    monkeypatch.setattr(sys, "argv", ["student-train", "--cache", str(cache), *out, *SMALL, *options])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("student-train: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not (tmp_path / "out").exists()
+
+
+def test_help_shows_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["student-train", "--help"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for option in ("--cache", "--training.epochs [10]", "--distillation.frobenius.norm [sequence]", "--deepspeed"):
+        assert option in shown
+
+
+def test_a_frobenius_term_needs_hidden_states(alone: Processes, tmp_path: Path) -> None:
+    bare = make_synthetic_cache(
+        tmp_path / "bare", rows=8, seq_len=4, vocab_size=VOCAB, top_k=8, hidden_size=WIDTH, hidden="none"
+    )
+    assert "no averaged hidden states" in refused(settings(), bare, tmp_path / "out", alone)
+    off = ["--distillation.frobenius.weight_init", "0", "--distillation.frobenius.weight_final", "0"]
+    run_job(settings(*off), bare, tmp_path / "out", alone)
+    assert {record["frobenius"] for record in trace(tmp_path / "out")} == {0.0}
+
+
+def test_monitors_of_the_deepspeed_json_get_every_number(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    json_file = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero0_monitors.json"
+    wanted = settings().model_copy(update={"deepspeed": json_file})
+    run_job(wanted, cache, tmp_path, alone)
+    written = (tmp_path / "monitor" / "csv" / "train_kl.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in written] == ["step", "1", "2", "3", "4", "5", "6"]
+    assert float(written[3].split(",")[1]) == trace(tmp_path)[2]["kl"]
+    assert list((tmp_path / "monitor" / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.3, 2.0])
+def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path: Path, temperature: float) -> None:
+    """Loss and every trained parameter's gradient, relative 1e-5 in float32."""
+    sizes = SyntheticSettings(
+        rows=8, seq_len=12, vocab_size=VOCAB, top_k=VOCAB, hidden_size=WIDTH, value_dtype="float32", dtype="float32"
+    )
+    dense = open_cache(make_synthetic_cache(tmp_path / "dense", **vars(sizes)))
+    run = assemble(settings(), dense, tmp_path / "out", alone)
+    coefficients = Coefficients(alpha=0.7, temperature=temperature, beta=0.1)
+    batch = Batch.of(dense.rows(range(4)), alone.device)
+    offline = trainer.loss_sums(
+        run, batch, run.student(batch.inputs), temperature, run.node_weights(dense, temperature)
+    )
+    teacher = SyntheticTeacher(sizes)
+    before = torch.cat([torch.zeros(4, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
+    logits = teacher.logits(teacher.states(batch.inputs.flatten(), before.flatten())).view(4, 12, VOCAB)
+    online = dense_distillation_loss(
+        run.student(batch.inputs),
+        run.student.head,
+        batch.labels,
+        batch.loss_mask,
+        logits,
+        temperature=temperature,
+        hidden_mean=batch.hidden_mean,
+    )
+    assert offline.kl.item() == pytest.approx(online.kl.item(), rel=1e-5)
+    assert offline.cross_entropy.item() == pytest.approx(online.cross_entropy.item(), rel=1e-5)
+    parameters = dict(run.student.named_parameters())
+    losses = [total_loss(sums, coefficients, tokens=48, sequences=4) for sums in (offline, online)]
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
+    gradients = [torch.autograd.grad(loss, list(parameters.values())) for loss in losses]
+    for name, ours, theirs in zip(parameters, *gradients, strict=True):
+        assert torch.linalg.vector_norm(ours - theirs) <= 1e-5 * torch.linalg.vector_norm(theirs), name
+
+
+def test_a_process_without_valid_positions_still_takes_part(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    off = ["--distillation.frobenius.weight_init", "0", "--distillation.frobenius.weight_final", "0"]
+    run = assemble(settings(*off), open_cache(cache), tmp_path, alone)
+    rows = run.reader.read(0, 0)
+    rows.loss_mask[:2] = False
+    metrics = trainer.take_step(run, rows, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
+    assert metrics.tokens == rows.loss_mask.sum()
+    assert np.isfinite(metrics.loss)

@@ -1,0 +1,90 @@
+"""The order of training: every row once, the same for any number of processes, resumable anywhere."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cli_common.errors import UserError
+from student.data import WINDOW_SHARDS, BatchReader, epoch_windows
+from teacher_cache.reader import Cache, CachedRows, open_cache
+from teacher_cache.synthetic import make_synthetic_cache
+
+ROWS = 43
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder: Path = tmp_path_factory.mktemp("data") / "cache"
+    make_synthetic_cache(folder, rows=ROWS, seq_len=4, vocab_size=32, top_k=4, hidden_size=8, rows_per_shard=4)
+    return open_cache(folder)
+
+
+def shards(count: int, size: int) -> list[range]:
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+@given(count=st.integers(1, 200), size=st.integers(1, 17), seed=st.integers(0, 2**63), epoch=st.integers(0, 50))
+def test_an_epoch_is_a_permutation_in_windows_of_whole_shards(count: int, size: int, seed: int, epoch: int) -> None:
+    cut = shards(count, size)
+    windows = epoch_windows(cut, seed=seed, epoch=epoch)
+    assert sorted(np.concatenate([rows for _, rows in windows])) == list(range(count))
+    for members, rows in windows:
+        assert len(members) <= WINDOW_SHARDS
+        assert sorted(rows) == sorted(row for shard in members for row in cut[shard])
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    def order(seed: int, epoch: int) -> list[int]:
+        return [int(row) for _, rows in epoch_windows(shards(64, 8), seed=seed, epoch=epoch) for row in rows]
+
+    assert order(42, 3) == order(42, 3)
+    assert order(42, 3) != order(42, 4)
+    assert order(42, 3) != order(43, 3)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 6])
+def test_processes_together_read_the_same_global_batches(cache: Cache, world_size: int) -> None:
+    alone = BatchReader(cache, seed=7, global_batch=6)
+    together = [BatchReader(cache, seed=7, global_batch=6, rank=r, world_size=world_size) for r in range(world_size)]
+    assert alone.batches_per_epoch == ROWS // 6
+    for position in range(alone.batches_per_epoch):
+        parts = [reader.rows(1, position) for reader in together]
+        assert np.array_equal(np.concatenate(parts), alone.rows(1, position))
+
+
+def assert_same(read: CachedRows, expected: CachedRows) -> None:
+    for name, array in vars(expected).items():
+        assert np.array_equal(getattr(read, name), array), name
+
+
+def test_a_batch_holds_the_cache_rows_in_order_over_windows_and_epochs(cache: Cache) -> None:
+    reader = BatchReader(cache, seed=7, global_batch=10)
+    for epoch in range(3):
+        for position in range(reader.batches_per_epoch):
+            assert_same(reader.read(epoch, position), cache.rows(reader.rows(epoch, position)))
+
+
+def test_reading_may_start_anywhere(cache: Cache) -> None:
+    from_the_start = BatchReader(cache, seed=7, global_batch=10)
+    for position in range(3):
+        from_the_start.read(2, position)
+    assert_same(BatchReader(cache, seed=7, global_batch=10).read(2, 3), from_the_start.read(2, 3))
+
+
+def test_a_shard_is_read_once_an_epoch_and_then_let_go(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[range] = []
+    rows = type(cache).rows
+    monkeypatch.setattr(type(cache), "rows", lambda self, index: (read.append(index), rows(self, index))[1])
+    reader = BatchReader(cache, seed=7, global_batch=2)
+    for position in range(reader.batches_per_epoch):
+        reader.read(0, position)
+        assert len(reader._in_memory) <= 2 * WINDOW_SHARDS
+    assert sorted(shard.start for shard in read) == [shard.start for shard in cache.shards]
+
+
+def test_fewer_rows_than_one_global_batch_is_an_error_with_a_remedy(cache: Cache) -> None:
+    with pytest.raises(UserError, match=r"43 rows, fewer than one global batch of 64; lower --training\.micro"):
+        BatchReader(cache, seed=7, global_batch=64)
