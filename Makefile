@@ -12,7 +12,7 @@ KEY := $(shell cat constraints.txt pyproject.toml Makefile | sha256sum | cut -c1
 DEPENDENCIES := $(VENV)/.dependencies-$(KEY)-$(shell echo '$(TORCH)' | tr -c 'a-zA-Z0-9.=\n' _)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo clean-demo test lint bench
+.PHONY: setup demo clean-demo test lint
 
 setup: $(DEPENDENCIES)
 	@$(PIP) --no-deps --no-build-isolation --editable .
@@ -37,3 +37,16 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The main job on a real teacher and real text. A second run continues from what is there.
+demo: setup
+	@mkdir -p $(DEMO)
+	test -f $(DEMO)/corpus/train.parquet || $(BIN)/python tools/make_demo_corpus.py $(DEMO)/corpus
+	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/train.parquet --out $(DEMO)/cache
+	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/heldout.parquet --rows.count 48 --out $(DEMO)/heldout
+	$(BIN)/teacher-cache inspect $(DEMO)/cache
+	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-student.yaml --evaluation.cache $(DEMO)/heldout --out $(DEMO)/student
+	@$(BIN)/python tools/demo_report.py $(DEMO)/cache $(DEMO)/heldout $(DEMO)/student
+
+clean-demo:
+	rm -rf $(DEMO)
