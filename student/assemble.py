@@ -6,25 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cli_common.errors import UserError
+from student.channel_scale import channel_rms
 from student.checkpoint import TrainingState, read_weights_only
 from student.data import BatchReader
+from student.distillation_settings import DistillationSettings, FrobeniusSettings
 from student.engine import DTYPES, Processes, deepspeed_config, make_engine
 from student.frozen_weights import read_frozen_weights
+from student.loss import FrobeniusTerm
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
 from student.records import Records
 from student.schedule import cosine_with_warmup
-from student.settings import TrainSettings
-from teacher_cache.format import interpolation_weights
+from student.settings import TargetViewSettings, TrainSettings
+from teacher_cache.nodes import interpolation_weights
 from teacher_cache.reader import Cache, open_cache
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run in this process; `engine` is the `deepspeed.DeepSpeedEngine` around `student`."""
+    """A run in this process: `engine` is the `deepspeed.DeepSpeedEngine` around `student`, `cache` the view of the
+    cache that is trained on, `frobenius` None where that term is off.
+    """
 
     settings: TrainSettings
     cache: Cache
@@ -34,12 +38,8 @@ class Run:
     reader: BatchReader
     student: XLSTMStudent
     engine: Any
+    frobenius: FrobeniusTerm | None
     total_steps: int
-
-    def node_weights(self, cache: Cache, temperature: float) -> Tensor:
-        """Interpolation weights (J,) of a cache's log-mass at a temperature."""
-        weights = interpolation_weights(cache.manifest.node_temperatures, temperature)
-        return torch.tensor(weights, dtype=torch.float32, device=self.processes.device)
 
     def place(self, step: int) -> tuple[int, int]:
         """The epoch, and the position in it, of the step that follows `step` steps."""
@@ -70,11 +70,9 @@ class Run:
 
 def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Processes) -> Run:
     """Build everything a run needs, with initial weights. Raises `UserError` for settings that do not fit the cache."""
-    if settings.distillation.frobenius.enabled and cache.manifest.hidden.mean == "none":
-        raise UserError(
-            f"{cache.path}: no averaged hidden states, which distillation.frobenius needs; set "
-            "distillation.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
-        )
+    cache = _view(cache, settings.targets)
+    _require_temperatures(cache, settings.distillation)
+    frobenius = _frobenius(cache, settings.distillation.frobenius, processes.device)
     held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
     training = settings.training
     reader = BatchReader(
@@ -95,7 +93,37 @@ def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Proces
         lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup_steps, total_steps=total_steps),
     )
     read_weights_only(engine)
-    return Run(settings, cache, held_out, out, processes, reader, student, engine, total_steps)
+    return Run(settings, cache, held_out, out, processes, reader, student, engine, frobenius, total_steps)
+
+
+def _view(cache: Cache, targets: TargetViewSettings) -> Cache:
+    if targets.top_k is None and targets.samples is None:
+        return cache
+    return cache.view(top_k=targets.top_k, samples=targets.samples)
+
+
+def _require_temperatures(cache: Cache, distillation: DistillationSettings) -> None:
+    """Temperatures fall from the first to the last, which training must not find out to be missing at its end."""
+    if cache.layout.mode == "exact":
+        return
+    for name in ("temperature_init", "temperature_final"):
+        try:
+            interpolation_weights(cache.layout.node_temperatures, getattr(distillation, name))
+        except UserError as error:
+            remedy = "set it inside, or build a cache with other targets.temperatures"
+            raise UserError(f"distillation.{name}: {error} of {cache.path}; {remedy}") from error
+
+
+def _frobenius(cache: Cache, wanted: FrobeniusSettings, device: torch.device) -> FrobeniusTerm | None:
+    if not wanted.enabled:
+        return None
+    if cache.manifest.hidden.mean == "none":
+        raise UserError(
+            f"{cache.path}: no averaged hidden states, which distillation.frobenius needs; set "
+            "distillation.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
+        )
+    rms = channel_rms(cache).to(device) if wanted.channels == "normalised" else None
+    return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
 
 
 def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLSTMStudent:

@@ -19,6 +19,9 @@ class FrobeniusSettings(FrozenSettings):
     norm: Literal["sequence", "batch"] = "sequence"
     """One norm per sequence (Eq. 37 read literally), or one over the whole micro-batch (the authors' code)."""
 
+    channels: Literal["raw", "normalised"] = "raw"
+    """`normalised` divides each channel by the teacher's RMS of it, so that a few huge ones do not decide the norm."""
+
     @property
     def enabled(self) -> bool:
         return self.weight_init > 0

@@ -60,20 +60,14 @@ def recorded(run: Run, step: int) -> Measures | None:
 def evaluate(run: Run, cache: Cache, rows: int) -> Measures:
     """Measure the student over the first `rows` rows of a cache, split over processes."""
     size, processes = run.settings.training.micro_batch_size, run.processes
-    node_weights = run.node_weights(cache, 1.0)
     total = EvaluationSums(cross_entropy=0.0, kl=0.0, agreement=0, tokens=0)
     run.engine.eval()
     with torch.no_grad():
         for first in range(0, rows, size * processes.world_size):
-            batch = Batch.of(_share(cache, first + processes.rank * size, size, rows), processes.device)
-            total += evaluation_sums(
-                run.engine(batch.inputs),
-                run.student.head,
-                batch.labels,
-                batch.loss_mask,
-                batch.targets,
-                interpolation_weights=node_weights,
-            )
+            share = _share(cache, first + processes.rank * size, size, rows)
+            batch = Batch.of(share, cache.layout, processes.device)
+            hidden_states = run.engine(batch.inputs)
+            total += evaluation_sums(hidden_states, run.student.head, batch.labels, batch.loss_mask, batch.targets)
     run.engine.train()
     sums = torch.tensor([total.cross_entropy, total.kl, total.agreement, total.tokens], dtype=torch.float64)
     cross_entropy, kl, agreement, tokens = processes.sum(sums.to(processes.device)).tolist()

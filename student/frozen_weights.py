@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
+from torch.nn import functional
 
 from cli_common.errors import UserError
 
@@ -18,6 +19,11 @@ class FrozenHead:
     """(V, d)"""
     bias: Tensor | None = None
     """(V,)"""
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., d), multiplied in the head's dtype and given in float32 or wider."""
+        logits = functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 @dataclass(frozen=True)

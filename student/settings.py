@@ -48,6 +48,15 @@ class TrainingSettings(FrozenSettings):
         return self.micro_batch_size * self.gradient_accumulation * world_size
 
 
+class TargetViewSettings(FrozenSettings):
+    """How much of the cached targets is trained on; with nothing set all of it."""
+
+    top_k: int | None = Field(None, ge=1)
+    """Train at a smaller account out of the same cache: so many of the largest logits are kept with certainty."""
+    samples: int | None = Field(None, ge=0)
+    """Train at a smaller account out of the same cache: at most so many entries are drawn from the rest."""
+
+
 class EvaluationSettings(FrozenSettings):
     """Held-out rows, measured before and after training."""
 
@@ -66,6 +75,7 @@ class TrainSettings(FrozenSettings):
     distillation: DistillationSettings = DistillationSettings()
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
+    targets: TargetViewSettings = TargetViewSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     deepspeed: Path | None = None
     """DeepSpeed JSON, looked for beside the settings file, then in the current folder; without it ZeRO 0."""

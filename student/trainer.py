@@ -69,14 +69,15 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
     division by the number of micro-batches is left off.
     """
     processes, engine = run.processes, run.engine
-    counts = torch.tensor(loss_counts(rows), dtype=torch.float64, device=processes.device)
+    hidden_stride = run.cache.manifest.hidden.stride
+    counts = torch.tensor(loss_counts(rows, hidden_stride), dtype=torch.float64, device=processes.device)
     tokens, sequences = (max(count, 1.0) for count in processes.sum(counts).tolist())
-    node_weights = run.node_weights(run.cache, coefficients.temperature)
     totals = torch.zeros(4, dtype=torch.float64, device=processes.device)
     norm = None
-    for batch in micro_batches(rows, run.settings.training.micro_batch_size, processes.device):
+    size = run.settings.training.micro_batch_size
+    for batch in micro_batches(rows, size, run.cache.layout, processes.device):
         hidden_states = engine(batch.inputs)
-        sums = loss_sums(run, batch, hidden_states, coefficients.temperature, node_weights)
+        sums = loss_sums(run, batch, hidden_states, coefficients.temperature)
         loss = total_loss(sums, coefficients, tokens=tokens, sequences=sequences)
         if not loss.requires_grad:  # no valid position here, but the other processes wait for this backward pass
             loss = loss + 0 * hidden_states.sum()
@@ -100,9 +101,8 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
     )
 
 
-def loss_sums(run: Run, batch: Batch, hidden_states: Tensor, temperature: float, node_weights: Tensor) -> LossSums:
+def loss_sums(run: Run, batch: Batch, hidden_states: Tensor, temperature: float) -> LossSums:
     """Sums of a micro-batch's cross-entropy, KL and Frobenius terms, not yet divided; hidden_states (B, T, d)."""
-    frobenius = run.settings.distillation.frobenius
     return distillation_loss_sums(
         hidden_states,
         run.student.head,
@@ -110,9 +110,8 @@ def loss_sums(run: Run, batch: Batch, hidden_states: Tensor, temperature: float,
         batch.loss_mask,
         batch.targets,
         temperature=temperature,
-        interpolation_weights=node_weights,
-        hidden_mean=batch.hidden_mean if frobenius.enabled else None,
-        frobenius_norm=frobenius.norm,
+        hidden_mean=None if run.frobenius is None else batch.hidden_mean,
+        frobenius=run.frobenius,
     )
 
 

@@ -5,7 +5,6 @@ import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numcodecs
@@ -17,21 +16,19 @@ import zarr
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.corpus import describe_corpus, iter_documents
+from teacher_cache.corpus import describe_corpus
+from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import (
     ALIGNMENT,
     FORMAT_NAME,
     FORMAT_VERSION,
-    HiddenLayout,
     Manifest,
     RowLayout,
-    TargetLayout,
-    chebyshev_temperatures,
     default_rows_per_chunk,
 )
 from teacher_cache.reader import open_cache, read_manifest
-from teacher_cache.rows import TokenRow, iter_rows
 from teacher_cache.settings import BuildSettings
+from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import LocalStore, digest
 from teacher_cache.targets import keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
@@ -58,7 +55,7 @@ def build(settings: BuildSettings, out: Path) -> BuildReport:
     if _is_already_built(store, settings):
         return BuildReport(out, 0, len(open_cache(out).commits), time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
-    _require_fit(settings, teacher)
+    require_fit(settings, teacher)
     files = teacher.files()
     writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
     pending = writer.pending_shards()
@@ -69,38 +66,43 @@ def build(settings: BuildSettings, out: Path) -> BuildReport:
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> None:
     manifest, environment = writer.manifest, _environment(teacher)
-    corpus_rows = _CorpusRows(settings, teacher)
+    corpus_rows = CorpusRows(settings, teacher)
     bytes_written = positions = 0
     done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
     started = time.monotonic()
     with ProgressLine("build", total=manifest.rows.count, done=done) as progress:
         for shard in pending:
-            arrays = ShardArrays.empty(manifest, len(manifest.shard_rows(shard)))
-            for index, row in enumerate(corpus_rows.take(manifest.shard_rows(shard))):
-                arrays.put_row(index, row)
-            for batch in _batches(len(arrays.tokens), settings.compute.batch_size):
-                compute_batch(teacher, arrays, batch)
+            arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
+            arrays.put_rows(corpus_rows.take(arrays.rows))
+            statistics = ShardStatistics(manifest.targets)
+            for batch in batches(len(arrays.rows), settings.compute.batch_size):
+                compute_batch(teacher, arrays, batch, statistics)
                 positions += int(arrays.loss_mask[batch].sum())
                 speed = positions / (time.monotonic() - started)
                 done += batch.stop - batch.start
                 progress.update(done, f"rows · {speed:,.0f} tokens/s · {byte_size(bytes_written)} written")
-            record = writer.write_shard(shard, arrays.stored(), arrays.label_logits, environment)
+            record = writer.write_shard(shard, arrays.by_name, statistics.sums, environment)
             bytes_written += sum(stored.bytes for stored in record.objects.values())
 
 
 @torch.inference_mode()
-def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice) -> None:
+def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
     """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    manifest = arrays.manifest
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
-    states = teacher.states(tokens[:, :-1], mean=arrays.manifest.hidden.mean != "none")
+    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none")
+    if states.mean is not None:
+        arrays.put_hidden_mean(batch, states.mean)
+    if manifest.targets.mode == "exact":
+        arrays.put_final(batch, states.final)
     rows, positions = np.nonzero(arrays.loss_mask[batch])
     labels = tokens[:, 1:][rows, positions].to(teacher.device)
-    final = states.final[rows, positions]
-    layout = arrays.manifest.targets
-    for chunk, logits in teacher.logits_in_chunks(final):
-        kept = keep_targets(logits, labels[chunk], top_k=layout.top_k, node_temperatures=layout.node_temperatures)
-        where = (rows[chunk] + batch.start, positions[chunk])
-        arrays.put(where, kept, None if states.mean is None else states.mean[rows[chunk], positions[chunk]])
+    offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
+    for chunk, logits in teacher.logits_in_chunks(states.final[rows, positions]):
+        kept = keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
+        statistics.add(kept, labels[chunk])
+        if manifest.targets.mode == "sparse":
+            arrays.put_targets((rows[chunk] + batch.start, positions[chunk]), kept)
 
 
 def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, bytes]) -> Manifest:
@@ -112,9 +114,9 @@ def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, by
         teacher=teacher.identity(),
         tokenizer=teacher.tokenizer_identity(),
         corpus=describe_corpus(settings.corpus),
-        rows=_row_layout(settings, settings.rows.count or _CorpusRows(settings, teacher).count()),
-        targets=_target_layout(settings),
-        hidden=HiddenLayout(mean=settings.hidden.mean),
+        rows=_row_layout(settings, settings.rows.count or CorpusRows(settings, teacher).count()),
+        targets=settings.targets.layout(),
+        hidden=settings.hidden.layout(),
         compute=_compute(settings),
         files={key: digest(data) for key, data in files.items()},
     )
@@ -128,15 +130,6 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
         count=count,
         rows_per_shard=per_shard,
         rows_per_chunk=default_rows_per_chunk(per_shard),
-    )
-
-
-def _target_layout(settings: BuildSettings) -> TargetLayout:
-    return TargetLayout(
-        top_k=settings.targets.top_k,
-        samples=0,
-        value_dtype=settings.targets.value_dtype,
-        node_temperatures=chebyshev_temperatures(),
     )
 
 
@@ -160,8 +153,8 @@ def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
         ),
         "corpus": describe_corpus(settings.corpus),
         "rows": _row_layout(settings, settings.rows.count or existing.rows.count),
-        "targets": _target_layout(settings),
-        "hidden": HiddenLayout(mean=settings.hidden.mean),
+        "targets": settings.targets.layout(),
+        "hidden": settings.hidden.layout(),
         "compute": _compute(settings),
     }
     wanted = existing.model_copy(update=asked)
@@ -169,10 +162,12 @@ def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
     return same and open_cache(store.root, allow_unfinished=True).is_finished
 
 
-def _require_fit(settings: BuildSettings, teacher: Teacher) -> None:
-    if settings.targets.top_k > teacher.vocab_size:
+def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
+    """Raise `UserError` when the settings ask for what this teacher cannot give."""
+    top_k = settings.targets.layout().top_k
+    if top_k > teacher.vocab_size:
         raise UserError(
-            f"targets.top_k {settings.targets.top_k}: larger than the teacher's vocabulary of {teacher.vocab_size}; "
+            f"targets.top_k {top_k}: larger than the teacher's vocabulary of {teacher.vocab_size}; "
             f"set it to {teacher.vocab_size} or less"
         )
     context = teacher.context_length
@@ -183,44 +178,8 @@ def _require_fit(settings: BuildSettings, teacher: Teacher) -> None:
         )
 
 
-class _CorpusRows:
-    """The corpus as rows in order; ranges must be asked for in ascending order."""
-
-    def __init__(self, settings: BuildSettings, teacher: Teacher) -> None:
-        self._settings = settings
-        self._tokens = teacher.tokenizer, teacher.tokenizer_identity()
-        self._next_row = 0
-        self._rows = self._iterate()
-
-    def count(self) -> int:
-        """Rows the whole corpus gives: one pass of tokenising."""
-        return sum(1 for _ in self._iterate())
-
-    def take(self, wanted: range) -> Iterator[TokenRow]:
-        """The rows of one shard; raises `UserError` when the corpus ends before them."""
-        for _ in islice(self._rows, wanted.start - self._next_row):
-            self._next_row += 1
-        for row in islice(self._rows, len(wanted)):
-            self._next_row += 1
-            yield row
-        if self._next_row < wanted.stop:
-            raise UserError(
-                f"corpus.source {self._settings.corpus.source}: ends after {self._next_row} rows, rows.count asks for "
-                f"more; set rows.count to {self._next_row} or less, or leave it out (finished shards are kept)"
-            )
-
-    def _iterate(self) -> Iterator[TokenRow]:
-        tokenizer, identity = self._tokens
-        return iter_rows(
-            iter_documents(self._settings.corpus),
-            tokenizer,
-            self._settings.rows,
-            eos_token_id=identity.eos_token_id,
-            pad_token_id=identity.pad_token_id,
-        )
-
-
-def _batches(rows: int, batch_size: int) -> Iterator[slice]:
+def batches(rows: int, batch_size: int) -> Iterator[slice]:
+    """Rows cut into batches, in order."""
     for start in range(0, rows, batch_size):
         yield slice(start, min(start + batch_size, rows))
 

@@ -44,6 +44,29 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
 
 
 @app.command
+def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: bool = False) -> int:
+    """Say what a build will take - tokens, bytes by array, time, error - from a short calibration; writes nothing.
+
+    Parameters
+    ----------
+    config
+        YAML file with the settings, as for build.
+    out
+        Folder the cache would go to; its disk's free space is shown.
+    json
+        Print JSON in place of tables.
+    """
+    from teacher_cache.inspect import print_json, print_tables
+    from teacher_cache.plan import make_plan, render_plan
+    from teacher_cache.settings import BuildSettings
+
+    settings = load_settings(BuildSettings, config, overrides)
+    made = make_plan(settings, out or (Path(settings.out) if settings.out else None))
+    print_json(made.to_json()) if json else print_tables(render_plan(made))
+    return 0
+
+
+@app.command
 def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
     """Show what a cache holds, or one row of it as text.
 
@@ -80,7 +103,8 @@ def synth(
     rows: int = 256,
     seq_len: int = 128,
     vocab_size: int = 8192,
-    top_k: int = 64,
+    top_k: int = 8,
+    samples: int = 50,
     hidden_size: int = 64,
     rows_per_shard: int = 64,
     seed: int = 0,
@@ -98,7 +122,9 @@ def synth(
     vocab_size
         Tokens in the vocabulary.
     top_k
-        Largest logits kept a position.
+        Largest logits kept with certainty a position.
+    samples
+        Most entries drawn from the rest a position; 0 keeps the top k only.
     hidden_size
         Width of the hidden states.
     rows_per_shard
@@ -114,6 +140,7 @@ def synth(
         seq_len=seq_len,
         vocab_size=vocab_size,
         top_k=top_k,
+        samples=samples,
         hidden_size=hidden_size,
         rows_per_shard=rows_per_shard,
         seed=seed,

@@ -21,9 +21,6 @@ from zarr.storage import MemoryStore
 
 from teacher_cache.format import ArraySpec, Manifest, array_specs
 
-LOG_MASS_STEP = 2.0**-13
-"""Log-masses are rounded to multiples of this: 6.1e-5 nats at worst, 9.6 bytes a token instead of 16.5."""
-
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -48,7 +45,8 @@ def create_group_metadata(manifest: Manifest) -> dict[str, bytes]:
 
 
 def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> None:
-    rows, numeric = manifest.rows, spec.dtype != "bool"
+    rows = manifest.rows
+    numeric = np.dtype(spec.dtype).itemsize > 1
     group.create_array(
         spec.name,
         shape=(rows.count, *spec.row_shape),
@@ -59,19 +57,20 @@ def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> Non
         serializer=PCodec(level=8) if numeric else BytesCodec(),
         compressors=[Crc32cCodec()] if numeric else [ZstdCodec(level=3), Crc32cCodec()],
         fill_value=False if spec.dtype == "bool" else 0,
-        dimension_names=("row", *_dimension_names(spec)),
+        dimension_names=("row", *_DIMENSIONS.get(spec.name, ("position", "channel"))),
     )
 
 
-def _dimension_names(spec: ArraySpec) -> tuple[str, ...]:
-    inner = {
-        "logits/ids": "entry",
-        "logits/values": "entry",
-        "logits/log_mass": "node",
-        "hidden/mean": "channel",
-    }
-    position = "token" if spec.name == "tokens" else "position"
-    return (position, inner[spec.name]) if spec.name in inner else (position,)
+_DIMENSIONS = {
+    "tokens": ("token",),
+    "document_start": ("position",),
+    "loss_mask": ("position",),
+    "logits/ids": ("position", "entry"),
+    "logits/values": ("position", "entry"),
+    "logits/log_mass": ("position", "node"),
+    "hidden/mean_scales": ("position", "group"),
+    "exact/hidden_scales": ("position", "group"),
+}
 
 
 def encode_shard(manifest: Manifest, metadata: Mapping[str, bytes], shard: int, arrays: Arrays) -> dict[str, bytes]:
@@ -96,11 +95,6 @@ def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
     array = group[name]
     assert isinstance(array, zarr.Array)
     return array
-
-
-def round_log_mass(log_mass: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Log-masses at their stored precision."""
-    return (np.round(log_mass / LOG_MASS_STEP) * LOG_MASS_STEP).astype(np.float32)
 
 
 def widen_bfloat16(bits: NDArray[np.uint16]) -> NDArray[np.float32]:

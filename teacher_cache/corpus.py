@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +15,6 @@ from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zstandard
 
 from cli_common.errors import UserError
 from teacher_cache.corpus_settings import CorpusSettings
@@ -75,6 +75,10 @@ def _format_of(settings: CorpusSettings) -> Format:
     if settings.format != "auto":
         return settings.format
     local = _matching_files(settings.source)
+    if not local and Path(settings.source).is_dir():
+        raise UserError(
+            f"corpus.source {settings.source}: no file of that folder ends in {', '.join(ENDINGS)}; check the path"
+        )
     if not local:
         looks_local = (
             settings.source.count("/") > 1 or settings.source.startswith((".", "/", "~")) or "*" in settings.source
@@ -124,7 +128,7 @@ def _parquet_documents(path: Path, settings: CorpusSettings) -> Iterator[Documen
             for record in batch.to_pylist():
                 yield _document(record, settings, place=f"{path.name}:{row}", where=path)
                 row += 1
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not readable as Parquet: {error}; repair or remove the file") from error
 
 
@@ -134,7 +138,7 @@ def _jsonl_documents(path: Path, settings: CorpusSettings) -> Iterator[Document]
             for number, line in enumerate(lines, start=1):
                 if line.strip():
                     yield _json_document(line, settings, path, number)
-        except (OSError, EOFError, UnicodeDecodeError, zstandard.ZstdError) as error:
+        except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
             raise UserError(f"{path}: cannot be read: {error}; repair or remove the file") from error
 
 
@@ -177,10 +181,9 @@ def _hub_documents(settings: CorpusSettings) -> Iterator[Document]:
             yield _document(record, settings, place=f"{settings.split}:{number}", where=settings.source)
     except UserError:
         raise
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the clients let the errors of whichever HTTP library they use through
         raise UserError(
-            f"corpus.source {settings.source}: the Hub data set cannot be read: {reason}; "
+            f"corpus.source {settings.source}: the Hub data set cannot be read: {_reason(error)}; "
             "check its name, corpus.subset and corpus.split, or give a local path"
         ) from error
 
@@ -188,16 +191,18 @@ def _hub_documents(settings: CorpusSettings) -> Iterator[Document]:
 def _hub_revision(settings: CorpusSettings) -> str | None:
     """The commit a Hub data set stands at, so that a later build notices when it has moved on."""
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         return HfApi().dataset_info(settings.source, revision=settings.revision).sha
-    except (HfHubHTTPError, OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except Exception as error:  # the client lets the errors of whichever HTTP library it uses through
         raise UserError(
-            f"corpus.source {settings.source}: no such local path, and the Hub cannot be asked: {reason}; "
+            f"corpus.source {settings.source}: no such local path, and the Hub cannot be asked: {_reason(error)}; "
             "check the path or the connection"
         ) from error
+
+
+def _reason(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _require_column(settings: CorpusSettings, names: list[str], where: Path | str) -> None:
@@ -229,7 +234,8 @@ def _open_text(path: Path) -> Iterator[IO[str]]:
         if path.suffix == ".gz":
             stream = gzip.GzipFile(fileobj=raw)
         elif path.suffix == ".zst":
-            stream = zstandard.ZstdDecompressor().stream_reader(raw)
+            # Arrow's reader raises where the file is cut short; zstandard's would end there as if that were all.
+            stream = pa.CompressedInputStream(raw, "zstd")
         yield io.TextIOWrapper(stream, encoding="utf-8")
 
 

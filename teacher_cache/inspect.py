@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 
 from cli_common.errors import UserError
 from cli_common.progress import byte_size
-from teacher_cache import estimate
 from teacher_cache.format import array_specs
 from teacher_cache.reader import Cache
 from teacher_cache.statistics import REPORTED_TEMPERATURES, mean_statistics
@@ -50,6 +49,8 @@ def summarize(cache: Cache) -> dict[str, Any]:
         "bytes_per_token": total / positions if positions else None,
         "arrays": arrays,
         "retained_mass": _by_temperature(means, "retained_mass"),
+        "effective_samples": _effective_samples(means),
+        "entries": _entries(means),
         "entropy": _by_temperature(means, "entropy"),
         "cross_entropy": means.get("cross_entropy"),
         "agreement": means.get("agreement"),
@@ -75,6 +76,20 @@ def _by_temperature(means: dict[str, float], name: str) -> dict[str, float | Non
     return {f"{t:g}": means.get(f"{name}@{t:g}") for t in REPORTED_TEMPERATURES}
 
 
+def _effective_samples(means: dict[str, float]) -> dict[str, float | None]:
+    """Independent draws from p(T) that would estimate a sum as well; None where nothing is sampled or all is kept."""
+    variances = _by_temperature(means, "mass_variance")
+    return {t: 1 / variance if variance else None for t, variance in variances.items()}
+
+
+def _entries(means: dict[str, float]) -> dict[str, float] | None:
+    """Mean and standard deviation of the entries kept a position."""
+    if "entries" not in means:
+        return None
+    spread = math.sqrt(max(0.0, means["entries_squared"] - means["entries"] ** 2))
+    return {"mean": means["entries"], "standard_deviation": spread}
+
+
 def render_summary(summary: dict[str, Any]) -> Group:
     """The summary as tables for a terminal."""
     return Group(_identity_table(summary), _bytes_table(summary), _temperature_table(summary))
@@ -82,7 +97,7 @@ def render_summary(summary: dict[str, Any]) -> Group:
 
 def _identity_table(summary: dict[str, Any]) -> Table:
     teacher, tokenizer, rows = summary["teacher"], summary["tokenizer"], summary["rows"]
-    shards, targets = summary["shards"], summary["targets"]
+    shards = summary["shards"]
     table = Table(box=None, show_header=False, title=f"teacher cache {summary['path']}", title_justify="left")
     table.add_column(style="bold")
     table.add_column(overflow="fold")
@@ -95,8 +110,8 @@ def _identity_table(summary: dict[str, Any]) -> Table:
         "corpus": _corpus_words(summary["corpus"]),
         "rows": f"{summary['rows_done']:,} of {rows['count']:,}, {rows['mode']}, {rows['seq_len']} positions each",
         "tokens": f"{summary['tokens']:,} counted positions",
-        "targets": f"top {targets['top_k']} as {targets['value_dtype']}, log-mass of the rest at "
-        f"{len(targets['node_temperatures'])} temperatures; hidden states: {summary['hidden']['mean']}",
+        "targets": _target_words(summary),
+        "hidden states": _hidden_words(summary["hidden"]),
         "shards": f"{shards['done']:,} of {shards['planned']:,}" + ("" if finished else " — unfinished"),
         "size": _size_words(summary),
         "fingerprint": summary["fingerprint"][:16],
@@ -110,6 +125,22 @@ def _corpus_words(corpus: dict[str, Any]) -> str:
     words = [str(corpus.get("source", "?"))]
     words += [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
     return ", ".join(words)
+
+
+def _target_words(summary: dict[str, Any]) -> str:
+    targets, entries = summary["targets"], summary["entries"]
+    low, high = min(targets["node_temperatures"]), max(targets["node_temperatures"])
+    right = f"right for T in [{low:g}, {high:g}]"
+    if targets["mode"] == "exact":
+        return f"final hidden state, {targets['exact_hidden']}; exact at every T"
+    sampled = f" and up to {targets['samples']} sampled" if targets["samples"] else ""
+    kept = f"; {entries['mean']:.1f} ± {entries['standard_deviation']:.1f} kept a position" if entries else ""
+    return f"top {targets['top_k']}{sampled} as {targets['value_dtype']}{kept}; {right}"
+
+
+def _hidden_words(hidden: dict[str, Any]) -> str:
+    every = "" if hidden["stride"] == 1 else f", every {hidden['stride']} positions"
+    return f"mean over layers, {hidden['mean']}{every}" if hidden["mean"] != "none" else "none"
 
 
 def _size_words(summary: dict[str, Any]) -> str:
@@ -134,14 +165,19 @@ def _temperature_table(summary: dict[str, Any]) -> Table:
     table.add_column("temperature")
     for temperature in REPORTED_TEMPERATURES:
         table.add_column(f"{temperature:g}", justify="right")
-    if summary["cross_entropy"] is None:
-        return table
-    table.add_row("retained mass", *(f"{mass:.2%}" for mass in summary["retained_mass"].values()))
-    table.add_row("teacher entropy (nats)", *(f"{nats:.3f}" for nats in summary["entropy"].values()))
+    lines = {
+        "retained mass": ("retained_mass", "{:.2%}"),
+        "effective samples": ("effective_samples", "{:,.0f}"),
+        "teacher entropy (nats)": ("entropy", "{:.3f}"),
+    }
+    for words, (name, form) in lines.items():
+        cells = ["" if value is None else form.format(value) for value in summary[name].values()]
+        if any(cells):
+            table.add_row(words, *cells)
     cross_entropy = summary["cross_entropy"]
-    words = f"{cross_entropy:.3f} (perplexity {math.exp(cross_entropy):.1f})"
-    table.add_row("teacher cross-entropy", words, "", "", "")
-    table.add_row("first choice is next", f"{summary['agreement']:.1%}", "", "", "")
+    if cross_entropy is not None:
+        table.add_row("teacher cross-entropy", f"{cross_entropy:.3f} (perplexity {math.exp(cross_entropy):.1f})")
+        table.add_row("first choice is next", f"{summary['agreement']:.1%}")
     return table
 
 
@@ -168,24 +204,26 @@ def view_row(cache: Cache, row: int, first: int = 0, last: int | None = None) ->
         raise UserError(f"--row {row}: the cache has rows 0 to {len(cache) - 1}")
     if not 0 <= first < last <= length:
         raise UserError(f"--tokens {first}:{last}: a row has positions 0:{length}")
-    decode = _token_decoder(cache)
-    stored = cache[row]
-    nodes = cache.manifest.node_temperatures
-    chances = estimate.probabilities(stored.values, stored.log_mass, nodes, 1.0)
-    retained = estimate.retained_mass(stored.values, stored.log_mass, nodes, 1.0)
+    decode, shown = _token_decoder(cache), min(CHOICES_SHOWN, cache.layout.top_k)
+    stored, targets = cache[row], cache.targets([row], temperature=_usual_temperature(cache))
+    chances = targets.probabilities[0]
     return [
         PositionView(
             position=t,
             token=decode(int(stored.tokens[t])),
             following=decode(int(stored.tokens[t + 1])),
             counted=bool(stored.loss_mask[t]),
-            choices=[(decode(int(i)), float(p)) for i, p in zip(stored.ids[t], chances[t], strict=True)][
-                :CHOICES_SHOWN
-            ],
-            remaining_mass=float(1 - retained[t]),
+            choices=[(decode(int(targets.ids[0, t, k])), float(chances[t, k])) for k in range(shown)],
+            remaining_mass=max(0.0, 1 - float(chances[t].sum())),
         )
         for t in range(first, last)
     ]
+
+
+def _usual_temperature(cache: Cache) -> float:
+    """1, or where a cache was made for other temperatures the lowest of them."""
+    nodes = cache.manifest.node_temperatures
+    return 1.0 if min(nodes) <= 1 <= max(nodes) else min(nodes)
 
 
 def _token_decoder(cache: Cache) -> Any:

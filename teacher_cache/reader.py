@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import zarr
 from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor
 
+from teacher_cache import estimate
 from teacher_cache.codec import open_array, quiet_zarr, widen_bfloat16
 from teacher_cache.format import (
     FROZEN_WEIGHTS_KEY,
+    LOG_MASS_FLOOR,
     TOKENIZER_FOLDER,
     CacheCorruptError,
     CacheError,
@@ -20,12 +25,16 @@ from teacher_cache.format import (
     CacheUnfinishedError,
     CommitRecord,
     Manifest,
+    TargetLayout,
     array_specs,
     commit_key,
     parse_commit,
     parse_manifest,
 )
+from teacher_cache.quantize import dequantize, unpack_int4
+from teacher_cache.randomness import Purpose, row_uniforms
 from teacher_cache.store import LocalStore
+from teacher_cache.thinning import thin, thinned_layout
 
 GROUP_KEY = "zarr.json"
 
@@ -34,18 +43,20 @@ GROUP_KEY = "zarr.json"
 class CachedRows:
     """n rows of a cache as NumPy arrays; a single row has the same fields without the leading axis.
 
-    tokens (n, T+1) uint32; document_start, loss_mask (n, T) bool; ids (n, T, K) uint32 and values (n, T, K)
-    float32 logits, largest first, unused places -inf; log_mass (n, T, J) float32, the log-mass outside the
-    top_k at the nodes, relative to the largest logit; hidden_mean (n, T, d) float32 or None if not cached.
+    tokens (n, T+1) uint32; document_start, loss_mask (n, T) bool. In sparse mode ids (n, T, K) uint32 and values
+    (n, T, K) float32 logits, the top_k largest first, then the sampled, unused places -inf; log_mass (n, T, J)
+    float32, outside the top_k, at the nodes, relative to the largest logit. In exact mode final_hidden (n, T, d)
+    float32. hidden_mean (n, ceil(T/stride), d) float32, every stride-th position. What is not cached is None.
     Position t belongs to the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
     """
 
     tokens: NDArray[np.uint32]
     document_start: NDArray[np.bool_]
     loss_mask: NDArray[np.bool_]
-    ids: NDArray[np.uint32]
-    values: NDArray[np.float32]
-    log_mass: NDArray[np.float32]
+    ids: NDArray[np.uint32] | None
+    values: NDArray[np.float32] | None
+    log_mass: NDArray[np.float32] | None
+    final_hidden: NDArray[np.float32] | None
     hidden_mean: NDArray[np.float32] | None
 
     def select(self, index: Any) -> "CachedRows":
@@ -54,13 +65,33 @@ class CachedRows:
         return CachedRows(**fields)
 
 
+@dataclass(frozen=True)
+class TargetsAt:
+    """The teacher at one temperature, for n rows; a sum over the vocabulary is `(weights * f[ids]).sum(-1)`.
+
+    ids (n, T, K); probabilities (n, T, K) p_i(T); weights (n, T, K) p_i(T)/pi_i, 0 in unused places, whose sums are
+    unbiased; log_partition (n, T) log Z(T) relative to the largest logit; entropy (n, T) in nats. In exact mode K is
+    the whole vocabulary.
+    """
+
+    ids: NDArray[np.int64]
+    probabilities: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    log_partition: NDArray[np.float32]
+    entropy: NDArray[np.float32]
+
+
 class Cache:
     """A cache opened for reading; `open_cache` makes one."""
 
-    def __init__(self, path: Path, manifest: Manifest, commits: dict[int, CommitRecord]) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, commits: dict[int, CommitRecord], layout: TargetLayout | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.commits = commits
+        self.layout = layout or manifest.targets
+        """What `rows` give of each distribution: the manifest's, or a view's."""
         with quiet_zarr():
             group = zarr.open_group(path, mode="r")
             self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
@@ -105,22 +136,81 @@ class Cache:
         index = np.asarray(indices, dtype=np.int64)
         index = np.where(index < 0, index + len(self), index)
         self._require_committed(index)
-        values = self._read("logits/values", index).astype(np.float32)
+        sparse, stored = self.manifest.targets.mode == "sparse", self.manifest
+        ids, values, log_mass = self._entries(index) if sparse else (None, None, None)
         return CachedRows(
             tokens=self._read("tokens", index),
             document_start=self._read("document_start", index),
             loss_mask=self._read("loss_mask", index),
-            ids=self._read("logits/ids", index),
+            ids=ids,
             values=values,
-            log_mass=self._read("logits/log_mass", index),
-            hidden_mean=self._hidden_mean(index),
+            log_mass=log_mass,
+            final_hidden=None if sparse else self._states("exact/hidden", index, stored.targets.exact_hidden),
+            hidden_mean=self._states("hidden/mean", index, stored.hidden.mean),
         )
 
-    def _hidden_mean(self, index: NDArray[np.int64]) -> NDArray[np.float32] | None:
-        if self.manifest.hidden.mean == "none":
+    def targets(self, indices: Sequence[int] | range | NDArray[np.integer[Any]], *, temperature: float) -> TargetsAt:
+        """The teacher's distributions of some rows at any temperature in the cached range.
+
+        Raises `UserError` naming the range when the temperature is outside it.
+        """
+        rows = self.rows(indices)
+        ids, values, log_mass, layout = self._all_entries(rows)
+        p = torch.exp(estimate.log_probabilities(values, log_mass, layout, temperature))
+        return TargetsAt(
+            ids=ids.numpy(),
+            probabilities=p.numpy(),
+            weights=estimate.target_weights(values, log_mass, layout, temperature).numpy(),
+            log_partition=estimate.log_partition(values, log_mass, layout, temperature).numpy(),
+            entropy=estimate.entropy(values, log_mass, layout, temperature).numpy(),
+        )
+
+    def view(self, *, top_k: int | None = None, samples: int | None = None) -> "Cache":
+        """The same cache with fewer certain entries or fewer samples a position, still unbiased.
+
+        Rows keep their width, unused places grow. Raises `UserError` when the cache does not hold as much.
+        """
+        return Cache(self.path, self.manifest, self.commits, thinned_layout(self.manifest.targets, top_k, samples))
+
+    def _entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.float32], NDArray[np.float32]]:
+        values = torch.from_numpy(self._read("logits/values", index)).float()
+        ids, log_mass = self._read("logits/ids", index), self._read("logits/log_mass", index)
+        stored = self.manifest.targets
+        if self.layout == stored:
+            return ids, values.numpy(), log_mass
+        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].numel()) for row in index]
+        uniform = torch.from_numpy(np.stack(numbers)).view(values.shape).float()
+        as_tensors = torch.from_numpy(ids.astype(np.int64)), values, torch.from_numpy(log_mass)
+        thin_ids, thin_values, thin_mass = thin(*as_tensors, stored, self.layout, uniform)
+        return thin_ids.numpy().astype(np.uint32), thin_values.numpy(), thin_mass.numpy()
+
+    def _all_entries(self, rows: CachedRows) -> tuple[Tensor, Tensor, Tensor, TargetLayout]:
+        """Entries as tensors; in exact mode those of the whole vocabulary, from the final state and the LM head."""
+        if rows.ids is not None and rows.values is not None and rows.log_mass is not None:
+            ids = torch.from_numpy(rows.ids.astype(np.int64))
+            return ids, torch.from_numpy(rows.values), torch.from_numpy(rows.log_mass), self.layout
+        assert rows.final_hidden is not None
+        frozen = load_file(self.frozen_weights)
+        head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: self.manifest.vocab_size].float()
+        bias = frozen.get("lm_head.bias")
+        bias = None if bias is None else bias[: len(head)].float()
+        logits = torch.nn.functional.linear(torch.from_numpy(rows.final_hidden), head, bias)
+        values, ids = logits.sort(dim=-1, descending=True)
+        nodes = self.layout.node_temperatures
+        nothing = torch.full((*values.shape[:-1], len(nodes)), LOG_MASS_FLOOR)
+        return ids, values, nothing, self.layout.model_copy(update={"top_k": values.shape[-1]})
+
+    def _states(self, name: str, index: NDArray[np.int64], precision: str) -> NDArray[np.float32] | None:
+        if precision == "none":
             return None
-        stored = self._read("hidden/mean", index)
-        return widen_bfloat16(stored) if self.manifest.teacher.dtype == "bfloat16" else stored.astype(np.float32)
+        stored = self._read(name, index)
+        if precision == "lossless":
+            return widen_bfloat16(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
+        codes = torch.from_numpy(stored)
+        if precision == "int4":
+            codes = unpack_int4(codes, self.manifest.hidden_size)
+        states: NDArray[np.float32] = dequantize(codes, torch.from_numpy(self._read(f"{name}_scales", index))).numpy()
+        return states
 
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]

@@ -1,43 +1,53 @@
 """What a shard's commit record says about its targets, and how shards add up."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.format import CommitRecord, Manifest
+from teacher_cache.format import CommitRecord, TargetLayout
+from teacher_cache.targets import KeptTargets
 
 REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
 
 
-def shard_statistics(
-    manifest: Manifest, arrays: Mapping[str, NDArray[Any]], label_logits: NDArray[np.float32]
-) -> dict[str, float]:
-    """Sums over the counted positions of a shard, worked out from the values as stored.
+class ShardStatistics:
+    """Sums over the counted positions of a shard, worked out from what is kept of each.
 
-    `label_logits` (rows, T) are the teacher's logits of the next tokens. Keys: `cross_entropy` (nats, T = 1),
-    `entropy@T`, `retained_mass@T`, `agreement` (the first choice is the next token).
+    Keys: `cross_entropy` of the next token (nats, T = 1); `agreement`, whether the first choice is the next token;
+    `entries` kept and their square; `retained_mass@T`, `entropy@T` and `mass_variance@T` at reported temperatures.
     """
-    counted = arrays["loss_mask"]
-    values = arrays["logits/values"][counted].astype(np.float32)
-    log_mass, nodes = arrays["logits/log_mass"][counted], manifest.node_temperatures
-    labels = arrays["tokens"][:, 1:][counted]
-    log_z = estimate.log_partition(values, log_mass, nodes, 1.0)
-    sums = {
-        "cross_entropy": log_z - (label_logits[counted] - values[:, 0]),
-        "agreement": arrays["logits/ids"][counted][:, 0] == labels,
-    }
-    for temperature in REPORTED_TEMPERATURES:
-        sums[f"retained_mass@{temperature:g}"] = estimate.retained_mass(values, log_mass, nodes, temperature)
-        sums[f"entropy@{temperature:g}"] = estimate.entropy(values, log_mass, nodes, temperature)
-    return {name: float(per_position.sum(dtype=np.float64)) for name, per_position in sums.items()}
+
+    def __init__(self, layout: TargetLayout) -> None:
+        self._layout = layout
+        low, high = min(layout.node_temperatures), max(layout.node_temperatures)
+        self._temperatures = [t for t in REPORTED_TEMPERATURES if low <= t <= high]
+        self.sums: dict[str, float] = {}
+
+    def add(self, kept: KeptTargets, labels: Tensor) -> None:
+        """Count n positions in; labels (n,) are their next tokens."""
+        values, log_mass, layout = kept.values, kept.log_mass, self._layout
+        entries = (values > -torch.inf).sum(-1).double()
+        self._sum("agreement", (kept.ids[:, 0] == labels).double())
+        self._sum("entries", entries)
+        self._sum("entries_squared", entries.square())
+        if 1.0 in self._temperatures:
+            log_z = estimate.log_partition(values, log_mass, layout, 1.0)
+            self._sum("cross_entropy", log_z - (kept.label_logits - values[:, 0]))
+        for temperature in self._temperatures:
+            for name in ("entropy",) if self._layout.mode == "exact" else ("entropy", "retained_mass", "mass_variance"):
+                measure = getattr(estimate, name)(values, log_mass, layout, temperature)
+                self._sum(f"{name}@{temperature:g}", measure)
+
+    def _sum(self, name: str, per_position: Tensor) -> None:
+        self.sums[name] = self.sums.get(name, 0.0) + float(per_position.double().sum())
 
 
 def mean_statistics(commits: Iterable[CommitRecord]) -> dict[str, float]:
     """Means over every counted position of the shards given; empty when there is none."""
-    totals: dict[str, float] = {}
+    totals: dict[str, Any] = {}
     positions = 0
     for commit in commits:
         positions += commit.positions

@@ -21,15 +21,14 @@ from teacher_cache.format import (
     FORMAT_NAME,
     FORMAT_VERSION,
     FROZEN_WEIGHTS_KEY,
-    HiddenLayout,
     Manifest,
     RowLayout,
-    TargetLayout,
     TeacherIdentity,
     TokenizerIdentity,
-    chebyshev_temperatures,
     default_rows_per_chunk,
 )
+from teacher_cache.settings import HiddenSettings, TargetSettings
+from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import LocalStore, digest
 from teacher_cache.targets import keep_targets
 from teacher_cache.writer import CacheWriter
@@ -51,7 +50,11 @@ class SyntheticSettings:
     rows_per_shard: int = 64
     value_dtype: Literal["float16", "float32"] = "float16"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    hidden: Literal["none", "lossless"] = "lossless"
+    hidden: Literal["none", "lossless", "int8", "int4"] = "lossless"
+    hidden_stride: int = 1
+    mode: Literal["sparse", "exact"] = "sparse"
+    samples: int = 0
+    exact_hidden: Literal["lossless", "int8"] = "lossless"
 
     def __post_init__(self) -> None:
         for name in ("rows", "seq_len", "top_k", "hidden_size", "rows_per_shard"):
@@ -63,6 +66,17 @@ class SyntheticSettings:
             raise UserError(
                 f"--top-k {self.top_k}: larger than --vocab-size {self.vocab_size}; lower one or raise the other"
             )
+
+    def targets(self) -> TargetSettings:
+        """What is kept of each distribution."""
+        return TargetSettings(
+            mode=self.mode,
+            top_k=self.top_k,
+            samples=self.samples,
+            value_dtype=self.value_dtype,
+            exact_hidden=self.exact_hidden,
+            seed=self.seed,
+        )
 
 
 def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
@@ -76,8 +90,8 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
     files = {FROZEN_WEIGHTS_KEY: frozen}
     writer = CacheWriter(LocalStore(Path(path)), _manifest(settings, files), files)
     for shard in writer.pending_shards():
-        arrays = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
-        writer.write_shard(shard, arrays.stored(), arrays.label_logits, {"torch": torch.__version__})
+        arrays, statistics = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
+        writer.write_shard(shard, arrays.by_name, statistics.sums, {"torch": torch.__version__})
     return Path(path)
 
 
@@ -114,27 +128,34 @@ class SyntheticTeacher:
         logits: Tensor = states @ self.head.T
         return logits
 
-    def shard(self, manifest: Manifest, rows: range) -> ShardArrays:
+    def shard(self, manifest: Manifest, rows: range) -> tuple[ShardArrays, ShardStatistics]:
         """All arrays of a shard: tokens are sampled from the distributions that are cached."""
-        length = self._settings.seq_len
-        arrays = ShardArrays.empty(manifest, len(rows))
+        arrays, statistics = ShardArrays.empty(manifest, rows), ShardStatistics(manifest.targets)
+        everything = slice(0, len(rows))
+        offsets = arrays.sampling_offsets(everything)
         generators = [np.random.Generator(np.random.Philox(key=[self._settings.seed, row])) for row in rows]
         last = before = torch.full((len(rows),), EOS_TOKEN_ID)
         arrays.tokens[:, 0] = EOS_TOKEN_ID
         arrays.loss_mask[:] = True
-        for position in range(length):
-            states = self.states(last, before)
-            logits = self.logits(states)
+        finals = []
+        for position in range(manifest.seq_len):
+            finals.append(self.states(last, before))
+            logits = self.logits(finals[-1])
             following = self._next_tokens(logits, generators)
-            kept = keep_targets(
-                logits, following, top_k=self._settings.top_k, node_temperatures=manifest.node_temperatures
-            )
-            arrays.put((slice(None), position), kept, torch.tanh(states.float() @ self._mean_map))
+            kept = keep_targets(logits, following, manifest.targets, offsets[:, position])
+            statistics.add(kept, following)
+            if manifest.targets.mode == "sparse":
+                arrays.put_targets((np.arange(len(rows)), np.full(len(rows), position)), kept)
             arrays.tokens[:, position + 1] = following.numpy()
             last, before = following, last
         arrays.document_start[:, 0] = True
-        arrays.document_start[:, 1:] = arrays.tokens[:, : length - 1] == EOS_TOKEN_ID
-        return arrays
+        arrays.document_start[:, 1:] = arrays.tokens[:, : manifest.seq_len - 1] == EOS_TOKEN_ID
+        final = torch.stack(finals, dim=1)
+        if manifest.targets.mode == "exact":
+            arrays.put_final(everything, final)
+        if manifest.hidden.mean != "none":
+            arrays.put_hidden_mean(everything, torch.tanh(final.float() @ self._mean_map))
+        return arrays, statistics
 
     def _next_tokens(self, logits: Tensor, generators: list[np.random.Generator]) -> Tensor:
         """One token a row by inverting the cumulative distribution at that row's own uniform number."""
@@ -181,13 +202,8 @@ def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:
             rows_per_shard=settings.rows_per_shard,
             rows_per_chunk=default_rows_per_chunk(settings.rows_per_shard),
         ),
-        targets=TargetLayout(
-            top_k=settings.top_k,
-            samples=0,
-            value_dtype=settings.value_dtype,
-            node_temperatures=chebyshev_temperatures(),
-        ),
-        hidden=HiddenLayout(mean=settings.hidden),
+        targets=settings.targets().layout(),
+        hidden=HiddenSettings(mean=settings.hidden, stride=settings.hidden_stride).layout(),
         compute={},
         files={key: digest(data) for key, data in files.items()},
     )

@@ -1,19 +1,28 @@
-"""Logits of one chunk of positions → what a row keeps of them: the top_k entries and the log-mass of the rest."""
+"""Logits of some positions → what a row keeps of them: top_k entries, sampled entries, log-mass of the rest."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from teacher_cache.format import LOG_MASS_FLOOR
+from teacher_cache.estimate import proposal_scales
+from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
+
+BLOCK = 128
+"""Tokens whose inclusion probabilities are summed together: sampling looks into the blocks it hits only."""
+
+SLICE_ELEMENTS = 2**21
+"""Logits worked on at once, 8 MiB of float32: the many passes over them then stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
 class KeptTargets:
     """What is kept of n distributions.
 
-    ids (n, K) int64 and values (n, K) in the logits' dtype, largest logit first; log_mass (n, J) float32,
+    ids (n, K) int64 and values (n, K) float32: the top_k in rank order, then the sampled entries in rank order,
+    unused places id 0 and -inf; log_mass (n, J) float32 at its stored precision,
     `A(beta_j) = log sum_{i outside the top_k} exp(beta_j (z_i - z_max))`; label_logits (n,) float32.
     """
 
@@ -23,34 +32,93 @@ class KeptTargets:
     label_logits: Tensor
 
 
-def keep_targets(logits: Tensor, labels: Tensor, *, top_k: int, node_temperatures: Sequence[float]) -> KeptTargets:
-    """Kept entries and log-mass of logits (n, V) over the real vocabulary; labels (n,) int64.
+def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
+    """What is kept of logits (n, V) over the real vocabulary.
 
-    `logits` is used as scratch space when it is float32. Padding rows of the vocabulary must be cut off before.
+    labels (n,) int64; uniform (n,) float64 in [0, 1), the offsets of the systematic samples. Logits are rounded to
+    their stored precision first, so that what is kept is an unbiased account of what could be stored.
     """
-    values, ids = logits.topk(top_k, dim=-1)
-    label_logits = logits.gather(1, labels[:, None]).squeeze(1).float()
-    rest = logits.float().sub_(values[:, :1].float())
-    rest.scatter_(1, ids, -torch.inf)
-    return KeptTargets(ids, values, log_mass_at(rest, node_temperatures), label_logits)
+    rows = max(1, SLICE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    parts = [
+        _keep(some_logits, some_labels, some_uniform, layout)
+        for some_logits, some_labels, some_uniform in zip(
+            *(torch.split(whole, rows) for whole in (logits, labels, uniform)), strict=True
+        )
+    ]
+    columns = zip(*(vars(part).values() for part in parts), strict=True)
+    return KeptTargets(*(torch.cat(column) for column in columns))
 
 
-def log_mass_at(relative_logits: Tensor, node_temperatures: Sequence[float]) -> Tensor:
-    """`log sum_i exp(z_i / T_j)` for logits relative to the maximum, (n, V) float32 → (n, J), floored.
+def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout) -> KeptTargets:
+    stored = logits.to(getattr(torch, layout.value_dtype))
+    rest = stored.to(torch.float32, copy=True)
+    values, ids = rest.topk(layout.top_k, dim=-1)
+    rest = _padded(rest.sub_(values[:, :1]).scatter_(1, ids, -torch.inf))
+    powers = list(_exponentials(rest, layout))
+    log_mass = round_log_mass(torch.stack([power.sum(-1) for power in powers], dim=-1).log_())
+    if layout.samples:
+        sampled_ids, used = _sample(rest, powers, values, log_mass, layout, uniform)
+        sampled_ids.masked_fill_(~used, 0)
+        sampled = stored.gather(1, sampled_ids).float().masked_fill_(~used, -torch.inf)
+        sampled, order = sampled.sort(dim=-1, descending=True, stable=True)
+        ids = torch.cat([ids, sampled_ids.gather(1, order)], dim=1)
+        values = torch.cat([values, sampled], dim=1)
+    return KeptTargets(ids, values, log_mass, stored.gather(1, labels[:, None]).squeeze(1).float())
 
-    Relative logits are at most 0, so no further maximum is needed: the sum neither overflows nor, while it
-    matters beside the kept entries, underflows.
+
+def _padded(rest: Tensor) -> Tensor:
+    """The vocabulary filled up with -inf to whole blocks."""
+    missing = -rest.shape[1] % BLOCK
+    return functional.pad(rest, (0, missing), value=-torch.inf) if missing else rest
+
+
+def _exponentials(rest: Tensor, layout: TargetLayout) -> Iterator[Tensor]:
+    """`exp(beta_j rest)` at each node (n, V): two exponentials, then products, for nodes are equally spaced in beta."""
+    betas = [1 / t for t in layout.node_temperatures]
+    power = torch.exp(rest * betas[0])
+    yield power
+    step = torch.exp(rest * (betas[1] - betas[0]))
+    for _ in betas[1:]:
+        power = power * step
+        yield power
+
+
+def round_log_mass(log_mass: Tensor) -> Tensor:
+    """Log-masses at their stored precision: multiples of `LOG_MASS_STEP`, and the floor for no mass at all."""
+    return (log_mass / LOG_MASS_STEP).round_().mul_(LOG_MASS_STEP).clamp_(min=LOG_MASS_FLOOR)
+
+
+def _sample(
+    rest: Tensor, powers: list[Tensor], values: Tensor, log_mass: Tensor, layout: TargetLayout, uniform: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Sampled ids (n, samples) and whether each place is used."""
+    nodes = dict(zip(layout.node_temperatures, powers, strict=True))
+    rate: Tensor | None = None
+    for scale, temperature in proposal_scales(values, log_mass, layout):
+        power = nodes[temperature] if temperature in nodes else torch.exp(rest / temperature)
+        rate = power * scale[:, None] if rate is None else rate.addcmul_(scale[:, None], power)
+    assert rate is not None
+    return systematic_sample(rate.clamp_(max=1.0), uniform, layout.samples)
+
+
+def systematic_sample(inclusion: Tensor, uniform: Tensor, samples: int) -> tuple[Tensor, Tensor]:
+    """Draw each token i of (n, V) with probability inclusion[i], V a multiple of `BLOCK`, at most `samples` a row.
+
+    One uniform offset runs through the cumulative sum in steps of 1, so the number drawn is the sum of the
+    probabilities rounded up or down. Returns ids (n, samples) and whether each place is used. The sum is taken
+    over blocks, in float64 between them, and inside the blocks that are hit.
     """
-    masses = torch.stack([(relative_logits / t).exp_().sum(-1) for t in node_temperatures], dim=-1)
-    return masses.log().clamp_(min=LOG_MASS_FLOOR)
-
-
-def log_mass_naive(logits: Tensor, *, top_k: int, node_temperatures: Sequence[float]) -> Tensor:
-    """The twin of `keep_targets`' log-mass, written as its definition, in float64: (n, V) → (n, J)."""
-    z = logits.double()
-    order = z.argsort(dim=-1, descending=True)
-    rest = z.gather(1, order[:, top_k:]) - z.gather(1, order[:, :1])
-    if not rest.shape[1]:
-        return z.new_full((len(z), len(node_temperatures)), LOG_MASS_FLOOR)
-    masses = [torch.logsumexp(rest / t, dim=-1) for t in node_temperatures]
-    return torch.stack(masses, dim=-1).clamp(min=LOG_MASS_FLOOR)
+    blocks = inclusion.view(len(inclusion), -1, BLOCK)
+    ends = blocks.sum(-1).double().cumsum(-1)
+    marks = torch.arange(1, samples + 1, device=inclusion.device) - uniform[:, None]
+    block = torch.searchsorted(ends, marks)
+    used = block < ends.shape[1]
+    block = block.clamp_(max=ends.shape[1] - 1)
+    starts = functional.pad(ends, (1, 0)).gather(1, block)
+    inside = blocks.gather(1, block[..., None].expand(-1, -1, BLOCK)).double().cumsum(-1)
+    place = (inside < (marks - starts)[..., None]).sum(-1).clamp_(max=BLOCK - 1)
+    ids = block * BLOCK + place
+    # Where a block's two sums round apart a mark may fall on a token of probability 0, or on one token twice.
+    used &= inclusion.gather(1, ids) > 0
+    used[:, 1:] &= ids[:, 1:] != ids[:, :-1]
+    return ids, used

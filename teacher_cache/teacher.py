@@ -66,6 +66,11 @@ class Teacher:
         """Longest sequence the teacher was made for, if its configuration says."""
         return getattr(self._model.config, "max_position_embeddings", None)
 
+    @property
+    def head_weight(self) -> Tensor:
+        """The LM head over the real vocabulary, (V_real, d), in the teacher's dtype."""
+        return self._head.weight[: self.vocab_size]
+
     @torch.inference_mode()
     def states(self, tokens: Tensor, *, mean: bool) -> TeacherStates:
         """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed."""
@@ -268,6 +273,11 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
 
 @contextlib.contextmanager
 def _no_chatter() -> Iterator[None]:
-    """GGUF loading draws its own progress bars on stderr; errors still arrive as exceptions."""
-    with contextlib.redirect_stderr(io.StringIO()):
-        yield
+    """GGUF loading draws bars on stderr and warns of speed; errors still arrive as exceptions."""
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)

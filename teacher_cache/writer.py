@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from cli_common.differences import differences
@@ -19,7 +18,6 @@ from teacher_cache.format import (
     parse_commit,
 )
 from teacher_cache.reader import read_manifest
-from teacher_cache.statistics import shard_statistics
 from teacher_cache.store import LocalStore, digest
 
 
@@ -47,7 +45,7 @@ class CacheWriter:
         self,
         shard: int,
         arrays: Mapping[str, NDArray[Any]],
-        label_logits: NDArray[np.float32],
+        statistics: Mapping[str, float],
         environment: Mapping[str, str],
     ) -> CommitRecord:
         """Encode, publish and commit one shard; `arrays` as `format.array_specs` names them, rows on axis 0."""
@@ -61,7 +59,7 @@ class CacheWriter:
             rows=len(rows),
             positions=int(arrays["loss_mask"].sum()),
             objects={key: StoredObject(bytes=len(data), xxh3_128=digest(data)) for key, data in objects.items()},
-            statistics=shard_statistics(self.manifest, arrays, label_logits),
+            statistics=dict(statistics),
             environment=dict(environment),
         )
         self._store.publish(commit_key(shard), record.model_dump_json(indent=1).encode())
@@ -73,7 +71,9 @@ class CacheWriter:
             raise CacheError(f"{root}: a file, not a folder; choose another --out")
         existing = read_manifest(self._store)
         if existing is None:
-            if root.is_dir() and any(p.name not in {"teacher", "logits", "hidden"} | _ARRAYS for p in root.iterdir()):
+            if root.is_dir() and any(
+                p.name not in {"teacher", "logits", "exact", "hidden"} | _ARRAYS for p in root.iterdir()
+            ):
                 raise CacheError(f"{root}: a folder with other content; choose another --out or an empty folder")
             return
         changed = manifest_differences(existing, self.manifest)

@@ -41,3 +41,8 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _forget_warnings_of_other_tests() -> None:
     warnings.resetwarnings()
     warnings.simplefilter("error")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The demo takes minutes: it starts first, so that the others run beside it and not behind it."""
+    items.sort(key=lambda item: item.get_closest_marker("demo") is None)

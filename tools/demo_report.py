@@ -35,7 +35,8 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
         "",
         f"cache            {cache}: {made['tokens']:,} tokens in {made['bytes'] / 2**20:.1f} MiB",
         f"bytes a token    {made['bytes_per_token']:.1f}, of which {_logit_bytes(made):.1f} for the distributions",
-        f"retained mass    {retained} (top {made['targets']['top_k']})",
+        f"retained mass    {retained}",
+        f"entries kept     {_entry_words(made)}; sums over them are unbiased at every T from 1 to 2",
         f"student          {run}, trained on {made['tokens']:,} tokens, teacher not loaded",
         f"held-out CE      {before['cross_entropy']:.3f} → {after['cross_entropy']:.3f} nats a token: "
         f"{verdict} {fall:.3f} (the teacher's own: {teacher['cross_entropy']:.3f})",
@@ -52,6 +53,11 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
         "  teacher-cache synth /tmp/synthetic && student-train --cache /tmp/synthetic --training.max_steps 5",
     ]
     return "\n".join(lines), learnt
+
+
+def _entry_words(summary: dict[str, dict[str, float]]) -> str:
+    targets, entries = summary["targets"], summary["entries"]
+    return f"{entries['mean']:.1f} a position: top {targets['top_k']} and up to {targets['samples']} sampled"
 
 
 def _logit_bytes(summary: dict[str, dict[str, dict[str, float]]]) -> float:

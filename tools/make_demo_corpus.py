@@ -13,7 +13,7 @@ import hashlib
 import inspect
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -83,6 +83,14 @@ def documents() -> Iterator[tuple[str, str, str]]:
         yield f"python:module/{name}", f"{name.replace('.', '/')}.py", module_text(name, path)
 
 
+def distinct(found: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
+    """Each text once: topics such as `if` and `else` share a page, and the two could fall into different parts."""
+    first: dict[str, tuple[str, str, str]] = {}
+    for document in found:
+        first.setdefault(document[2], document)
+    return list(first.values())
+
+
 def record(url: str, file_path: str, text: str) -> dict[str, object]:
     """A row of FineWeb's schema; token_count counts words, since no tokenizer is at hand here."""
     return {
@@ -120,7 +128,7 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="folder for train.parquet and heldout.parquet")
     parser.add_argument("--held-out-share", type=float, default=0.1, help="share of documents held out")
     arguments = parser.parse_args()
-    records = [record(*document) for document in documents() if len(document[2]) >= SHORTEST_DOCUMENT]
+    records = [record(*document) for document in distinct(documents()) if len(document[2]) >= SHORTEST_DOCUMENT]
     held_out = [r for r in records if is_held_out(str(r["id"]), arguments.held_out_share)]
     train = [r for r in records if not is_held_out(str(r["id"]), arguments.held_out_share)]
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -261,10 +261,8 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
     dense = open_cache(make_synthetic_cache(tmp_path / "dense", **vars(sizes)))
     run = assemble(settings(), dense, tmp_path / "out", alone)
     coefficients = Coefficients(alpha=0.7, temperature=temperature, beta=0.1)
-    batch = Batch.of(dense.rows(range(4)), alone.device)
-    offline = trainer.loss_sums(
-        run, batch, run.student(batch.inputs), temperature, run.node_weights(dense, temperature)
-    )
+    batch = Batch.of(dense.rows(range(4)), dense.layout, alone.device)
+    offline = trainer.loss_sums(run, batch, run.student(batch.inputs), temperature)
     teacher = SyntheticTeacher(sizes)
     before = torch.cat([torch.zeros(4, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
     logits = teacher.logits(teacher.states(batch.inputs.flatten(), before.flatten())).view(4, 12, VOCAB)

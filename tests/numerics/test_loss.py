@@ -11,19 +11,20 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from layouts import layout
+from student.divergence import TeacherTargets
 from student.frozen_weights import FrozenHead
 from student.loss import (
+    FrobeniusNorm,
+    FrobeniusTerm,
     LossSums,
-    TeacherTargets,
     dense_distillation_loss,
     distillation_loss_sums,
     evaluation_sums,
     total_loss,
 )
 from student.schedule import Coefficients
-from teacher_cache.format import LOG_MASS_FLOOR, chebyshev_temperatures, interpolation_weights
-
-ONE_NODE = torch.ones(1)
+from teacher_cache.format import LOG_MASS_FLOOR
 
 
 @dataclass(frozen=True)
@@ -39,8 +40,7 @@ class Case:
 
     def targets(self, top_k: int, temperature: float) -> TeacherTargets:
         values, ids = self.teacher.topk(top_k, dim=-1)
-        log_mass = log_rest(self.teacher, ids, temperature)[..., None]
-        return TeacherTargets(ids, values.float(), log_mass.float())
+        return sparse_targets(ids, values.float(), log_rest(self.teacher, ids, temperature).float())
 
     def sums(self, top_k: int, temperature: float, **options: Any) -> LossSums:
         return distillation_loss_sums(
@@ -50,7 +50,6 @@ class Case:
             self.mask,
             self.targets(top_k, temperature),
             temperature=temperature,
-            interpolation_weights=ONE_NODE,
             hidden_mean=self.hidden_mean,
             **options,
         )
@@ -66,6 +65,13 @@ class Case:
             hidden_mean=self.hidden_mean,
             **options,
         )
+
+
+def sparse_targets(ids: Tensor, values: Tensor, log_mass: Tensor) -> TeacherTargets:
+    """Entries (..., K) with the same log-mass (...) at every node, and so at every temperature."""
+    kept = layout(values.shape[-1])
+    every_node = log_mass[..., None].expand(*log_mass.shape, len(kept.node_temperatures))
+    return TeacherTargets(ids, values, every_node, final_hidden=None, layout=kept)
 
 
 def log_rest(logits: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -243,7 +249,6 @@ def test_logits_exist_for_one_chunk_at_a_time() -> None:
             case.mask,
             targets,
             temperature=1.5,
-            interpolation_weights=ONE_NODE,
             chunk_tokens=10,
         )
         kept = sum(saved)
@@ -254,7 +259,7 @@ def test_logits_exist_for_one_chunk_at_a_time() -> None:
 
 
 @pytest.mark.parametrize("norm", ["sequence", "batch"])
-def test_masked_positions_count_for_nothing(norm: str) -> None:
+def test_masked_positions_count_for_nothing(norm: FrobeniusNorm) -> None:
     case = make_case()
     targets = case.targets(6, 1.5)
     masked = ~case.mask
@@ -266,7 +271,7 @@ def test_masked_positions_count_for_nothing(norm: str) -> None:
         teacher=case.teacher.masked_fill(masked[..., None], 0.0),
         hidden_mean=case.hidden_mean.masked_fill(masked[..., None], -9.0),
     )
-    found, expected = (x.sums(6, 1.5, frobenius_norm=norm) for x in (spoiled, case))
+    found, expected = (x.sums(6, 1.5, frobenius=FrobeniusTerm(norm)) for x in (spoiled, case))
     assert (found.tokens, found.sequences) == (int(case.mask.sum()), 3)
     for name in ("cross_entropy", "kl", "frobenius"):
         assert torch.equal(getattr(found, name), getattr(expected, name)), name
@@ -282,15 +287,15 @@ def test_frobenius_is_a_root_mean_square_per_sequence_or_per_batch() -> None:
         rms.append(difference.square().mean().sqrt())
         squares, count = squares + difference.square().sum(), count + difference.numel()
     assert torch.allclose(case.sums(6, 1.0).frobenius, torch.stack(rms).sum())
-    batch = case.sums(6, 1.0, frobenius_norm="batch").frobenius
+    batch = case.sums(6, 1.0, frobenius=FrobeniusTerm("batch")).frobenius
     assert torch.allclose(batch, 3 * (squares / count) ** 0.5)
 
 
 @pytest.mark.parametrize("norm", ["sequence", "batch"])
-def test_frobenius_of_equal_states_has_a_gradient_of_zero(norm: str) -> None:
+def test_frobenius_of_equal_states_has_a_gradient_of_zero(norm: FrobeniusNorm) -> None:
     case = make_case()
     case = replace(case, hidden=case.hidden_mean.double().requires_grad_())
-    found = case.sums(6, 1.0, frobenius_norm=norm).frobenius
+    found = case.sums(6, 1.0, frobenius=FrobeniusTerm(norm)).frobenius
     assert found == 0
     assert torch.all(gradient(case, found) == 0)
 
@@ -307,11 +312,13 @@ def test_a_micro_batch_without_valid_positions_goes_backward() -> None:
 
 def test_unused_places_are_skipped() -> None:
     case = make_case()
-    targets = case.targets(6, 1.5)
-    wider = TeacherTargets(
-        ids=torch.cat([targets.ids, torch.zeros_like(targets.ids[..., :2])], -1),
-        values=torch.cat([targets.values, torch.full_like(targets.values[..., :2], -torch.inf)], -1),
-        log_mass=targets.log_mass,
+    values, ids = case.teacher.topk(6, dim=-1)
+    log_mass = log_rest(case.teacher, ids, 1.5).float()
+    targets = sparse_targets(ids, values.float(), log_mass)
+    wider = sparse_targets(
+        torch.cat([ids, torch.zeros_like(ids[..., :2])], -1),
+        torch.cat([values, torch.full_like(values[..., :2], -torch.inf)], -1).float(),
+        log_mass,
     )
 
     def kl(given: TeacherTargets) -> Tensor:
@@ -322,7 +329,6 @@ def test_unused_places_are_skipped() -> None:
             case.mask,
             given,
             temperature=1.5,
-            interpolation_weights=ONE_NODE,
         ).kl
 
     assert torch.allclose(kl(wider), kl(targets), rtol=1e-13)
@@ -333,7 +339,7 @@ def test_the_rest_of_a_student_sure_of_a_kept_token_keeps_its_gradient() -> None
     """1 - Σ q_kept is 0 in float32 here, and its logarithm's gradient would be lost."""
     head = FrozenHead(torch.tensor([[60.0], [0.0], [1.0], [-1.0]]))
     hidden = torch.ones(1, 1, 1, requires_grad=True)
-    targets = TeacherTargets(torch.tensor([[[0]]]), torch.zeros(1, 1, 1), torch.log(torch.tensor([[[0.25]]])))
+    targets = sparse_targets(torch.tensor([[[0]]]), torch.zeros(1, 1, 1), torch.log(torch.tensor([[0.25]])))
     sums = distillation_loss_sums(
         hidden,
         head,
@@ -341,7 +347,6 @@ def test_the_rest_of_a_student_sure_of_a_kept_token_keeps_its_gradient() -> None
         torch.ones(1, 1, dtype=torch.bool),
         targets,
         temperature=1.0,
-        interpolation_weights=ONE_NODE,
     )
     sums.kl.backward()
     rest = torch.log(torch.exp(torch.tensor([0.0, 1.0, -1.0])).sum())
@@ -362,16 +367,15 @@ def test_padded_columns_of_the_teacher_stay_out_of_online_distillation() -> None
 def test_interpolated_log_mass_gives_the_kl_of_the_exact_one(temperature: float) -> None:
     case = make_case(vocab=400)
     values, ids = case.teacher.topk(16, dim=-1)
-    nodes = chebyshev_temperatures()
-    stored = torch.stack([log_rest(case.teacher, ids, node) for node in nodes], -1)
+    kept = layout(16)
+    stored = torch.stack([log_rest(case.teacher, ids, node) for node in kept.node_temperatures], -1)
     found = distillation_loss_sums(
         case.hidden,
         case.head,
         case.labels,
         case.mask,
-        TeacherTargets(ids, values.float(), stored.float()),
+        TeacherTargets(ids, values.float(), stored.float(), final_hidden=None, layout=kept),
         temperature=temperature,
-        interpolation_weights=torch.from_numpy(interpolation_weights(nodes, temperature)),
     )
     assert relative_error(found.kl, case.sums(16, temperature).kl) < 1e-3
 
@@ -384,15 +388,14 @@ def test_total_loss_weighs_terms_as_the_paper_does() -> None:
 
 def test_evaluation_sums_are_those_of_the_loss_at_temperature_one() -> None:
     case = make_case()
-    expected = case.sums(6, 1.0)
+    expected, targets = case.sums(6, 1.0), case.targets(6, 1.0)
     parts = [
         evaluation_sums(
             case.hidden[row],
             case.head,
             case.labels[row],
             case.mask[row],
-            TeacherTargets(*(x[row] for x in vars(case.targets(6, 1.0)).values())),
-            interpolation_weights=ONE_NODE,
+            sparse_targets(*(x[row] for x in (targets.ids, targets.values, targets.log_mass[..., 0]))),
             chunk_tokens=2,
         )
         for row in (slice(0, 1), slice(1, 3))

@@ -4,21 +4,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cli_common.errors import UserError
-from teacher_cache.format import (
-    TEMPERATURE_RANGE,
-    CacheFormatError,
-    chebyshev_temperatures,
-    derivative_weights,
-    interpolation_weights,
-    parse_manifest,
-)
+from teacher_cache.format import CacheFormatError, parse_manifest
+from teacher_cache.nodes import derivative_weights, interpolation_weights, node_temperatures
 
-NODES = chebyshev_temperatures()
-temperatures = st.floats(*TEMPERATURE_RANGE)
+NODES = node_temperatures(1.0, 2.0, 5)
+temperatures = st.floats(1.0, 2.0)
 
 
-def test_nodes_are_those_of_the_design() -> None:
-    assert np.allclose(NODES, [0.963, 1.076, 1.327, 1.731, 2.131], atol=5e-4)
+def test_nodes_are_equally_spaced_in_beta_and_hold_both_ends() -> None:
+    assert np.allclose(np.diff([1 / t for t in NODES]), 0.125)
+    assert (NODES[0], NODES[-1]) == (2.0, 1.0)
 
 
 @given(st.lists(st.floats(-5, 5), min_size=5, max_size=5), temperatures)
@@ -26,12 +21,19 @@ def test_interpolation_is_exact_for_polynomials_of_degree_four_in_beta(coefficie
     polynomial = np.polynomial.Polynomial(coefficients)
     at_nodes = polynomial(1 / np.array(NODES))
     assert np.isclose(at_nodes @ interpolation_weights(NODES, t), polynomial(1 / t), rtol=1e-9, atol=1e-9)
-    assert np.isclose(at_nodes @ derivative_weights(NODES, t), polynomial.deriv()(1 / t), rtol=1e-8, atol=1e-8)
+    assert np.isclose(at_nodes @ derivative_weights(NODES, t), polynomial.deriv()(1 / t), rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("index", range(5))
+def test_at_a_node_the_stored_mass_is_taken_as_it_is(index: int) -> None:
+    expected = np.zeros(5)
+    expected[index] = 1
+    assert np.allclose(interpolation_weights(NODES, NODES[index]), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize("temperature", [0.9, 2.3, 0.0, -1.0, float("nan")])
 def test_a_temperature_outside_the_range_is_refused_by_name(temperature: float) -> None:
-    with pytest.raises(UserError, match=r"outside the cached range 0\.95 to 2\.2"):
+    with pytest.raises(UserError, match="outside the cached range 1 to 2"):
         interpolation_weights(NODES, temperature)
 
 

@@ -1,0 +1,185 @@
+"""The teacher's term at a temperature, KL(p_T ‖ q_T) at each position, for each way a cache keeps the teacher.
+
+- bucket (top_k and the mass of the rest): `Σ_kept p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest)`, the
+  kept entries and one bucket for all others; exact where everything is kept.
+- sampled: `CE_T - H(p_T)` with `CE_T = logsumexp(s/T) - Σ_kept (p_i/π_i) s_i/T` from student logits s. Its
+  expectation is the full vocabulary's, and so is that of its gradient `(q_T - p̂_T)/T`; at one position it may be
+  negative. The weights are not rescaled to sum to 1, which would make it biased.
+- exact: the teacher's logits come back from its final hidden state through the LM head both share.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student.frozen_weights import FrozenHead
+from teacher_cache import estimate
+from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
+
+NO_MASS = LOG_MASS_FLOOR + 10
+"""A rest of log-probability below this counts as none: the floor, with room for the interpolation's rounding."""
+
+LOWEST = -1e30
+"""Stands for a logit of -inf with finite gradients."""
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """The teacher's distribution of each next token, as a cache gives it: entries and log-mass, or final states."""
+
+    ids: Tensor | None
+    """(B, T, K) int64, the top_k largest logits first, then the sampled ones."""
+    values: Tensor | None
+    """(B, T, K) raw logits; -inf marks an unused place."""
+    log_mass: Tensor | None
+    """(B, T, J) log-mass outside the top_k, relative to the largest logit, at J node temperatures."""
+    final_hidden: Tensor | None
+    """(B, T, d) the teacher's state after its final norm, in exact mode."""
+    layout: TargetLayout
+    """What the entries are, see `Cache.layout`."""
+
+
+@dataclass(frozen=True)
+class Divergence(ABC):
+    """KL(p_T ‖ q_T) at n positions; fields that are tensors have the position on axis 0."""
+
+    temperature: float
+
+    @abstractmethod
+    def kl(self, student_logits: Tensor) -> Tensor:
+        """KL at each position, (n,), without the factor T²; from student logits (n, V)."""
+
+    @abstractmethod
+    def first_choices(self) -> Tensor:
+        """The teacher's likeliest token at each position, (n,) int64."""
+
+    def split(self, size: int) -> Iterator[Self]:
+        """The same for `size` positions at a time, in order."""
+        parts = {name: torch.split(value, size) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        for tensors in zip(*parts.values(), strict=True):
+            yield replace(self, **dict(zip(parts, tensors, strict=True)))
+
+
+@dataclass(frozen=True)
+class BucketDivergence(Divergence):
+    """From the top_k and the mass of all others."""
+
+    ids: Tensor  # (n, K)
+    values: Tensor  # (n, K)
+    log_rest: Tensor  # (n,), A(1/T)
+
+    def kl(self, student_logits: Tensor) -> Tensor:
+        return bucketed_kl(student_logits, self.ids, self.values, self.log_rest, self.temperature)
+
+    def first_choices(self) -> Tensor:
+        return self.ids[:, 0]
+
+
+@dataclass(frozen=True)
+class SampledDivergence(Divergence):
+    """From the top_k and sampled entries, each weighted by the inverse of its inclusion probability."""
+
+    ids: Tensor  # (n, K)
+    weights: Tensor  # (n, K), p_i(T) / pi_i
+    entropy: Tensor  # (n,), of p(T)
+
+    def kl(self, student_logits: Tensor) -> Tensor:
+        scaled = student_logits / self.temperature
+        cross_entropy = scaled.logsumexp(dim=-1) - (self.weights * scaled.gather(1, self.ids)).sum(dim=-1)
+        return cross_entropy - self.entropy
+
+    def first_choices(self) -> Tensor:
+        return self.ids[:, 0]
+
+
+@dataclass(frozen=True)
+class ExactDivergence(Divergence):
+    """From the teacher's final hidden states; its logits exist while they are looked at."""
+
+    final_hidden: Tensor  # (n, d)
+    head: FrozenHead
+
+    def kl(self, student_logits: Tensor) -> Tensor:
+        return dense_kl(self.head.logits(self.final_hidden), student_logits, self.temperature)
+
+    def first_choices(self) -> Tensor:
+        return self.head.logits(self.final_hidden).argmax(dim=-1)
+
+
+def divergence_at(
+    temperature: float,
+    targets: TeacherTargets,
+    loss_mask: Tensor,  # (B, T) bool
+    head: FrozenHead,
+    dtype: torch.dtype,
+) -> Divergence:
+    """The divergence at the n valid positions, in order; computed in `dtype`.
+
+    Raises `UserError` naming the cached range when entries are not known at this temperature.
+    """
+    layout = targets.layout
+    if targets.final_hidden is not None:
+        return ExactDivergence(temperature, targets.final_hidden[loss_mask], head)
+    assert targets.ids is not None
+    assert targets.values is not None
+    assert targets.log_mass is not None
+    ids = targets.ids[loss_mask]
+    values, log_mass = targets.values[loss_mask].to(dtype), targets.log_mass[loss_mask].to(dtype)
+    if layout.samples:
+        weights = estimate.target_weights(values, log_mass, layout, temperature)
+        return SampledDivergence(temperature, ids, weights, estimate.entropy(values, log_mass, layout, temperature))
+    return BucketDivergence(temperature, ids, values, estimate.log_rest(log_mass, layout, temperature))
+
+
+def dense_kl(
+    teacher_logits: Tensor,  # (n, V)
+    student_logits: Tensor,  # (n, V)
+    temperature: float,
+) -> Tensor:
+    """KL(p_T ‖ q_T) at each position, (n,), over the whole vocabulary, in the student logits' dtype."""
+    teacher = teacher_logits.to(student_logits.dtype)
+    log_p = functional.log_softmax(teacher / temperature, dim=-1)
+    return _divergence(log_p, functional.log_softmax(student_logits / temperature, dim=-1))
+
+
+def bucketed_kl(
+    student_logits: Tensor,  # (n, V)
+    ids: Tensor,  # (n, K)
+    values: Tensor,  # (n, K)
+    log_rest: Tensor,  # (n,)
+    temperature: float,
+) -> Tensor:
+    """KL(p_T ‖ q_T) at each position, (n,), over the kept entries and one bucket for all others.
+
+    `log_rest` is the teacher's log-mass A(1/T) of the others. The student's mass of the others is summed from its
+    own logits, not taken as 1 - Σ q_kept, which cancels where that sum is near 1.
+    """
+    log_p, log_p_rest = _teacher_log_probabilities(values, log_rest, temperature)
+    used = values > -torch.inf
+    ids = torch.where(used, ids, ids[:, :1])
+    scaled = student_logits / temperature
+    kept = scaled.gather(1, ids).masked_fill(~used, LOWEST)
+    others = scaled.scatter(1, ids, LOWEST).logsumexp(dim=-1)
+    log_z = torch.logaddexp(kept.logsumexp(dim=-1), others)
+    bucket = torch.where(
+        log_p_rest > NO_MASS, log_p_rest.exp() * (log_p_rest - (others - log_z)), torch.zeros_like(log_z)
+    )
+    return _divergence(log_p, kept - log_z[:, None]) + bucket
+
+
+def _teacher_log_probabilities(values: Tensor, log_rest: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """log p of the kept entries (n, K) and of the bucket (n,)."""
+    scaled = (values - values[:, :1]) / temperature
+    log_z = torch.logaddexp(scaled.logsumexp(dim=-1), log_rest)
+    return scaled - log_z[:, None], log_rest - log_z
+
+
+def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Σ p (log p - log q) over the last axis; an entry of p = 0 adds nothing."""
+    finite = log_p.masked_fill(log_p == -torch.inf, 0.0)
+    return (log_p.exp() * (finite - log_q)).sum(dim=-1)

@@ -1,0 +1,194 @@
+"""What a build will take, before anything is written: a short calibration on the real teacher and text."""
+
+import math
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from torch import Tensor
+
+from cli_common.progress import byte_size, duration
+from teacher_cache import estimate
+from teacher_cache.arrays import ShardArrays
+from teacher_cache.build import batches, compute_batch, make_manifest, require_fit
+from teacher_cache.codec import create_group_metadata, encode_shard
+from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.format import Manifest, TargetLayout
+from teacher_cache.settings import BuildSettings
+from teacher_cache.statistics import ShardStatistics
+from teacher_cache.targets import KeptTargets, keep_targets
+from teacher_cache.teacher import Teacher, load_teacher
+
+CALIBRATION_BATCHES = 2
+ERROR_POSITIONS = 256
+STEP_TOKENS = 16_384
+"""Tokens of the paper's optimizer step: 8 rows of 512, accumulated 4 times."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A build's extent and cost, extrapolated from a few rows; bytes and seconds of the whole build."""
+
+    rows: int
+    tokens: float
+    shards: int
+    seconds: float
+    load_seconds: float
+    tokens_per_second: float
+    encode_share: float
+    bytes: float
+    bytes_per_token: float
+    bytes_by_array: dict[str, float]
+    teacher_bytes: int
+    free_bytes: int | None
+    calibration_rows: int
+    gradient_error: dict[str, float]
+    """By temperature: relative error of one token's gradient in the student's hidden state, for a student that knows
+    nothing (q uniform). It is noise: over n tokens divide by sqrt(n). All 0 in exact mode."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Every figure by its name."""
+        return asdict(self)
+
+
+def make_plan(settings: BuildSettings, out: Path | None) -> Plan:
+    """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` as `build` would."""
+    started = time.monotonic()
+    teacher = load_teacher(settings.teacher)
+    load_seconds = time.monotonic() - started
+    require_fit(settings, teacher)
+    files = teacher.files()
+    count = settings.rows.count or CorpusRows(settings, teacher).count()
+    sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.batch_size))
+    arrays, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
+    encode_seconds, by_key = _encode(arrays)
+    positions, rows = int(arrays.loss_mask.sum()), len(arrays.rows)
+    tokens = positions / rows * count
+    by_array = {key.split("/c/")[0]: size / positions for key, size in by_key.items()}
+    teacher_bytes = sum(map(len, files.values()))
+    seconds_per_token = (compute_seconds + encode_seconds) / positions
+    return Plan(
+        rows=count,
+        tokens=tokens,
+        shards=-(-count // settings.compute.rows_per_shard),
+        seconds=seconds_per_token * tokens + load_seconds,
+        load_seconds=load_seconds,
+        tokens_per_second=1 / seconds_per_token,
+        encode_share=encode_seconds / (compute_seconds + encode_seconds),
+        bytes=sum(by_array.values()) * tokens + teacher_bytes,
+        bytes_per_token=sum(by_array.values()),
+        bytes_by_array=by_array,
+        teacher_bytes=teacher_bytes,
+        free_bytes=_free_bytes(out),
+        calibration_rows=rows,
+        gradient_error=_gradient_errors(teacher, arrays),
+    )
+
+
+def _calibration_settings(settings: BuildSettings, rows: int) -> BuildSettings:
+    """The same build, cut down to one shard of a few rows."""
+    return settings.model_copy(
+        update={
+            "rows": settings.rows.model_copy(update={"count": rows}),
+            "compute": settings.compute.model_copy(update={"rows_per_shard": rows}),
+        }
+    )
+
+
+def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> tuple[ShardArrays, float]:
+    """The calibration's rows and the seconds they took; the first batch warms up before time is taken."""
+    arrays = ShardArrays.empty(manifest, manifest.shard_rows(0))
+    started = time.monotonic()
+    arrays.put_rows(CorpusRows(settings, teacher).take(arrays.rows))
+    tokenising = time.monotonic() - started
+    compute_batch(teacher, arrays, slice(0, 1), ShardStatistics(manifest.targets))
+    started = time.monotonic()
+    for batch in batches(len(arrays.rows), settings.compute.batch_size):
+        compute_batch(teacher, arrays, batch, ShardStatistics(manifest.targets))
+    return arrays, tokenising + time.monotonic() - started
+
+
+def _encode(arrays: ShardArrays) -> tuple[float, dict[str, int]]:
+    """Seconds to encode the rows, and bytes by object."""
+    started = time.monotonic()
+    objects = encode_shard(arrays.manifest, create_group_metadata(arrays.manifest), 0, arrays.by_name)
+    return time.monotonic() - started, {key: len(data) for key, data in objects.items()}
+
+
+@torch.inference_mode()
+def _gradient_errors(teacher: Teacher, arrays: ShardArrays) -> dict[str, float]:
+    layout = arrays.manifest.targets
+    low, high = min(layout.node_temperatures), max(layout.node_temperatures)
+    temperatures = [low + (high - low) * step / 4 for step in range(5)]
+    if layout.mode == "exact":
+        return {f"{t:g}": 0.0 for t in temperatures}
+    tokens = torch.from_numpy(arrays.tokens[:1].astype("int64"))
+    counted = torch.from_numpy(arrays.loss_mask[0])
+    final = teacher.states(tokens[:, :-1], mean=False).final[0][counted.to(teacher.device)][:ERROR_POSITIONS]
+    offsets = arrays.sampling_offsets(slice(0, 1))[0][counted][: len(final)].to(teacher.device)
+    off = dict.fromkeys(temperatures, 0.0)
+    whole = dict(off)
+    head = teacher.head_weight.float()
+    for chunk, logits in teacher.logits_in_chunks(final):
+        labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        kept = keep_targets(logits, labels, layout, offsets[chunk])
+        for temperature in temperatures:
+            missed, gradient = _missed_gradient(logits.float(), kept, layout, head, temperature)
+            off[temperature] += missed
+            whole[temperature] += gradient
+    return {f"{t:g}": math.sqrt(off[t] / whole[t]) for t in temperatures}
+
+
+def _missed_gradient(
+    logits: Tensor, kept: KeptTargets, layout: TargetLayout, head: Tensor, temperature: float
+) -> tuple[float, float]:
+    """Sums over positions of |(p_hat - p) head|^2 and of |(q - p) head|^2, q uniform."""
+    p = torch.softmax(logits / temperature, -1)
+    weights = estimate.target_weights(kept.values, kept.log_mass, layout, temperature)
+    p_hat = torch.zeros_like(p)
+    if not layout.samples:  # the rest is one bucket: to a student that knows nothing, spread evenly
+        p_hat += (1 - weights.sum(-1, keepdim=True)) / max(1, p.shape[1] - layout.top_k)
+        p_hat.scatter_(1, kept.ids, 0.0)
+    p_hat.scatter_add_(1, kept.ids, weights)
+    uniform = torch.full_like(p, 1 / p.shape[1])
+    missed, gradient = ((difference @ head).square().sum() for difference in (p_hat - p, uniform - p))
+    return float(missed), float(gradient)
+
+
+def _free_bytes(out: Path | None) -> int | None:
+    """Room on the disk the cache would go to."""
+    if out is None:
+        return None
+    existing = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def render_plan(plan: Plan) -> Group:
+    """The plan as tables for a terminal."""
+    facts = Table(box=None, show_header=False)
+    facts.add_column(style="bold")
+    facts.add_column()
+    room = "" if plan.free_bytes is None else f", {byte_size(plan.free_bytes)} free there"
+    short = plan.free_bytes is not None and plan.free_bytes < plan.bytes
+    facts.add_row("rows", f"{plan.rows:,} in {plan.shards:,} shards, {plan.tokens:,.0f} counted positions")
+    facts.add_row("time", f"{duration(plan.seconds)}, {duration(plan.load_seconds)} of them to load the teacher")
+    facts.add_row("speed", f"{plan.tokens_per_second:,.0f} tokens/s, {plan.encode_share:.1%} of the time encoding")
+    facts.add_row("size", f"{byte_size(plan.bytes)}{room}" + (" — TOO LITTLE" if short else ""))
+    facts.add_row("calibrated on", f"{plan.calibration_rows} rows")
+    sizes = Table("array", box=box.SIMPLE_HEAD)
+    for heading in ("bytes a token", "whole"):
+        sizes.add_column(heading, justify="right")
+    for name, per_token in plan.bytes_by_array.items():
+        sizes.add_row(name, f"{per_token:.2f}", byte_size(per_token * plan.tokens))
+    sizes.add_row("teacher/", "", byte_size(plan.teacher_bytes))
+    errors = Table("relative error of the KD gradient at T", *plan.gradient_error, box=box.SIMPLE_HEAD)
+    errors.add_row("one token", *(f"{error:.3f}" for error in plan.gradient_error.values()))
+    step = [error / math.sqrt(STEP_TOKENS) for error in plan.gradient_error.values()]
+    errors.add_row(f"a step of {STEP_TOKENS:,} tokens", *(f"{error:.4f}" for error in step))
+    return Group(facts, sizes, errors)

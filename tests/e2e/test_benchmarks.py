@@ -1,0 +1,57 @@
+"""The benchmarks at a tiny size: they run, and their rows have the fields that are promised."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from e2e_corpus import write_text_corpus
+
+from fidelity import bias_and_noise
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_fidelity_measures_every_scheme_at_every_temperature(tiny_teacher: Path, tmp_path: Path) -> None:
+    output, plot = tmp_path / "rows.json", tmp_path / "plot.png"
+    arguments = ["--teacher", str(tiny_teacher), "--dtype", "float32", "--text", str(write_text_corpus(tmp_path))]
+    sizes = ["--tokens", "256", "--seeds", "3", "--student-steps", "2"]
+    run("fidelity.py", *arguments, *sizes, "--json", str(output), "--plot", str(plot))
+    rows = json.loads(output.read_text())
+    wanted = {"scheme", "top_k", "samples", "proposal", "T", "error", "bias", "noise", "bytes_per_token"}
+    assert all(wanted <= row.keys() for row in rows)
+    assert {row["T"] for row in rows} == {1.0, 1.1, 1.25, 1.5, 2.0}
+    errors = {(r["scheme"], r["T"]): r["error"] for r in rows if r["student"] == "random"}
+    assert all(math.isfinite(error) for error in errors.values())
+    assert errors["sampled, default", 2.0] < errors["top-64, renormalised", 2.0]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+
+
+def test_throughput_prints_its_ratios(tiny_teacher: Path, tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    run("throughput.py", "--teacher", str(tiny_teacher), "--batch", "2", "--rows", "8", "--json", str(output))
+    figures = json.loads(output.read_text())
+    assert {"extraction_over_teacher", "decode_tokens_per_second"} <= figures.keys()
+
+
+def test_bias_and_noise_are_told_apart() -> None:
+    """Errors of a known bias of norm 3 and noise of norm 4 a draw, 400 draws in 50 dimensions."""
+    random = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, 50, generator=random) * (4 / 50**0.5)
+    shift = torch.zeros(50)
+    shift[0] = 3.0
+    bias, z, spread = bias_and_noise(noise + shift)
+    assert bias == pytest.approx(3.0, rel=0.1)
+    assert spread == pytest.approx(4.0, rel=0.1)
+    assert z > 10
+    assert abs(bias_and_noise(noise)[1]) < 4.5

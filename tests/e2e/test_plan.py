@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import pytest
+from e2e_corpus import write_text_corpus
+
+from cli_common.errors import UserError
+from teacher_cache import open_cache
+from teacher_cache.build import build
+from teacher_cache.inspect import summarize
+from teacher_cache.plan import make_plan, render_plan
+from teacher_cache.settings import BuildSettings
+
+
+@pytest.fixture
+def settings(tiny_teacher: Path, tmp_path: Path) -> BuildSettings:
+    return BuildSettings.model_validate(
+        {
+            "teacher": {"model": str(tiny_teacher)},
+            "corpus": {"source": str(write_text_corpus(tmp_path))},
+            "rows": {"seq_len": 64, "count": 48},
+            "targets": {"top_k": 4, "samples": 12},
+            "hidden": {"mean": "int8", "stride": 2},
+            "compute": {"batch_size": 8, "rows_per_shard": 16},
+        }
+    )
+
+
+def test_a_plan_foresees_the_bytes_of_the_build_and_writes_nothing(settings: BuildSettings, tmp_path: Path) -> None:
+    out = tmp_path / "cache"
+    plan = make_plan(settings, out)
+    assert not out.exists()
+    build(settings, out)
+    summary = summarize(open_cache(out))
+    assert plan.tokens == summary["tokens"]
+    assert plan.shards == summary["shards"]["planned"]
+    assert plan.bytes_per_token == pytest.approx(summary["bytes_per_token"], rel=0.1)
+    assert plan.bytes_by_array.keys() == summary["arrays"].keys()
+    assert plan.free_bytes is not None
+
+
+def test_more_samples_mean_less_error(settings: BuildSettings) -> None:
+    few = make_plan(settings, None).gradient_error
+    targets = settings.targets.model_copy(update={"samples": 120})
+    many = make_plan(settings.model_copy(update={"targets": targets}), None).gradient_error
+    assert few.keys() == {"1", "1.25", "1.5", "1.75", "2"}
+    assert all(many[t] < few[t] for t in few)
+
+
+def test_a_plan_says_when_the_disk_is_too_small(
+    settings: BuildSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    monkeypatch.setattr("teacher_cache.plan._free_bytes", lambda _out: 10)
+    Console().print(render_plan(make_plan(settings, tmp_path)))
+    assert "TOO LITTLE" in capsys.readouterr().out
+
+
+def test_a_plan_refuses_what_a_build_refuses(settings: BuildSettings) -> None:
+    targets = settings.targets.model_copy(update={"top_k": 300})
+    with pytest.raises(UserError, match=r"targets\.top_k 300: larger"):
+        make_plan(settings.model_copy(update={"targets": targets}), None)

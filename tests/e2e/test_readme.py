@@ -1,0 +1,97 @@
+"""What the documents tell a user to type: every command line is accepted, and those that take seconds are run."""
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+from zarr.errors import ZarrUserWarning
+
+from cli_common.settings_file import load_settings
+from student import cli as student_cli
+from student.settings import TrainSettings
+from teacher_cache import cli as cache_cli
+from teacher_cache.settings import BuildSettings
+from teacher_cache.synthetic import make_synthetic_cache
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+FORMAT = ROOT / "docs" / "format.md"
+DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+LAUNCHER = re.compile(r"^torchrun --nproc-per-node \d+ -m student\b")
+
+
+def blocks(document: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+
+
+def commands() -> list[str]:
+    """Command lines in the order of the README, several processes shown as one."""
+    lines = [line for block in blocks(README, "sh") for line in block.replace("\\\n", " ").splitlines()]
+    return [LAUNCHER.sub("student-train", line) for line in lines if line.strip()]
+
+
+def is_cheap(command: str) -> bool:
+    started = command.startswith(("teacher-cache synth ", "teacher-cache inspect ", "student-train "))
+    return started and not (command.startswith("student-train") and "caches/synthetic" not in command)
+
+
+@pytest.mark.parametrize("command", commands())
+def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    program, *arguments = shlex.split(command, comments=True)
+    if program == "make":
+        done = subprocess.run(["make", "-n", "-o", "setup", *arguments], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return
+    app = {"teacher-cache": cache_cli.app, "student-train": student_cli.app}[program]
+    function, bound, *_ = app.parse_args(arguments, exit_on_error=False, print_error=False)
+    settings: dict[Any, Any] = {cache_cli.build: BuildSettings, student_cli.train: TrainSettings}
+    if function in settings:
+        load_settings(settings[function], bound.arguments.get("config"), bound.arguments.get("overrides", ()))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder as the README's reader has it after the demo, with synthetic caches in the place of real ones."""
+    made: Path = tmp_path_factory.mktemp("readme")
+    (made / "configs").symlink_to(ROOT / "configs")
+    for path in ("demo/cache", "demo/heldout"):
+        make_synthetic_cache(made / path, rows=8, seq_len=40, vocab_size=64, top_k=8)
+    return made
+
+
+def test_what_takes_seconds_is_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    cheap = [command for command in commands() if is_cheap(command)]
+    assert {shlex.split(command)[1] for command in cheap} >= {"synth", "inspect", "--cache"}
+    for command in cheap:
+        program, *arguments = shlex.split(command, comments=True)
+        if program == "teacher-cache":
+            assert cache_cli.app(arguments, result_action="return_value") == 0
+            continue
+        monkeypatch.setattr(sys, "argv", [program, *arguments])
+        with pytest.raises(SystemExit) as stop:
+            student_cli.main()
+        assert stop.value.code == 0, (command, capsys.readouterr().err)
+    capsys.readouterr()
+    snippets = [(README, code) for code in blocks(README, "python")] + [(FORMAT, c) for c in blocks(FORMAT, "python")]
+    for document, code in snippets:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3", ZarrUserWarning)
+            exec(compile(code, str(document), "exec"), {})
+        assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_lead_to_files(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"(?<!!)\[[^\]\n]+\]\(([^)\n]+)\)", text) if "://" not in target]
+    missing = [target for target in targets if not (document.parent / target.partition("#")[0]).exists()]
+    assert not missing

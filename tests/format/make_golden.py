@@ -1,0 +1,40 @@
+"""Write the golden caches: run once for each version of the format, never to make a failing test pass.
+
+Usage: python tests/format/make_golden.py tests/format/golden
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import xxhash
+
+from teacher_cache import open_cache
+from teacher_cache.reader import CachedRows
+from teacher_cache.synthetic import make_synthetic_cache
+
+SIZES = {"rows": 5, "seq_len": 6, "vocab_size": 64, "hidden_size": 70, "rows_per_shard": 4, "seed": 3}
+KINDS = {
+    "sampled": {"top_k": 3, "samples": 6, "hidden": "int8", "hidden_stride": 2},
+    "top": {"top_k": 8, "hidden": "lossless"},
+    "exact": {"top_k": 1, "mode": "exact", "exact_hidden": "int8", "hidden": "int4"},
+}
+
+
+def digests(rows: CachedRows) -> dict[str, str]:
+    """xxh3-128 of every array as it is given to a reader; the dtype and the shape count too."""
+    arrays = {name: array for name, array in vars(rows).items() if array is not None}
+    return {n: f"{a.dtype} {a.shape} {xxhash.xxh3_128_hexdigest(a.tobytes())}" for n, a in arrays.items()}
+
+
+def main(folder: Path) -> None:
+    """A cache of each kind, and what reading it gives."""
+    expected = {}
+    for name, kind in KINDS.items():
+        path = make_synthetic_cache(folder / f"v1-{name}", **SIZES, **kind)
+        expected[path.name] = digests(open_cache(path).rows(range(SIZES["rows"])))
+    (folder / "expected.json").write_text(json.dumps(expected, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
