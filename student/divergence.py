@@ -131,8 +131,8 @@ def divergence_at(
     ids = targets.ids[loss_mask]
     values, log_mass = targets.values[loss_mask].to(dtype), targets.log_mass[loss_mask].to(dtype)
     if layout.samples:
-        weights = estimate.target_weights(values, log_mass, layout, temperature)
-        return SampledDivergence(temperature, ids, weights, estimate.entropy(values, log_mass, layout, temperature))
+        found = estimate.estimate_at(values, log_mass, layout, temperature)
+        return SampledDivergence(temperature, ids, found.weights, found.entropy)
     return BucketDivergence(temperature, ids, values, estimate.log_rest(log_mass, layout, temperature))
 
 

@@ -8,11 +8,18 @@ of the teacher at several temperatures. For any f, `sum_kept (p_i / pi_i) f_i` h
 at every temperature at once (Horvitz and Thompson's estimator).
 """
 
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
 from teacher_cache.format import TargetLayout
 from teacher_cache.nodes import derivative_weights, interpolation_weights
+
+SLICE_POSITIONS = 2048
+"""Positions `estimate_at` works on at once on a CPU."""
 
 
 def relative_logits(values: Tensor) -> Tensor:
@@ -74,6 +81,95 @@ def entropy(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature:
     slope = log_mass @ _as_tensor(derivative_weights(layout.node_temperatures, temperature), log_mass)
     rest_mean = torch.exp(log_rest(log_mass, layout, temperature) - log_z) * slope
     return log_z - (top_mean + rest_mean) / temperature
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """The teacher at one temperature.
+
+    weights (..., K) p_i/pi_i of the kept entries; log_partition (...) log Z(T), relative to the largest logit;
+    entropy (...) in nats.
+    """
+
+    weights: Tensor
+    log_partition: Tensor
+    entropy: Tensor
+
+
+def estimate_at(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Estimate:
+    """`target_weights`, `log_partition` and `entropy` in one go, several times faster than each by itself.
+
+    On a CPU some thousand positions at a time, which stay in its cache. Raises `UserError` outside the cached range.
+    """
+    shape, width = values.shape[:-1], values.shape[-1]
+    values, log_mass = values.reshape(-1, width), log_mass.reshape(-1, log_mass.shape[-1])
+    size = SLICE_POSITIONS if values.device.type == "cpu" else max(1, len(values))
+    coefficients = _Coefficients.of(layout, temperature, log_mass)
+    weights = torch.empty_like(values)
+    totals = torch.empty(2, len(values), dtype=values.dtype, device=values.device)
+    for start in range(0, len(values), size):
+        part = slice(start, start + size)
+        found, log_z, nats = _estimate(values[part].T.contiguous(), log_mass[part].T, layout, coefficients)
+        weights[part], totals[0, part], totals[1, part] = found.T, log_z, nats
+    return Estimate(weights.view(*shape, width), *(total.view(shape) for total in totals))
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    """Of T and the proposal's temperatures, T first: betas (m,), interpolation (m, J); slope (J,) of A at T."""
+
+    betas: list[float]
+    interpolation: Tensor
+    slope: Tensor
+
+    @classmethod
+    def of(cls, layout: TargetLayout, temperature: float, like: Tensor) -> "_Coefficients":
+        temperatures = [temperature, *(t for t, _ in layout.proposal)]
+        nodes = layout.node_temperatures
+        rows = [_as_tensor(interpolation_weights(nodes, t), like) for t in temperatures]
+        slope = _as_tensor(derivative_weights(nodes, temperature), like)
+        return cls([1 / t for t in temperatures], torch.stack(rows), slope)
+
+
+def _estimate(
+    values: Tensor, log_mass: Tensor, layout: TargetLayout, coefficients: _Coefficients
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights (K, n), log Z and entropy (n,) from values (K, n) and log_mass (J, n): positions are contiguous."""
+    top_k, betas = layout.top_k, coefficients.betas
+    relative = values.sub_(values[0].clone())
+    top = relative[:top_k].clamp(min=torch.finfo(values.dtype).min)
+    rest = torch.exp(coefficients.interpolation @ log_mass)  # (m, n)
+    z = torch.stack([torch.exp(top * beta).sum(0) for beta in betas]) + rest
+    weights = torch.exp(relative * betas[0]).div_(z[0])
+    log_z = torch.log(z[0])
+    slope = (coefficients.slope @ log_mass) * rest[0] / z[0]
+    nats = log_z - betas[0] * ((weights[:top_k] * top).sum(0) + slope)
+    if layout.samples:
+        scales = [
+            layout.samples * share / partition for (_, share), partition in zip(layout.proposal, z[1:], strict=True)
+        ]
+        weights[top_k:] /= _rate(relative[top_k:], betas[1:], scales)
+    return weights, log_z, nats
+
+
+def _rate(sampled: Tensor, betas: list[float], scales: list[Tensor]) -> Tensor:
+    """`min(1, n r)` of sampled entries (K, n), never 0; one exponential where the betas share a step, else one each."""
+    step = min(abs(one - other) for one, other in pairwise([0.0, *sorted(betas)]) if one != other)
+    multiples = [round(beta / step) for beta in betas]
+    shared = max(multiples) <= 8 and all(math.isclose(m * step, b) for m, b in zip(multiples, betas, strict=True))
+    rate = torch.zeros_like(sampled)
+    if not shared:
+        for beta, scale in zip(betas, scales, strict=True):
+            rate.addcmul_(torch.exp(sampled * beta), scale)
+    else:
+        base = torch.exp(sampled * step)
+        power, reached = base.clone(), 1
+        for multiple, scale in sorted(zip(multiples, scales, strict=True), key=lambda pair: pair[0]):
+            while reached < multiple:
+                power.mul_(base)
+                reached += 1
+            rate.addcmul_(power, scale)
+    return rate.clamp_(min=torch.finfo(rate.dtype).tiny, max=1.0)
 
 
 def retained_mass(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:

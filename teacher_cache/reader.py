@@ -69,16 +69,24 @@ class CachedRows:
 class TargetsAt:
     """The teacher at one temperature, for n rows; a sum over the vocabulary is `(weights * f[ids]).sum(-1)`.
 
-    ids (n, T, K); probabilities (n, T, K) p_i(T); weights (n, T, K) p_i(T)/pi_i, 0 in unused places, whose sums are
+    ids (n, T, K); values (n, T, K) their logits; weights (n, T, K) p_i/pi_i, 0 in unused places, whose sums are
     unbiased; log_partition (n, T) log Z(T) relative to the largest logit; entropy (n, T) in nats. In exact mode K is
     the whole vocabulary.
     """
 
-    ids: NDArray[np.int64]
-    probabilities: NDArray[np.float32]
+    temperature: float
+    ids: NDArray[np.integer[Any]]
+    values: NDArray[np.float32]
     weights: NDArray[np.float32]
     log_partition: NDArray[np.float32]
     entropy: NDArray[np.float32]
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """p_i(T) of the entries, (n, T, K)."""
+        scaled = (self.values - self.values[..., :1]) / np.float32(self.temperature)
+        chances: NDArray[np.float32] = np.exp(scaled - self.log_partition[..., None])
+        return chances
 
 
 class Cache:
@@ -133,9 +141,7 @@ class Cache:
 
     def rows(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> CachedRows:
         """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest."""
-        index = np.asarray(indices, dtype=np.int64)
-        index = np.where(index < 0, index + len(self), index)
-        self._require_committed(index)
+        index = self._checked(indices)
         sparse, stored = self.manifest.targets.mode == "sparse", self.manifest
         ids, values, log_mass = self._entries(index) if sparse else (None, None, None)
         return CachedRows(
@@ -154,16 +160,10 @@ class Cache:
 
         Raises `UserError` naming the range when the temperature is outside it.
         """
-        rows = self.rows(indices)
-        ids, values, log_mass, layout = self._all_entries(rows)
-        p = torch.exp(estimate.log_probabilities(values, log_mass, layout, temperature))
-        return TargetsAt(
-            ids=ids.numpy(),
-            probabilities=p.numpy(),
-            weights=estimate.target_weights(values, log_mass, layout, temperature).numpy(),
-            log_partition=estimate.log_partition(values, log_mass, layout, temperature).numpy(),
-            entropy=estimate.entropy(values, log_mass, layout, temperature).numpy(),
-        )
+        index = self._checked(indices)
+        ids, values, log_mass, layout = self._all_entries(index)
+        found = estimate.estimate_at(values, log_mass, layout, temperature)
+        return TargetsAt(temperature, ids, values.numpy(), *(tensor.numpy() for tensor in vars(found).values()))
 
     def view(self, *, top_k: int | None = None, samples: int | None = None) -> "Cache":
         """The same cache with fewer certain entries or fewer samples a position, still unbiased.
@@ -184,21 +184,22 @@ class Cache:
         thin_ids, thin_values, thin_mass = thin(*as_tensors, stored, self.layout, uniform)
         return thin_ids.numpy().astype(np.uint32), thin_values.numpy(), thin_mass.numpy()
 
-    def _all_entries(self, rows: CachedRows) -> tuple[Tensor, Tensor, Tensor, TargetLayout]:
+    def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
         """Entries as tensors; in exact mode those of the whole vocabulary, from the final state and the LM head."""
-        if rows.ids is not None and rows.values is not None and rows.log_mass is not None:
-            ids = torch.from_numpy(rows.ids.astype(np.int64))
-            return ids, torch.from_numpy(rows.values), torch.from_numpy(rows.log_mass), self.layout
-        assert rows.final_hidden is not None
+        if self.manifest.targets.mode == "sparse":
+            ids, values, log_mass = self._entries(index)
+            return ids, torch.from_numpy(values), torch.from_numpy(log_mass), self.layout
+        states = self._states("exact/hidden", index, self.manifest.targets.exact_hidden)
+        assert states is not None
         frozen = load_file(self.frozen_weights)
         head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: self.manifest.vocab_size].float()
         bias = frozen.get("lm_head.bias")
         bias = None if bias is None else bias[: len(head)].float()
-        logits = torch.nn.functional.linear(torch.from_numpy(rows.final_hidden), head, bias)
-        values, ids = logits.sort(dim=-1, descending=True)
+        logits = torch.nn.functional.linear(torch.from_numpy(states), head, bias)
+        ordered, order = logits.sort(dim=-1, descending=True)
         nodes = self.layout.node_temperatures
-        nothing = torch.full((*values.shape[:-1], len(nodes)), LOG_MASS_FLOOR)
-        return ids, values, nothing, self.layout.model_copy(update={"top_k": values.shape[-1]})
+        nothing = torch.full((*ordered.shape[:-1], len(nodes)), LOG_MASS_FLOOR)
+        return order.numpy(), ordered, nothing, self.layout.model_copy(update={"top_k": ordered.shape[-1]})
 
     def _states(self, name: str, index: NDArray[np.int64], precision: str) -> NDArray[np.float32] | None:
         if precision == "none":
@@ -220,6 +221,13 @@ class Cache:
             return np.asarray(array.oindex[index])
         except (ValueError, RuntimeError, OSError) as error:
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); rebuild its shard") from error
+
+    def _checked(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+        """Row numbers, negative ones counted from the end, all in committed shards."""
+        index = np.asarray(indices, dtype=np.int64)
+        index = np.where(index < 0, index + len(self), index)
+        self._require_committed(index)
+        return index
 
     def _require_committed(self, index: NDArray[np.int64]) -> None:
         if len(index) and (index.min() < 0 or index.max() >= len(self)):

@@ -1,7 +1,7 @@
 """Logits of some positions → what a row keeps of them: top_k entries, sampled entries, log-mass of the rest."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -13,8 +13,8 @@ from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
 BLOCK = 128
 """Tokens whose inclusion probabilities are summed together: sampling looks into the blocks it hits only."""
 
-SLICE_ELEMENTS = 2**21
-"""Logits worked on at once, 8 MiB of float32: the many passes over them then stay in a processor's cache."""
+SLICE_ELEMENTS = 2**20
+"""Logits worked on at once, 4 MiB of float32: the many passes over them then stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,52 @@ def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
     """What is kept of logits (n, V) over the real vocabulary.
 
     labels (n,) int64; uniform (n,) float64 in [0, 1), the offsets of the systematic samples. Logits are rounded to
-    their stored precision first, so that what is kept is an unbiased account of what could be stored.
+    their stored precision first, so that what is kept is an unbiased account of what could be stored; bfloat16 ones
+    are at it already (below 6e-5, where float16 is coarser, no logit is told from 0).
     """
     rows = max(1, SLICE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    parts = [
-        _keep(some_logits, some_labels, some_uniform, layout)
-        for some_logits, some_labels, some_uniform in zip(
-            *(torch.split(whole, rows) for whole in (logits, labels, uniform)), strict=True
-        )
-    ]
+    space = _Workspace.of(min(rows, len(logits)), logits, layout)
+    slices = zip(*(torch.split(whole, rows) for whole in (logits, labels, uniform)), strict=True)
+    parts = [_keep(some, label, offset, layout, space) for some, label, offset in slices]
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return KeptTargets(*(torch.cat(column) for column in columns))
 
 
-def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout) -> KeptTargets:
-    stored = logits.to(getattr(torch, layout.value_dtype))
-    rest = stored.to(torch.float32, copy=True)
+@dataclass(frozen=True)
+class _Workspace:
+    """Memory for a slice, used over and over: a fresh page costs more than the arithmetic done on it.
+
+    rest and step (rows, V), and a power of it for each node; the vocabulary is filled up to whole blocks.
+    """
+
+    rest: Tensor
+    step: Tensor
+    powers: list[Tensor]
+
+    @classmethod
+    def of(cls, rows: int, logits: Tensor, layout: TargetLayout) -> "_Workspace":
+        width = -(-logits.shape[1] // BLOCK) * BLOCK
+        rest, step, *powers = torch.empty(
+            2 + len(layout.node_temperatures), rows, width, dtype=torch.float32, device=logits.device
+        )
+        rest[:, logits.shape[1] :] = -torch.inf
+        return cls(rest, step, powers)
+
+    def first(self, rows: int) -> "_Workspace":
+        """The part a shorter slice needs."""
+        return _Workspace(self.rest[:rows], self.step[:rows], [power[:rows] for power in self.powers])
+
+
+def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout, whole: _Workspace) -> KeptTargets:
+    space = whole.first(len(logits))
+    stored = logits if logits.dtype == torch.bfloat16 else logits.to(getattr(torch, layout.value_dtype))
+    rest = space.rest[:, : logits.shape[1]].copy_(stored)
     values, ids = rest.topk(layout.top_k, dim=-1)
-    rest = _padded(rest.sub_(values[:, :1]).scatter_(1, ids, -torch.inf))
-    powers = list(_exponentials(rest, layout))
-    log_mass = round_log_mass(torch.stack([power.sum(-1) for power in powers], dim=-1).log_())
+    rest.sub_(values[:, :1]).scatter_(1, ids, -torch.inf)
+    _fill_powers(space, layout)
+    log_mass = round_log_mass(torch.stack([power.sum(-1) for power in space.powers], dim=-1).log_())
     if layout.samples:
-        sampled_ids, used = _sample(rest, powers, values, log_mass, layout, uniform)
+        sampled_ids, used = _sample(space, values, log_mass, layout, uniform)
         sampled_ids.masked_fill_(~used, 0)
         sampled = stored.gather(1, sampled_ids).float().masked_fill_(~used, -torch.inf)
         sampled, order = sampled.sort(dim=-1, descending=True, stable=True)
@@ -66,21 +90,13 @@ def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout)
     return KeptTargets(ids, values, log_mass, stored.gather(1, labels[:, None]).squeeze(1).float())
 
 
-def _padded(rest: Tensor) -> Tensor:
-    """The vocabulary filled up with -inf to whole blocks."""
-    missing = -rest.shape[1] % BLOCK
-    return functional.pad(rest, (0, missing), value=-torch.inf) if missing else rest
-
-
-def _exponentials(rest: Tensor, layout: TargetLayout) -> Iterator[Tensor]:
-    """`exp(beta_j rest)` at each node (n, V): two exponentials, then products, for nodes are equally spaced in beta."""
+def _fill_powers(space: _Workspace, layout: TargetLayout) -> None:
+    """`exp(beta_j rest)` at each node: two exponentials, then products, for nodes are equally spaced in beta."""
     betas = [1 / t for t in layout.node_temperatures]
-    power = torch.exp(rest * betas[0])
-    yield power
-    step = torch.exp(rest * (betas[1] - betas[0]))
-    for _ in betas[1:]:
-        power = power * step
-        yield power
+    torch.mul(space.rest, betas[0], out=space.powers[0]).exp_()
+    torch.mul(space.rest, betas[1] - betas[0], out=space.step).exp_()
+    for before, power in pairwise(space.powers):
+        torch.mul(before, space.step, out=power)
 
 
 def round_log_mass(log_mass: Tensor) -> Tensor:
@@ -89,15 +105,17 @@ def round_log_mass(log_mass: Tensor) -> Tensor:
 
 
 def _sample(
-    rest: Tensor, powers: list[Tensor], values: Tensor, log_mass: Tensor, layout: TargetLayout, uniform: Tensor
+    space: _Workspace, values: Tensor, log_mass: Tensor, layout: TargetLayout, uniform: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Sampled ids (n, samples) and whether each place is used."""
-    nodes = dict(zip(layout.node_temperatures, powers, strict=True))
-    rate: Tensor | None = None
-    for scale, temperature in proposal_scales(values, log_mass, layout):
-        power = nodes[temperature] if temperature in nodes else torch.exp(rest / temperature)
-        rate = power * scale[:, None] if rate is None else rate.addcmul_(scale[:, None], power)
-    assert rate is not None
+    nodes = dict(zip(layout.node_temperatures, space.powers, strict=True))
+    rate = space.step
+    for part, (scale, temperature) in enumerate(proposal_scales(values, log_mass, layout)):
+        power = nodes[temperature] if temperature in nodes else torch.exp(space.rest / temperature)
+        if part:
+            rate.addcmul_(power, scale[:, None])
+        else:
+            torch.mul(power, scale[:, None], out=rate)
     return systematic_sample(rate.clamp_(max=1.0), uniform, layout.samples)
 
 

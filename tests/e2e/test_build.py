@@ -68,7 +68,7 @@ def test_cached_rows_are_what_the_model_says(config: dict[str, Any], tiny_teache
         targets = cache.targets(range(20), temperature=temperature)
         used = targets.weights > 0
         exact = torch.softmax(logits / temperature, -1)
-        chances = exact.gather(-1, torch.from_numpy(targets.ids)).numpy()
+        chances = exact.gather(-1, torch.from_numpy(targets.ids.astype(np.int64))).numpy()
         assert np.abs(targets.probabilities - chances)[used].max() < 2e-3
         assert np.abs(targets.entropy - torch.special.entr(exact).sum(-1).numpy()).max() < 0.05
         assert abs(targets.weights.sum(-1).mean() - 1) < 0.05
@@ -93,7 +93,7 @@ def test_exact_mode_gives_back_the_models_distribution(
     model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
     with torch.no_grad():
         logits = model(torch.from_numpy(cache[3].tokens.astype(np.int64))[None, :-1]).logits[..., :257]
-    exact = torch.softmax(logits / 1.7, -1).gather(-1, torch.from_numpy(targets.ids)).numpy()
+    exact = torch.softmax(logits / 1.7, -1).gather(-1, torch.from_numpy(targets.ids.astype(np.int64))).numpy()
     assert np.abs(targets.weights - exact).max() < 1e-5
 
 

@@ -106,6 +106,50 @@ def test_stopped_and_continued_is_never_stopped_to_the_bit(
     assert kept == ["step_00000004", "step_00000006"]
 
 
+KINDS: dict[str, dict[str, Any]] = {
+    "sampled": {"samples": 20},
+    "exact": {"mode": "exact"},
+    "exact, int8": {"mode": "exact", "exact_hidden": "int8"},
+    "int8 states at every 4th position": {"hidden": "int8", "hidden_stride": 4},
+}
+
+
+def make_cache(path: Path, kind: str) -> Path:
+    sizes = {"rows": ROWS, "seq_len": 12, "vocab_size": VOCAB, "top_k": 8, "hidden_size": WIDTH, "rows_per_shard": 8}
+    return make_synthetic_cache(path, **sizes, **KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_cache_trains(alone: Processes, tmp_path: Path, kind: str) -> None:
+    cache = make_cache(tmp_path / "cache", kind)
+    outcome = run_job(settings("--evaluation.cache", str(cache)), cache, tmp_path / "out", alone)
+    assert outcome.before is not None
+    assert outcome.after is not None
+    assert outcome.after.cross_entropy < outcome.before.cross_entropy
+    assert outcome.after.kl < outcome.before.kl
+    records = trace(tmp_path / "out")
+    assert len(records) == 6
+    assert all(np.isfinite(list(record.values())).all() and record["frobenius"] > 0 for record in records)
+
+
+def test_a_view_of_sampled_targets_is_resumed_to_the_bit_and_compared(
+    alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = make_cache(tmp_path / "cache", "sampled")
+    view = ["--targets.top_k=4", "--targets.samples=10", "--distillation.frobenius.channels=normalised"]
+    run_job(settings(), cache, tmp_path / "all", alone)
+    run_job(settings(*view), cache, tmp_path / "whole", alone)
+    with monkeypatch.context() as patch:
+        stop_at(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(settings(*view), cache, tmp_path / "stopped", alone)
+    assert run_job(settings(*view), cache, tmp_path / "stopped", alone).resumed_at == 2
+    assert trace(tmp_path / "stopped") == trace(tmp_path / "whole") != trace(tmp_path / "all")
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "whole")
+    message = refused(settings(*view, "--targets.samples=9"), cache, tmp_path / "whole", alone)
+    assert "targets.samples 10, now 9" in message
+
+
 def weights(out: Path) -> bytes:
     return (out / "trained.safetensors").read_bytes()
 
@@ -196,6 +240,10 @@ def test_a_damaged_checkpoint_names_the_way_back(cache: Path, alone: Processes, 
         (["--trainign.epochs", "3"], "unknown key 'trainign'"),
         (["--training.epochs", "0"], "training.epochs"),
         (["--model.heads", "5"], "--model.heads 5"),
+        (["--targets.top_k", "9"], "targets.top_k 9: the cache holds 8; choose 1 to 8"),
+        (["--targets.samples", "-1"], "targets.samples"),
+        (["--distillation.temperature_init", "3"], "temperature_init: temperature 3 is outside the cached range 1 to"),
+        (["--distillation.temperature_final", "0.9"], "temperature_final: temperature 0.9 is outside the cached range"),
         (["--evaluation.cache", "nowhere"], "nowhere: no such folder"),
         (["--deepspeed", "nowhere.json"], "nowhere.json: no such file"),
         (["--out", "/proc/nowhere"], "--out /proc/nowhere: cannot be made"),

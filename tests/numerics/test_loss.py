@@ -43,15 +43,11 @@ class Case:
         return sparse_targets(ids, values.float(), log_rest(self.teacher, ids, temperature).float())
 
     def sums(self, top_k: int, temperature: float, **options: Any) -> LossSums:
+        return self.sums_of(self.targets(top_k, temperature), temperature, hidden_mean=self.hidden_mean, **options)
+
+    def sums_of(self, targets: TeacherTargets, temperature: float, **options: Any) -> LossSums:
         return distillation_loss_sums(
-            self.hidden,
-            self.head,
-            self.labels,
-            self.mask,
-            self.targets(top_k, temperature),
-            temperature=temperature,
-            hidden_mean=self.hidden_mean,
-            **options,
+            self.hidden, self.head, self.labels, self.mask, targets, temperature=temperature, **options
         )
 
     def dense(self, temperature: float, **options: Any) -> LossSums:
@@ -242,15 +238,7 @@ def test_logits_exist_for_one_chunk_at_a_time() -> None:
         return tensor
 
     with _LargestTensor() as largest, torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        sums = distillation_loss_sums(
-            case.hidden,
-            case.head,
-            case.labels,
-            case.mask,
-            targets,
-            temperature=1.5,
-            chunk_tokens=10,
-        )
+        sums = case.sums_of(targets, 1.5, chunk_tokens=10)
         kept = sum(saved)
         (sums.cross_entropy + sums.kl).backward()
     assert sums.tokens > 100
@@ -322,14 +310,7 @@ def test_unused_places_are_skipped() -> None:
     )
 
     def kl(given: TeacherTargets) -> Tensor:
-        return distillation_loss_sums(
-            case.hidden,
-            case.head,
-            case.labels,
-            case.mask,
-            given,
-            temperature=1.5,
-        ).kl
+        return case.sums_of(given, 1.5).kl
 
     assert torch.allclose(kl(wider), kl(targets), rtol=1e-13)
     assert torch.allclose(gradient(case, kl(wider)), gradient(case, kl(targets)), rtol=1e-12, atol=1e-14)
@@ -369,14 +350,8 @@ def test_interpolated_log_mass_gives_the_kl_of_the_exact_one(temperature: float)
     values, ids = case.teacher.topk(16, dim=-1)
     kept = layout(16)
     stored = torch.stack([log_rest(case.teacher, ids, node) for node in kept.node_temperatures], -1)
-    found = distillation_loss_sums(
-        case.hidden,
-        case.head,
-        case.labels,
-        case.mask,
-        TeacherTargets(ids, values.float(), stored.float(), final_hidden=None, layout=kept),
-        temperature=temperature,
-    )
+    targets = TeacherTargets(ids, values.float(), stored.float(), final_hidden=None, layout=kept)
+    found = case.sums_of(targets, temperature)
     assert relative_error(found.kl, case.sums(16, temperature).kl) < 1e-3
 
 

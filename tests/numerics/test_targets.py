@@ -171,3 +171,21 @@ def test_targets_do_not_depend_on_which_positions_are_worked_on_together() -> No
         one = keep_targets(logits[row : row + 1], labels[row : row + 1], wanted, uniform[row : row + 1])
         assert torch.equal(one.ids, whole.ids[row : row + 1])
         assert torch.equal(one.label_logits, logits[row, row : row + 1])
+
+
+@given(logit_rows(), st.data())
+@settings(max_examples=60, deadline=None)
+def test_the_fast_estimate_equals_the_definitions_one_by_one(logits: Tensor, data: st.DataObject) -> None:
+    top_k, samples = data.draw(st.integers(1, logits.shape[1])), data.draw(st.sampled_from([0, 16]))
+    proposals = [((1.0, 0.5), (4 / 3, 0.3), (2.0, 0.2)), ((1.0, 1.0),), ((1.07, 0.4), (1.9, 0.6))]
+    wanted = layout(top_k, samples, proposal=data.draw(st.sampled_from(proposals)))
+    temperature = data.draw(st.sampled_from(TEMPERATURES))
+    kept = keep(logits, wanted)
+    arguments = kept.values.double(), kept.log_mass.double(), wanted, temperature
+    found = estimate.estimate_at(*arguments)
+    for name, expected in {
+        "weights": estimate.target_weights(*arguments),
+        "log_partition": estimate.log_partition(*arguments),
+        "entropy": estimate.entropy(*arguments),
+    }.items():
+        assert torch.allclose(getattr(found, name), expected, rtol=1e-9, atol=1e-9), name
