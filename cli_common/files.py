@@ -10,7 +10,7 @@ STAGING_PREFIX = ".staging-"
 def write_atomically(path: Path, data: bytes) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename. An `OSError` leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=STAGING_PREFIX, dir=path.parent)
+    handle, staged = tempfile.mkstemp(prefix=_staging_prefix(path), dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -24,9 +24,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     _flush(path.parent)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files that writers which died left under a folder."""
-    for staged in folder.rglob(f"{STAGING_PREFIX}*"):
+def remove_leftovers(path: Path) -> None:
+    """Remove temporary files that writers of `path` which died left beside it; no other writer of it may be alive."""
+    for staged in path.parent.glob(f"{_staging_prefix(path)}*"):
         staged.unlink(missing_ok=True)
 
 
@@ -35,6 +35,10 @@ def settle_on_disk(path: Path) -> int:
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size
+
+
+def _staging_prefix(path: Path) -> str:
+    return f"{STAGING_PREFIX}{path.name}-"
 
 
 def _flush(folder: Path) -> None:

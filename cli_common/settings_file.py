@@ -1,6 +1,7 @@
 """Settings: frozen models, read from YAML, overridden by `--section.key VALUE`, refused in one line."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -88,7 +89,7 @@ def _one_line(error: ValidationError, model: type[BaseModel], source: str) -> st
         hint = f"did you mean {close[0]!r}?" if close else f"known keys: {', '.join(known)}"
         return f"{source}: unknown key {key!r}; {hint}{more}"
     message = problem["msg"].removeprefix("Value error, ")
-    value = "" if problem["type"] in {"missing", "value_error"} else f" (got {problem['input']!r})"
+    value = "" if problem["type"] in {"missing", "value_error"} else f" (got {reprlib.repr(problem['input'])})"
     return f"{source}: {key + ': ' if key else ''}{message}{value}{more}"
 
 

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student.divergence import TeacherTargets
+from teacher_cache.decode import CachedRows
 from teacher_cache.format import TargetLayout
-from teacher_cache.reader import CachedRows
 
 
 @dataclass(frozen=True)

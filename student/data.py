@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cli_common.errors import UserError
-from teacher_cache.reader import Cache, CachedRows
+from teacher_cache.decode import CachedRows
+from teacher_cache.reader import Cache
 
 WINDOW_SHARDS = 4
 

@@ -10,7 +10,8 @@ import torch
 from student.assemble import Run
 from student.batch import Batch
 from student.loss import EvaluationSums, evaluation_sums
-from teacher_cache.reader import Cache, CachedRows
+from teacher_cache.decode import CachedRows
+from teacher_cache.reader import Cache
 
 
 @dataclass(frozen=True)

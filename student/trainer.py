@@ -15,7 +15,7 @@ from student.engine import gradient_norm
 from student.evaluate import measure
 from student.loss import LossSums, distillation_loss_sums, total_loss
 from student.schedule import Coefficients, distillation_at
-from teacher_cache.reader import CachedRows
+from teacher_cache.decode import CachedRows
 
 
 @dataclass(frozen=True)

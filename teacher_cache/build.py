@@ -25,11 +25,13 @@ from teacher_cache.format import (
     Manifest,
     RowLayout,
     default_rows_per_chunk,
+    digest,
 )
-from teacher_cache.reader import open_cache, read_manifest
+from teacher_cache.metadata import read_manifest
+from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import LocalStore, digest
+from teacher_cache.store import LocalStore
 from teacher_cache.targets import keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.writer import CacheWriter, manifest_differences
@@ -42,6 +44,8 @@ class BuildReport:
     path: Path
     shards_built: int
     shards_found: int
+    shards_elsewhere: int
+    """Shards that another process is building."""
     seconds: float
 
 
@@ -53,36 +57,46 @@ def build(settings: BuildSettings, out: Path) -> BuildReport:
     started = time.monotonic()
     store = LocalStore(out)
     if _is_already_built(store, settings):
-        return BuildReport(out, 0, len(open_cache(out).commits), time.monotonic() - started)
+        return BuildReport(out, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
     files = teacher.files()
     writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
     pending = writer.pending_shards()
-    _build_shards(settings, teacher, writer, pending)
-    found = writer.manifest.shard_count - len(pending)
-    return BuildReport(out, len(pending), found, time.monotonic() - started)
+    built = _build_shards(settings, teacher, writer, pending)
+    elsewhere = len(writer.pending_shards())
+    if not elsewhere:
+        store.clear_locks()
+    found = writer.manifest.shard_count - built - elsewhere
+    return BuildReport(out, built, found, elsewhere, time.monotonic() - started)
 
 
-def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> None:
+def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
+    """Build the shards that nobody else does; how many those were."""
     manifest, environment = writer.manifest, _environment(teacher)
     corpus_rows = CorpusRows(settings, teacher)
-    bytes_written = positions = 0
+    built = bytes_written = positions = 0
     done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
     started = time.monotonic()
     with ProgressLine("build", total=manifest.rows.count, done=done) as progress:
         for shard in pending:
-            arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
-            arrays.put_rows(corpus_rows.take(arrays.rows))
-            statistics = ShardStatistics(manifest.targets)
-            for batch in batches(len(arrays.rows), settings.compute.batch_size):
-                compute_batch(teacher, arrays, batch, statistics)
-                positions += int(arrays.loss_mask[batch].sum())
-                speed = positions / (time.monotonic() - started)
-                done += batch.stop - batch.start
-                progress.update(done, f"rows · {speed:,.0f} tokens/s · {byte_size(bytes_written)} written")
-            record = writer.write_shard(shard, arrays.by_name, statistics.sums, environment)
-            bytes_written += sum(stored.bytes for stored in record.objects.values())
+            with writer.claim(shard) as mine:
+                if not mine:
+                    done += len(manifest.shard_rows(shard))
+                    continue
+                arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
+                arrays.put_rows(corpus_rows.take(arrays.rows))
+                statistics = ShardStatistics(manifest.targets)
+                for batch in batches(len(arrays.rows), settings.compute.batch_size):
+                    compute_batch(teacher, arrays, batch, statistics)
+                    positions += int(arrays.loss_mask[batch].sum())
+                    speed = positions / (time.monotonic() - started)
+                    done += batch.stop - batch.start
+                    progress.update(done, f"rows · {speed:,.0f} tokens/s · {byte_size(bytes_written)} written")
+                record = writer.write_shard(shard, arrays.by_name, statistics.sums, environment)
+                bytes_written += sum(stored.bytes for stored in record.objects.values())
+                built += 1
+    return built
 
 
 @torch.inference_mode()
@@ -140,8 +154,14 @@ def _compute(settings: BuildSettings) -> dict[str, int]:
 def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
     """Whether a finished cache made with these settings is there, found out without loading the teacher."""
     existing = read_manifest(store)
-    if existing is None:
+    if existing is None or settings_differences(existing, settings):
         return False
+    same_extent = settings.rows.count in (None, existing.rows.count)
+    return same_extent and open_cache(store.root, allow_unfinished=True).is_finished
+
+
+def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
+    """What settings would make otherwise than the cache there is, as far as that shows without loading the teacher."""
     asked = {
         "teacher": existing.teacher.model_copy(
             update={
@@ -152,14 +172,12 @@ def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
             }
         ),
         "corpus": describe_corpus(settings.corpus),
-        "rows": _row_layout(settings, settings.rows.count or existing.rows.count),
+        "rows": _row_layout(settings, existing.rows.count),
         "targets": settings.targets.layout(),
         "hidden": settings.hidden.layout(),
         "compute": _compute(settings),
     }
-    wanted = existing.model_copy(update=asked)
-    same = wanted.rows.count == existing.rows.count and not manifest_differences(existing, wanted)
-    return same and open_cache(store.root, allow_unfinished=True).is_finished
+    return manifest_differences(existing, existing.model_copy(update=asked))
 
 
 def require_fit(settings: BuildSettings, teacher: Teacher) -> None:

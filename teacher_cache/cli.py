@@ -38,7 +38,8 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
         raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
     report = build_cache(settings, folder)
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
-    print(f"{report.path}: {built}, {report.shards_found} found, {duration(report.seconds)}")
+    elsewhere = f", {report.shards_elsewhere} being built by others" if report.shards_elsewhere else ""
+    print(f"{report.path}: {built}, {report.shards_found} found{elsewhere}, {duration(report.seconds)}")
     print(f"look at it:  teacher-cache inspect {report.path}")
     return 0
 
@@ -94,6 +95,83 @@ def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: s
     positions = view.view_row(cache, row, *_parse_span(tokens))
     view.print_json([p.to_json() for p in positions]) if json else view.print_tables(view.render_row(positions))
     return 0
+
+
+@app.command
+def verify(
+    path: Path,
+    *,
+    deep: bool = False,
+    teacher: bool = False,
+    teacher_model: str | None = None,
+    teacher_rows: int = 32,
+    json: bool = False,
+) -> int:
+    """Check a cache: every object there, in its size, with its digest. Exit code 0 sound, 1 unsound, 2 bad usage.
+
+    Parameters
+    ----------
+    path
+        Folder of the cache.
+    deep
+        Decode everything too, and check that it can be true.
+    teacher
+        Run the teacher on some rows too, and compare.
+    teacher_model
+        Where the teacher is now, if not where the manifest says; implies --teacher.
+    teacher_rows
+        About so many rows are run through the teacher, spread over the cache.
+    json
+        Print JSON in place of a table.
+    """
+    from cli_common.console import print_json, print_tables
+    from teacher_cache.store import LocalStore
+    from teacher_cache.verify import verify as verify_bytes
+    from teacher_cache.verify_report import render_findings
+
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    if deep:
+        from teacher_cache.verify_content import verify_bytes_and_content
+
+        findings = verify_bytes_and_content(LocalStore(path))
+    else:
+        findings = verify_bytes(LocalStore(path))
+    if (teacher or teacher_model) and findings.is_sound:
+        from teacher_cache.reader import open_cache
+        from teacher_cache.verify_teacher import verify_teacher
+
+        verify_teacher(open_cache(path), findings, model=teacher_model, rows=teacher_rows)
+    print_json(findings.to_json()) if json else print_tables(render_findings(findings))
+    return 0 if findings.is_sound else 1
+
+
+@app.command
+def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) -> int:
+    """Put damaged shards of a cache into quarantine and build them again, from the settings that made it.
+
+    Parameters
+    ----------
+    path
+        Folder of the cache.
+    config
+        YAML file with the settings the cache was built with.
+    deep
+        Find damage by decoding everything too, not by digests alone.
+    """
+    from cli_common.console import print_tables
+    from teacher_cache.repair import repair as repair_cache
+    from teacher_cache.settings import BuildSettings
+    from teacher_cache.verify_report import render_findings
+
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    report = repair_cache(path, load_settings(BuildSettings, config, overrides), deep=deep)
+    if report.folder is not None:
+        print(f"{len(report.quarantined)} damaged objects are in {report.folder}; remove it when you have looked at it")
+    print(f"{path}: {report.shards_built} shards built again" if report.shards_built else f"{path}: nothing to rebuild")
+    print_tables(render_findings(report.findings))
+    return 0 if report.findings.is_sound else 1
 
 
 @app.command

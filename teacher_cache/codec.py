@@ -19,7 +19,7 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from teacher_cache.format import ArraySpec, Manifest, array_specs
+from teacher_cache.format import GROUP_KEY, ArraySpec, Manifest, array_specs
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -32,21 +32,25 @@ def quiet_zarr() -> Iterator[None]:
         yield
 
 
-def create_group_metadata(manifest: Manifest) -> dict[str, bytes]:
-    """The `zarr.json` documents of the group and its arrays, by key; the group's own comes last."""
+def describe_arrays(manifest: Manifest) -> dict[str, bytes]:
+    """The `zarr.json` documents of the arrays and of the groups they are in, by key; all but the cache's own."""
     objects: dict[str, Buffer] = {}
     with quiet_zarr():
-        group = zarr.create_group(MemoryStore(objects), attributes=manifest.to_json())
+        group = zarr.create_group(MemoryStore(objects))
         for spec in array_specs(manifest):
             _create_array(group, spec, manifest)
-    documents = {key: buffer.to_bytes() for key, buffer in objects.items()}
-    root = documents.pop("zarr.json")
-    return {**documents, "zarr.json": root}
+    return {key: buffer.to_bytes() for key, buffer in objects.items() if key != GROUP_KEY}
+
+
+def describe_group(manifest: Manifest) -> bytes:
+    """The cache's own `zarr.json`, whose attributes are the manifest."""
+    objects: dict[str, Buffer] = {}
+    zarr.create_group(MemoryStore(objects), attributes=manifest.attributes())
+    return objects[GROUP_KEY].to_bytes()
 
 
 def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> None:
     rows = manifest.rows
-    numeric = np.dtype(spec.dtype).itemsize > 1
     group.create_array(
         spec.name,
         shape=(rows.count, *spec.row_shape),
@@ -54,8 +58,8 @@ def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> Non
         shards=(rows.rows_per_shard, *spec.row_shape),
         dtype=spec.dtype,
         filters=None,
-        serializer=PCodec(level=8) if numeric else BytesCodec(),
-        compressors=[Crc32cCodec()] if numeric else [ZstdCodec(level=3), Crc32cCodec()],
+        serializer=PCodec(level=8) if spec.is_numeric else BytesCodec(),
+        compressors=[Crc32cCodec()] if spec.is_numeric else [ZstdCodec(level=3), Crc32cCodec()],
         fill_value=False if spec.dtype == "bool" else 0,
         dimension_names=("row", *_DIMENSIONS.get(spec.name, ("position", "channel"))),
     )
@@ -73,13 +77,16 @@ _DIMENSIONS = {
 }
 
 
-def encode_shard(manifest: Manifest, metadata: Mapping[str, bytes], shard: int, arrays: Arrays) -> dict[str, bytes]:
+def encode_shard(manifest: Manifest, documents: Mapping[str, bytes], shard: int, arrays: Arrays) -> dict[str, bytes]:
     """The objects of one shard by key, as Zarr writes them; `arrays` hold the shard's rows on axis 0.
 
-    Encoding goes through a store in memory, so what is published and digested are finished bytes.
+    `documents` are those of `describe_arrays`. Encoding goes through a store in memory, so what is published and
+    digested are finished bytes.
     """
     rows = manifest.shard_rows(shard)
-    objects: dict[str, Buffer] = {key: cpu.Buffer.from_bytes(document) for key, document in metadata.items()}
+    objects: dict[str, Buffer] = {
+        key: cpu.Buffer.from_bytes(document) for key, document in {GROUP_KEY: _BARE_GROUP, **documents}.items()
+    }
     with quiet_zarr():
         group = zarr.open_group(MemoryStore(objects), mode="r+")
         for spec in array_specs(manifest):
@@ -88,6 +95,9 @@ def encode_shard(manifest: Manifest, metadata: Mapping[str, bytes], shard: int, 
             array[rows.start : rows.stop] = arrays[spec.name]
     keys = [spec.data_key(shard) for spec in array_specs(manifest)]
     return {key: objects[key].to_bytes() for key in keys}
+
+
+_BARE_GROUP = b'{"zarr_format": 3, "node_type": "group"}'
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:

@@ -5,10 +5,12 @@ docs/format.md says the same in words. Both packages read this file and nothing 
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from cli_common.errors import UserError
@@ -31,9 +33,13 @@ LOG_MASS_FLOOR = -60.0
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
 TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
+GROUP_KEY = "zarr.json"
 
 SCALE_GROUP = 64
 """Channels that share a scale in int8 and int4 states: a few outlier channels then spoil their group only."""
+
+
+REPAIR = "teacher-cache repair rebuilds what is damaged"
 
 
 class CacheError(UserError):
@@ -52,11 +58,13 @@ class CacheCorruptError(CacheError):
     """A cache whose bytes are not those that were written."""
 
 
-class _Record(BaseModel):
+class Record(BaseModel):
+    """What is stored as JSON: immutable, and an unknown key is an error."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class TeacherIdentity(_Record):
+class TeacherIdentity(Record):
     """What computed the targets; other weights, dtype or attention kernel make another cache."""
 
     name: str
@@ -72,7 +80,7 @@ class TeacherIdentity(_Record):
     padded_vocab_size: int
 
 
-class TokenizerIdentity(_Record):
+class TokenizerIdentity(Record):
     """The token map; `sha256` covers every token, its id and the special ids."""
 
     sha256: str
@@ -82,7 +90,7 @@ class TokenizerIdentity(_Record):
     has_files: bool
 
 
-class RowLayout(_Record):
+class RowLayout(Record):
     """How documents became rows, and how rows are cut into shards and chunks."""
 
     mode: Literal["packed", "document"]
@@ -100,7 +108,7 @@ class RowLayout(_Record):
         return self
 
 
-class TargetLayout(_Record):
+class TargetLayout(Record):
     """What is kept of each distribution."""
 
     mode: Literal["sparse", "exact"]
@@ -135,7 +143,7 @@ class TargetLayout(_Record):
         return self
 
 
-class HiddenLayout(_Record):
+class HiddenLayout(Record):
     """What is kept of the averaged hidden states."""
 
     mean: Literal["none", "lossless", "int8", "int4"]
@@ -147,7 +155,7 @@ class HiddenLayout(_Record):
         return -(-seq_len // self.stride)
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """Everything a reader needs to decode the cache and to know what made it: the group's attributes."""
 
     format: Literal["teacher-cache"]
@@ -161,7 +169,14 @@ class Manifest(_Record):
     hidden: HiddenLayout
     compute: dict[str, Any]
     files: dict[str, str]
-    """Digest (xxh3-128) of each file under teacher/."""
+    """Digest (xxh3-128) of each object that belongs to no shard: the teacher's files and the arrays' metadata."""
+
+    @model_validator(mode="after")
+    def _files_stay_inside(self) -> Self:
+        for key in self.files:
+            if not is_plain_key(key):
+                raise ValueError(f"files: {key!r} is no key of this cache")
+        return self
 
     @property
     def seq_len(self) -> int:
@@ -227,30 +242,23 @@ class Manifest(_Record):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the manifest: the identity a student's checkpoint is tied to."""
+        """sha256 of the manifest, which is stored beside it: what a student's checkpoint is tied to."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
+    @property
+    def identity(self) -> str:
+        """sha256 of all that decides a row: the manifest without the number of rows and the arrays' metadata.
 
-class StoredObject(_Record):
-    """One object of a shard: its size and digest (xxh3-128, hexadecimal)."""
+        Commit records carry it, so that a shard of another cache is noticed.
+        """
+        content = self.to_json()
+        del content["rows"]["count"]
+        content["files"] = {key: value for key, value in self.files.items() if not is_metadata_key(key)}
+        return hashlib.sha256(canonical_json(content)).hexdigest()
 
-    bytes: int
-    xxh3_128: str
-
-
-class CommitRecord(_Record):
-    """Written last: the shard counts only when this exists."""
-
-    shard: int
-    first_row: int
-    rows: int
-    positions: int
-    """Positions whose loss_mask is true."""
-    objects: dict[str, StoredObject]
-    statistics: dict[str, float]
-    """Sums over the shard's counted positions, see `statistics.shard_statistics`."""
-    environment: dict[str, str]
-    """Versions, device and threads the shard was computed with."""
+    def attributes(self) -> dict[str, Any]:
+        """What the group's attributes hold: the manifest and its fingerprint."""
+        return {**self.to_json(), "fingerprint": self.fingerprint}
 
 
 @dataclass(frozen=True)
@@ -260,6 +268,16 @@ class ArraySpec:
     name: str
     row_shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """Names of the codecs of a chunk, in order: numbers by pcodec, bytes and bits by zstd, a checksum on both."""
+        return ("numcodecs.pcodec", "crc32c") if self.is_numeric else ("bytes", "zstd", "crc32c")
+
+    @property
+    def is_numeric(self) -> bool:
+        """Whether an item takes more than a byte."""
+        return self.dtype not in ("bool", "int8", "uint8")
 
     def data_key(self, shard: int) -> str:
         """Key of the one object that holds this array's part of a shard."""
@@ -303,15 +321,31 @@ def default_rows_per_chunk(rows_per_shard: int) -> int:
     return max(rows for rows in range(1, 9) if rows_per_shard % rows == 0)
 
 
-def commit_key(shard: int) -> str:
-    """Key of a shard's commit record."""
-    return f"{COMMITS_FOLDER}/{shard:05d}.json"
+def metadata_key(array: str) -> str:
+    """Key of an array's metadata."""
+    return f"{array}/{GROUP_KEY}"
+
+
+def is_metadata_key(key: str) -> bool:
+    """Whether a key is the metadata of an array or a group."""
+    return key.rpartition("/")[2] == GROUP_KEY
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether a key is a relative path of plain names, so that it cannot lead out of the cache."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", key, re.ASCII) is not None
+
+
+def digest(data: bytes | bytearray | memoryview) -> str:
+    """xxh3-128 in hexadecimal: what commit records and the manifest name objects by."""
+    return xxhash.xxh3_128_hexdigest(data)
 
 
 def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
     """Manifest from a Zarr group's attributes.
 
-    Raises `CacheFormatError` when the group is no cache or of another format version.
+    Raises `CacheFormatError` when the group is no cache or of another format version, and `CacheCorruptError` when
+    its content is not what was written.
     """
     if attributes.get("format") != FORMAT_NAME:
         raise CacheFormatError(f"{where}: a Zarr group, but no teacher cache; give the folder that build wrote")
@@ -319,22 +353,19 @@ def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
     if version != FORMAT_VERSION:
         remedy = "update this package" if isinstance(version, int) and version > FORMAT_VERSION else "rebuild the cache"
         raise CacheFormatError(f"{where}: format version {version}, this package reads {FORMAT_VERSION}; {remedy}")
+    content = dict(attributes)
+    fingerprint = content.pop("fingerprint", None)
     try:
-        return Manifest.model_validate(dict(attributes))
+        manifest = Manifest.model_validate(content)
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in problem["loc"])
-        raise CacheCorruptError(f"{where}: manifest key {key}: {problem['msg']}; rebuild the cache") from error
-
-
-def parse_commit(data: bytes, where: str) -> CommitRecord:
-    """Commit record from its bytes; raises `CacheCorruptError`."""
-    try:
-        return CommitRecord.model_validate_json(data)
-    except ValidationError as error:
-        raise CacheCorruptError(f"{where}: not a commit record; remove it and build again") from error
+        raise CacheCorruptError(f"{where}: manifest key {key}: {problem['msg']}; {REPAIR}") from error
+    if manifest.fingerprint != fingerprint:
+        raise CacheCorruptError(f"{where}: the manifest does not match its fingerprint; {REPAIR}")
+    return manifest
 
 
 def canonical_json(value: Any) -> bytes:
     """One spelling of a JSON value, so that equal values have equal digests."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -17,7 +17,7 @@ from cli_common.progress import byte_size, duration
 from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import batches, compute_batch, make_manifest, require_fit
-from teacher_cache.codec import create_group_metadata, encode_shard
+from teacher_cache.codec import describe_arrays, encode_shard
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
@@ -117,7 +117,7 @@ def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> t
 def _encode(arrays: ShardArrays) -> tuple[float, dict[str, int]]:
     """Seconds to encode the rows, and bytes by object."""
     started = time.monotonic()
-    objects = encode_shard(arrays.manifest, create_group_metadata(arrays.manifest), 0, arrays.by_name)
+    objects = encode_shard(arrays.manifest, describe_arrays(arrays.manifest), 0, arrays.by_name)
     return time.monotonic() - started, {key: len(data) for key, data in objects.items()}
 
 

@@ -1,7 +1,6 @@
 """Reading a cache: `open_cache(path)` and rows as typed arrays. Needs the path and nothing else."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,55 +13,28 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.codec import open_array, quiet_zarr, widen_bfloat16
+from teacher_cache.checked_store import CheckedStore
+from teacher_cache.codec import open_array, quiet_zarr
+from teacher_cache.commits import CommitRecord, covers, parse_commit
+from teacher_cache.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
 from teacher_cache.format import (
+    COMMITS_FOLDER,
     FROZEN_WEIGHTS_KEY,
     LOG_MASS_FLOOR,
+    REPAIR,
     TOKENIZER_FOLDER,
     CacheCorruptError,
     CacheError,
     CacheFormatError,
     CacheUnfinishedError,
-    CommitRecord,
     Manifest,
     TargetLayout,
     array_specs,
-    commit_key,
-    parse_commit,
-    parse_manifest,
 )
-from teacher_cache.quantize import dequantize, unpack_int4
+from teacher_cache.metadata import check_metadata, read_listed, read_manifest
 from teacher_cache.randomness import Purpose, row_uniforms
 from teacher_cache.store import LocalStore
 from teacher_cache.thinning import thin, thinned_layout
-
-GROUP_KEY = "zarr.json"
-
-
-@dataclass(frozen=True)
-class CachedRows:
-    """n rows of a cache as NumPy arrays; a single row has the same fields without the leading axis.
-
-    tokens (n, T+1) uint32; document_start, loss_mask (n, T) bool. In sparse mode ids (n, T, K) uint32 and values
-    (n, T, K) float32 logits, the top_k largest first, then the sampled, unused places -inf; log_mass (n, T, J)
-    float32, outside the top_k, at the nodes, relative to the largest logit. In exact mode final_hidden (n, T, d)
-    float32. hidden_mean (n, ceil(T/stride), d) float32, every stride-th position. What is not cached is None.
-    Position t belongs to the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
-    """
-
-    tokens: NDArray[np.uint32]
-    document_start: NDArray[np.bool_]
-    loss_mask: NDArray[np.bool_]
-    ids: NDArray[np.uint32] | None
-    values: NDArray[np.float32] | None
-    log_mass: NDArray[np.float32] | None
-    final_hidden: NDArray[np.float32] | None
-    hidden_mean: NDArray[np.float32] | None
-
-    def select(self, index: Any) -> "CachedRows":
-        """Every field indexed on axis 0: an integer gives one row, a slice or an array of integers several."""
-        fields: dict[str, Any] = {name: None if a is None else a[index] for name, a in vars(self).items()}
-        return CachedRows(**fields)
 
 
 @dataclass(frozen=True)
@@ -93,20 +65,33 @@ class Cache:
     """A cache opened for reading; `open_cache` makes one."""
 
     def __init__(
-        self, path: Path, manifest: Manifest, commits: dict[int, CommitRecord], layout: TargetLayout | None = None
+        self,
+        store: LocalStore,
+        manifest: Manifest,
+        commits: dict[int, CommitRecord],
+        layout: TargetLayout | None = None,
+        *,
+        check_digests: bool = True,
     ) -> None:
-        self.path = path
+        self.store = store
         self.manifest = manifest
         self.commits = commits
         self.layout = layout or manifest.targets
         """What `rows` give of each distribution: the manifest's, or a view's."""
+        self._check_digests = check_digests
+        expected = {key: stored for commit in commits.values() for key, stored in commit.objects.items()}
+        checked = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
         with quiet_zarr():
-            group = zarr.open_group(path, mode="r")
+            group = zarr.open_group(checked, mode="r")
             self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
 
     def __len__(self) -> int:
         """Rows planned; all of them can be read once the build has finished."""
         return self.manifest.rows.count
+
+    @property
+    def path(self) -> Path:
+        return self.store.root
 
     @property
     def fingerprint(self) -> str:
@@ -127,13 +112,24 @@ class Cache:
         """Safetensors file of the teacher's embedding and LM head.
 
         `embedding.weight` (V_padded, d), `lm_head.weight` of the same shape where untied, `lm_head.bias` if any.
+        Raises `CacheCorruptError` when it is not what was written.
         """
+        self._check_file(FROZEN_WEIGHTS_KEY)
         return self.path / FROZEN_WEIGHTS_KEY
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """Folder for `AutoTokenizer.from_pretrained`; None for a synthetic cache."""
-        return self.path / TOKENIZER_FOLDER if self.manifest.tokenizer.has_files else None
+        """Folder for `AutoTokenizer.from_pretrained`; None for a synthetic cache. Raises `CacheCorruptError`."""
+        if not self.manifest.tokenizer.has_files:
+            return None
+        for key in self.manifest.files:
+            if key.startswith(f"{TOKENIZER_FOLDER}/"):
+                self._check_file(key)
+        return self.path / TOKENIZER_FOLDER
+
+    def _check_file(self, key: str) -> None:
+        if self._check_digests:
+            read_listed(self.store, self.manifest, key)
 
     def __getitem__(self, row: int) -> CachedRows:
         """One row; raises `IndexError` past the end and `CacheUnfinishedError` in a shard not built yet."""
@@ -142,18 +138,9 @@ class Cache:
     def rows(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> CachedRows:
         """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest."""
         index = self._checked(indices)
-        sparse, stored = self.manifest.targets.mode == "sparse", self.manifest
-        ids, values, log_mass = self._entries(index) if sparse else (None, None, None)
-        return CachedRows(
-            tokens=self._read("tokens", index),
-            document_start=self._read("document_start", index),
-            loss_mask=self._read("loss_mask", index),
-            ids=ids,
-            values=values,
-            log_mass=log_mass,
-            final_hidden=None if sparse else self._states("exact/hidden", index, stored.targets.exact_hidden),
-            hidden_mean=self._states("hidden/mean", index, stored.hidden.mean),
-        )
+        sparse = self.manifest.targets.mode == "sparse"
+        entries = self._entries(index) if sparse else None
+        return decode_rows(self.manifest, lambda name: self._read(name, index), entries)
 
     def targets(self, indices: Sequence[int] | range | NDArray[np.integer[Any]], *, temperature: float) -> TargetsAt:
         """The teacher's distributions of some rows at any temperature in the cached range.
@@ -170,48 +157,44 @@ class Cache:
 
         Rows keep their width, unused places grow. Raises `UserError` when the cache does not hold as much.
         """
-        return Cache(self.path, self.manifest, self.commits, thinned_layout(self.manifest.targets, top_k, samples))
+        layout = thinned_layout(self.manifest.targets, top_k, samples)
+        return Cache(self.store, self.manifest, self.commits, layout, check_digests=self._check_digests)
 
-    def _entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.uint32], NDArray[np.float32], NDArray[np.float32]]:
-        values = torch.from_numpy(self._read("logits/values", index)).float()
-        ids, log_mass = self._read("logits/ids", index), self._read("logits/log_mass", index)
-        stored = self.manifest.targets
-        if self.layout == stored:
-            return ids, values.numpy(), log_mass
-        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].numel()) for row in index]
+    def _entries(self, index: NDArray[np.int64]) -> Entries:
+        entries = decode_entries(lambda name: self._read(name, index))
+        return entries if self.layout == self.manifest.targets else self._thinned(entries, index)
+
+    def _thinned(self, entries: Entries, index: NDArray[np.int64]) -> Entries:
+        stored, values = self.manifest.targets, entries.values
+        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].size) for row in index]
         uniform = torch.from_numpy(np.stack(numbers)).view(values.shape).float()
-        as_tensors = torch.from_numpy(ids.astype(np.int64)), values, torch.from_numpy(log_mass)
-        thin_ids, thin_values, thin_mass = thin(*as_tensors, stored, self.layout, uniform)
-        return thin_ids.numpy().astype(np.uint32), thin_values.numpy(), thin_mass.numpy()
+        ids, log_mass = torch.from_numpy(entries.ids.astype(np.int64)), torch.from_numpy(entries.log_mass)
+        thinned = thin(ids, torch.from_numpy(values), log_mass, stored, self.layout, uniform)
+        ids, some, log_mass = thinned
+        return Entries(ids.numpy().astype(np.uint32), some.numpy(), log_mass.numpy())
 
     def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
         """Entries as tensors; in exact mode those of the whole vocabulary, from the final state and the LM head."""
         if self.manifest.targets.mode == "sparse":
-            ids, values, log_mass = self._entries(index)
-            return ids, torch.from_numpy(values), torch.from_numpy(log_mass), self.layout
-        states = self._states("exact/hidden", index, self.manifest.targets.exact_hidden)
-        assert states is not None
-        frozen = load_file(self.frozen_weights)
-        head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: self.manifest.vocab_size].float()
-        bias = frozen.get("lm_head.bias")
-        bias = None if bias is None else bias[: len(head)].float()
-        logits = torch.nn.functional.linear(torch.from_numpy(states), head, bias)
+            entries = self._entries(index)
+            return entries.ids, torch.from_numpy(entries.values), torch.from_numpy(entries.log_mass), self.layout
+        logits = self._exact_logits(index)
         ordered, order = logits.sort(dim=-1, descending=True)
         nodes = self.layout.node_temperatures
         nothing = torch.full((*ordered.shape[:-1], len(nodes)), LOG_MASS_FLOOR)
         return order.numpy(), ordered, nothing, self.layout.model_copy(update={"top_k": ordered.shape[-1]})
 
-    def _states(self, name: str, index: NDArray[np.int64], precision: str) -> NDArray[np.float32] | None:
-        if precision == "none":
-            return None
-        stored = self._read(name, index)
-        if precision == "lossless":
-            return widen_bfloat16(stored) if stored.dtype == np.uint16 else stored.astype(np.float32)
-        codes = torch.from_numpy(stored)
-        if precision == "int4":
-            codes = unpack_int4(codes, self.manifest.hidden_size)
-        states: NDArray[np.float32] = dequantize(codes, torch.from_numpy(self._read(f"{name}_scales", index))).numpy()
-        return states
+    def _exact_logits(self, index: NDArray[np.int64]) -> Tensor:
+        """(n, T, V) float32, from the final states and the LM head."""
+        manifest = self.manifest
+        precision = manifest.targets.exact_hidden
+        states = decode_states("exact/hidden", precision, manifest.hidden_size, lambda name: self._read(name, index))
+        assert states is not None
+        frozen = load_file(self.frozen_weights)
+        head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: manifest.vocab_size].float()
+        bias = frozen.get("lm_head.bias")
+        bias = None if bias is None else bias[: len(head)].float()
+        return torch.nn.functional.linear(torch.from_numpy(states), head, bias)
 
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]
@@ -219,8 +202,10 @@ class Cache:
             if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
                 return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
             return np.asarray(array.oindex[index])
+        except CacheError:
+            raise
         except (ValueError, RuntimeError, OSError) as error:
-            raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); rebuild its shard") from error
+            raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
     def _checked(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
         """Row numbers, negative ones counted from the end, all in committed shards."""
@@ -239,11 +224,12 @@ class Cache:
                 )
 
 
-def open_cache(path: str | Path, *, allow_unfinished: bool = False) -> Cache:
-    """Open a cache for reading.
+def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digests: bool = True) -> Cache:
+    """Open a cache for reading; `check_digests` compares each object with its digest when it is first touched.
 
     Raises `CacheFormatError` (no cache, or a newer format), `CacheUnfinishedError` (unless allowed) and
-    `CacheCorruptError` (a committed object is missing or has another size).
+    `CacheCorruptError` (metadata or a commit record that is not what was written, a committed object that is
+    missing or has another size).
     """
     root = Path(path)
     if not root.exists():
@@ -252,41 +238,30 @@ def open_cache(path: str | Path, *, allow_unfinished: bool = False) -> Cache:
     manifest = read_manifest(store)
     if manifest is None:
         raise CacheFormatError(f"{root}: no teacher cache here; give the folder that teacher-cache build wrote")
+    check_metadata(store, manifest)
     commits = _read_commits(store, manifest)
     if not allow_unfinished and len(commits) < manifest.shard_count:
         done = f"{len(commits)} of {manifest.shard_count} shards"
         raise CacheUnfinishedError(f"{root}: unfinished, {done} are built; run teacher-cache build again to continue")
-    return Cache(root, manifest, commits)
-
-
-def read_manifest(store: LocalStore) -> Manifest | None:
-    """The manifest of the cache in a store, or None where there is no Zarr group."""
-    if not store.exists(GROUP_KEY):
-        return None
-    where = str(store.root)
-    try:
-        document = json.loads(store.read(GROUP_KEY))
-    except ValueError as error:
-        raise CacheError(f"{where}: its zarr.json is not JSON; choose another --out") from error
-    attributes = document.get("attributes") if isinstance(document, dict) else None
-    return parse_manifest(attributes if isinstance(attributes, dict) else {}, where)
+    return Cache(store, manifest, commits, check_digests=check_digests)
 
 
 def _read_commits(store: LocalStore, manifest: Manifest) -> dict[int, CommitRecord]:
+    """Records of the shards that count, by shard; each object they name must be there in its size."""
     commits = {}
-    for shard in range(manifest.shard_count):
-        key = commit_key(shard)
-        if store.exists(key):
-            commits[shard] = parse_commit(store.read(key), where=str(store.root / key))
-            _require_objects(store, commits[shard])
+    sizes = store.sizes()
+    for key in sorted(key for key in sizes if key.startswith(f"{COMMITS_FOLDER}/")):
+        record = parse_commit(store.read(key), key, manifest, store.where(key))
+        if covers(record, manifest):
+            _require_objects(store, record, sizes)
+            commits[record.shard] = record
     return commits
 
 
-def _require_objects(store: LocalStore, commit: CommitRecord) -> None:
+def _require_objects(store: LocalStore, record: CommitRecord, sizes: Mapping[str, int]) -> None:
     """Zarr reads a missing object as zeros, so existence and size are checked before anything is read."""
-    for key, stored in commit.objects.items():
-        if not store.exists(key):
-            raise CacheCorruptError(f"{store.root / key}: missing; remove {commit_key(commit.shard)} and build again")
-        if store.size(key) != stored.bytes:
-            remedy = f"remove {commit_key(commit.shard)} and build again"
-            raise CacheCorruptError(f"{store.root / key}: {store.size(key)} bytes instead of {stored.bytes}; {remedy}")
+    for key, stored in record.objects.items():
+        if key not in sizes:
+            raise CacheCorruptError(f"{store.where(key)}: missing; {REPAIR}")
+        if sizes[key] != stored.bytes:
+            raise CacheCorruptError(f"{store.where(key)}: {sizes[key]} bytes instead of {stored.bytes}; {REPAIR}")

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.format import CommitRecord, TargetLayout
+from teacher_cache.commits import CommitRecord
+from teacher_cache.format import TargetLayout
 from teacher_cache.targets import KeptTargets
 
 REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)

@@ -26,10 +26,11 @@ from teacher_cache.format import (
     TeacherIdentity,
     TokenizerIdentity,
     default_rows_per_chunk,
+    digest,
 )
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import LocalStore, digest
+from teacher_cache.store import LocalStore
 from teacher_cache.targets import keep_targets
 from teacher_cache.writer import CacheWriter
 
@@ -88,10 +89,14 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
     source = SyntheticTeacher(settings)
     frozen = save({"embedding.weight": source.embedding, "lm_head.weight": source.head})
     files = {FROZEN_WEIGHTS_KEY: frozen}
-    writer = CacheWriter(LocalStore(Path(path)), _manifest(settings, files), files)
+    store = LocalStore(Path(path))
+    writer = CacheWriter(store, _manifest(settings, files), files)
     for shard in writer.pending_shards():
-        arrays, statistics = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
-        writer.write_shard(shard, arrays.by_name, statistics.sums, {"torch": torch.__version__})
+        with writer.claim(shard) as mine:
+            if mine:
+                arrays, statistics = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
+                writer.write_shard(shard, arrays.by_name, statistics.sums, {"torch": torch.__version__})
+    store.clear_locks()
     return Path(path)
 
 

@@ -1,45 +1,58 @@
 """A cache being written: its metadata, then shard by shard, each counted only from its commit record on."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 from numpy.typing import NDArray
 
 from cli_common.differences import differences
-from cli_common.files import remove_leftovers
-from teacher_cache.codec import create_group_metadata, encode_shard
-from teacher_cache.format import (
-    COMMITS_FOLDER,
-    CacheError,
-    CommitRecord,
-    Manifest,
-    StoredObject,
-    commit_key,
-    parse_commit,
-)
-from teacher_cache.reader import read_manifest
-from teacher_cache.store import LocalStore, digest
+from teacher_cache.codec import describe_arrays, describe_group, encode_shard
+from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
+from teacher_cache.format import COMMITS_FOLDER, GROUP_KEY, CacheError, Manifest, array_specs, digest, is_metadata_key
+from teacher_cache.metadata import read_manifest
+from teacher_cache.store import LocalStore
+
+METADATA_PATIENCE = 120.0
+"""Seconds to wait while another builder writes the metadata."""
 
 
 class CacheWriter:
     """Creates a cache or continues one with the same manifest, and publishes finished shards."""
 
     def __init__(self, store: LocalStore, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> None:
-        """`teacher_files` are the objects under `teacher/` that `manifest.files` names, by key.
+        """`teacher_files` are the objects under `teacher/`, by key; the manifest comes to list them.
 
         Raises `CacheError` when the folder holds something else, or a cache made with other settings.
         """
-        self.manifest = manifest
         self._store = store
-        self._metadata = create_group_metadata(manifest)
+        self._documents = describe_arrays(manifest)
+        objects = {**teacher_files, **self._documents}
+        self.manifest = manifest.model_copy(update={"files": {key: digest(data) for key, data in objects.items()}})
         self._refuse_other_content()
-        remove_leftovers(store.root)
-        self._publish_missing({**teacher_files, **self._metadata})
-        self._drop_commits_of_other_extent()
+        with store.lock("metadata", patience=METADATA_PATIENCE) as held:
+            if not held:
+                raise CacheError(f"{store.where('')}: another builder holds its metadata; run the same command again")
+            self._publish_metadata(objects)
+            self._drop_commits_of_other_extent()
 
     def pending_shards(self) -> list[int]:
         """Shards without a commit record, in order."""
-        return [s for s in range(self.manifest.shard_count) if not self._store.exists(commit_key(s))]
+        return [s for s in range(self.manifest.shard_count) if self._store.size(commit_key(s)) is None]
+
+    @property
+    def is_finished(self) -> bool:
+        return not self.pending_shards()
+
+    @contextmanager
+    def claim(self, shard: int) -> Iterator[bool]:
+        """Hold a shard while it is made; False where another process makes it, or has meanwhile made it."""
+        with self._store.lock(f"shard-{shard:05d}") as held:
+            mine = held and self._store.size(commit_key(shard)) is None
+            if mine:
+                for key in [*(spec.data_key(shard) for spec in array_specs(self.manifest)), commit_key(shard)]:
+                    self._store.remove_leftovers(key)
+            yield mine
 
     def write_shard(
         self,
@@ -49,7 +62,7 @@ class CacheWriter:
         environment: Mapping[str, str],
     ) -> CommitRecord:
         """Encode, publish and commit one shard; `arrays` as `format.array_specs` names them, rows on axis 0."""
-        objects = encode_shard(self.manifest, self._metadata, shard, arrays)
+        objects = encode_shard(self.manifest, self._documents, shard, arrays)
         for key, data in objects.items():
             self._store.publish(key, data)
         rows = self.manifest.shard_rows(shard)
@@ -61,8 +74,9 @@ class CacheWriter:
             objects={key: StoredObject(bytes=len(data), xxh3_128=digest(data)) for key, data in objects.items()},
             statistics=dict(statistics),
             environment=dict(environment),
+            identity=self.manifest.identity,
         )
-        self._store.publish(commit_key(shard), record.model_dump_json(indent=1).encode())
+        self._store.publish(commit_key(shard), record.to_bytes())
         return record
 
     def _refuse_other_content(self) -> None:
@@ -71,9 +85,8 @@ class CacheWriter:
             raise CacheError(f"{root}: a file, not a folder; choose another --out")
         existing = read_manifest(self._store)
         if existing is None:
-            if root.is_dir() and any(
-                p.name not in {"teacher", "logits", "exact", "hidden"} | _ARRAYS for p in root.iterdir()
-            ):
+            ours = {key.partition("/")[0] for key in self.manifest.files} | {COMMITS_FOLDER}
+            if root.is_dir() and any(p.name[0] != "." and p.name not in ours for p in root.iterdir()):
                 raise CacheError(f"{root}: a folder with other content; choose another --out or an empty folder")
             return
         changed = manifest_differences(existing, self.manifest)
@@ -81,22 +94,29 @@ class CacheWriter:
             raise CacheError(
                 f"{root}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
             )
+        if existing.rows.count == self.manifest.rows.count and self._is_intact(existing):
+            self.manifest = existing
 
-    def _publish_missing(self, objects: Mapping[str, bytes]) -> None:
-        """Publish what is absent or differs, in the order given: the group's document, last, makes it a cache."""
-        for key, data in objects.items():
-            if not self._store.exists(key) or self._store.read(key) != data:
+    def _is_intact(self, existing: Manifest) -> bool:
+        """Whether all that the manifest lists is there as it was written, be it by another version of Zarr."""
+        sizes = self._store.sizes()
+        return all(key in sizes and digest(self._store.read(key)) == found for key, found in existing.files.items())
+
+    def _publish_metadata(self, objects: Mapping[str, bytes]) -> None:
+        """Publish what is absent or differs: the group's document, last, makes it a cache."""
+        wanted = {key: data for key, data in objects.items() if digest(data) == self.manifest.files[key]}
+        for key, data in {**wanted, GROUP_KEY: describe_group(self.manifest)}.items():
+            self._store.remove_leftovers(key)
+            if self._store.size(key) is None or self._store.read(key) != data:
                 self._store.publish(key, data)
 
     def _drop_commits_of_other_extent(self) -> None:
         """A cache that grew or shrank keeps its whole shards; a last shard of other length is built anew."""
-        for key in self._store.keys(COMMITS_FOLDER):
-            record = parse_commit(self._store.read(key), where=str(self._store.root / key))
-            if record.shard >= self.manifest.shard_count or record.rows != len(self.manifest.shard_rows(record.shard)):
+        for key in self._store.sizes(COMMITS_FOLDER):
+            if not covers(
+                parse_commit(self._store.read(key), key, self.manifest, self._store.where(key)), self.manifest
+            ):
                 self._store.remove(key)
-
-
-_ARRAYS = {"tokens", "document_start", "loss_mask"}
 
 
 def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
@@ -107,5 +127,5 @@ def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
     return [
         f"{key}: the cache has {old!r}, these settings give {new!r}"
         for key, old, new in differences(existing.to_json(), wanted.to_json())
-        if key != "rows.count"
+        if key != "rows.count" and not (key.startswith("files.") and is_metadata_key(key))
     ]

@@ -1,11 +1,13 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cli_common.errors import UserError
-from cli_common.files import STAGING_PREFIX, remove_leftovers
+from cli_common.files import STAGING_PREFIX
 from teacher_cache.store import LocalStore
 
 
@@ -14,7 +16,7 @@ def test_publish_then_read(tmp_path: Path) -> None:
     store.publish("a/b/c", b"first")
     store.publish("a/b/c", b"second")
     assert store.read("a/b/c") == b"second"
-    assert store.keys("a/b") == ["a/b/c"]
+    assert store.sizes("a/b") == {"a/b/c": 6}
     assert store.size("a/b/c") == 6
 
 
@@ -41,7 +43,31 @@ def test_a_folder_in_the_way_is_one_line(tmp_path: Path) -> None:
 def test_leftovers_of_dead_writers_are_removed_and_never_listed(tmp_path: Path) -> None:
     store = LocalStore(tmp_path)
     store.publish("commits/00000.json", b"{}")
-    (tmp_path / "commits" / f"{STAGING_PREFIX}xyz").write_bytes(b"half")
-    assert store.keys("commits") == ["commits/00000.json"]
-    remove_leftovers(tmp_path)
-    assert sorted(p.name for p in (tmp_path / "commits").iterdir()) == ["00000.json"]
+    mine, other = (f"{STAGING_PREFIX}0000{shard}.json-xyz" for shard in range(2))
+    for name in (mine, other):
+        (tmp_path / "commits" / name).write_bytes(b"half")
+    assert store.sizes("commits") == {"commits/00000.json": 2}
+    store.remove_leftovers("commits/00000.json")
+    assert sorted(p.name for p in (tmp_path / "commits").iterdir()) == [other, "00000.json"]
+
+
+def test_a_lock_is_held_by_one_and_let_go_when_its_process_dies(tmp_path: Path) -> None:
+    script = f"""
+import time; from pathlib import Path; from teacher_cache.store import LocalStore
+with LocalStore(Path({str(tmp_path)!r})).lock("shard-00001") as held:
+    print(held, flush=True); time.sleep(600)
+"""
+    store = LocalStore(tmp_path)
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "True\n"
+        with store.lock("shard-00001") as held:
+            assert not held
+        with store.lock("shard-00002") as held:
+            assert held
+        holder.kill()
+        holder.wait()
+        with store.lock("shard-00001") as held:
+            assert held
+    store.clear_locks()
+    assert list(tmp_path.iterdir()) == []

@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from cli_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.codec import quiet_zarr, widen_bfloat16
-from teacher_cache.format import CacheCorruptError, CacheFormatError, CacheUnfinishedError, commit_key
+from teacher_cache.commits import commit_key
+from teacher_cache.format import CacheCorruptError, CacheFormatError, CacheUnfinishedError
 from teacher_cache.synthetic import make_synthetic_cache
 
 SIZES: dict[str, Any] = {
@@ -106,7 +107,7 @@ def test_no_cache_is_named(tmp_path: Path) -> None:
 
 def test_a_missing_object_is_never_read_as_zeros(copy: Path) -> None:
     (copy / "logits/values/c/1/0/0").unlink()
-    with pytest.raises(CacheCorruptError, match=r"logits/values/c/1/0/0: missing; remove commits/00001\.json"):
+    with pytest.raises(CacheCorruptError, match=r"logits/values/c/1/0/0: missing; teacher-cache repair"):
         open_cache(copy)
 
 
@@ -122,8 +123,17 @@ def test_a_flipped_bit_in_a_chunk_is_noticed_on_reading(copy: Path) -> None:
     data = bytearray(path.read_bytes())
     data[40] ^= 4
     path.write_bytes(data)
-    with pytest.raises(CacheCorruptError, match="logits/values cannot be decoded"):
+    with pytest.raises(CacheCorruptError, match="logits/values/c/0/0/0: its bytes are not those that were written"):
         open_cache(copy).rows(range(8))
+    with pytest.raises(CacheCorruptError, match="logits/values cannot be decoded"):
+        open_cache(copy, check_digests=False).rows(range(8))
+
+
+def test_an_object_that_goes_away_while_a_cache_is_open_is_an_error(copy: Path) -> None:
+    cache = open_cache(copy, check_digests=False)
+    (copy / "logits/values/c/0/0/0").unlink()
+    with pytest.raises(CacheCorruptError, match="logits/values/c/0/0/0: missing"):
+        cache.rows(range(8))
 
 
 def test_an_unfinished_cache_opens_only_when_allowed(copy: Path) -> None:

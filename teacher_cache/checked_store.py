@@ -1,0 +1,57 @@
+"""What Zarr reads a cache through: every object is held to its commit record when it is first touched."""
+
+from collections.abc import Mapping
+
+from zarr.abc.buffer import Buffer, BufferPrototype
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.storage import WrapperStore
+
+from teacher_cache.commits import StoredObject
+from teacher_cache.format import REPAIR, CacheCorruptError, digest
+
+
+class CheckedStore(WrapperStore[Store]):
+    """A read-only store that compares data with `expected` and never lets a missing object pass for zeros.
+
+    An object whose digest was right once is afterwards read in the parts that are asked for.
+    """
+
+    def __init__(self, store: Store, expected: Mapping[str, StoredObject], *, where: str, digests: bool = True) -> None:
+        super().__init__(store)
+        self._expected = expected
+        self._where = where
+        self._unchecked = set(expected) if digests else set()
+
+    def _with_store(self, store: Store) -> "CheckedStore":
+        return CheckedStore(store, self._expected, where=self._where, digests=bool(self._unchecked))
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """Bytes of an object; raises `CacheCorruptError` where they are not those that were committed."""
+        if key not in self._unchecked:
+            found = await self._store.get(key, prototype, byte_range)
+            if found is None and key in self._expected:
+                raise CacheCorruptError(f"{self._where}/{key}: missing; {REPAIR}")
+            return found
+        whole = await self._store.get(key, prototype)
+        self._check(key, whole)
+        self._unchecked.discard(key)
+        assert whole is not None
+        return whole if byte_range is None else whole[_slice(byte_range, len(whole))]
+
+    def _check(self, key: str, whole: Buffer | None) -> None:
+        stored = self._expected[key]
+        if whole is None:
+            raise CacheCorruptError(f"{self._where}/{key}: missing; {REPAIR}")
+        if len(whole) != stored.bytes:
+            raise CacheCorruptError(f"{self._where}/{key}: {len(whole)} bytes instead of {stored.bytes}; {REPAIR}")
+        if digest(whole.as_buffer_like()) != stored.xxh3_128:
+            raise CacheCorruptError(f"{self._where}/{key}: its bytes are not those that were written; {REPAIR}")
+
+
+def _slice(byte_range: ByteRequest, length: int) -> slice:
+    if isinstance(byte_range, RangeByteRequest):
+        return slice(byte_range.start, byte_range.end)
+    if isinstance(byte_range, OffsetByteRequest):
+        return slice(byte_range.offset, length)
+    assert isinstance(byte_range, SuffixByteRequest)
+    return slice(max(0, length - byte_range.suffix), length)

@@ -1,0 +1,73 @@
+"""Commit records: a shard counts when its record exists, and the record says what the shard's objects are."""
+
+import json
+
+from teacher_cache.format import (
+    COMMITS_FOLDER,
+    REPAIR,
+    CacheCorruptError,
+    Manifest,
+    Record,
+    array_specs,
+    canonical_json,
+    digest,
+)
+
+
+class StoredObject(Record):
+    """One object of a shard: its size and digest (xxh3-128, hexadecimal)."""
+
+    bytes: int
+    xxh3_128: str
+
+
+class CommitRecord(Record):
+    """Written last: the shard counts only when this exists."""
+
+    shard: int
+    first_row: int
+    rows: int
+    positions: int
+    """Positions whose loss_mask is true."""
+    objects: dict[str, StoredObject]
+    statistics: dict[str, float]
+    """Sums over the shard's counted positions, see `statistics.shard_statistics`."""
+    environment: dict[str, str]
+    """Versions, device and threads the shard was computed with."""
+    identity: str
+    """`Manifest.identity` of the cache that the shard belongs to."""
+
+    def to_bytes(self) -> bytes:
+        """The record as it is stored: JSON, with a digest of itself."""
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+
+
+def commit_key(shard: int) -> str:
+    """Key of a shard's commit record."""
+    return f"{COMMITS_FOLDER}/{shard:05d}.json"
+
+
+def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> CommitRecord:
+    """Commit record stored at `key`; raises `CacheCorruptError` unless it is this cache's and says so itself."""
+    try:
+        content = json.loads(data)
+        found = content.pop("digest", None) if isinstance(content, dict) else None
+        record = CommitRecord.model_validate(content)
+    except (ValueError, RecursionError) as error:
+        raise CacheCorruptError(f"{where}: not a commit record; {REPAIR}") from error
+    if digest(canonical_json(record.model_dump(mode="json"))) != found:
+        raise CacheCorruptError(f"{where}: does not match its own digest; {REPAIR}")
+    if record.identity != manifest.identity:
+        raise CacheCorruptError(f"{where}: belongs to a cache made with other settings; {REPAIR}")
+    if commit_key(record.shard) != key:
+        raise CacheCorruptError(f"{where}: is the record of shard {record.shard}; {REPAIR}")
+    if set(record.objects) != {spec.data_key(record.shard) for spec in array_specs(manifest)}:
+        raise CacheCorruptError(f"{where}: names other objects than a shard of this cache has; {REPAIR}")
+    return record
+
+
+def covers(record: CommitRecord, manifest: Manifest) -> bool:
+    """Whether the record's rows are those of its shard now: a cache may grow or shrink at its end."""
+    rows = manifest.shard_rows(record.shard)
+    return record.shard < manifest.shard_count and (record.first_row, record.rows) == (rows.start, len(rows))

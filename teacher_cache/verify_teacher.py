@@ -1,0 +1,133 @@
+"""Whether a cache is what its teacher says: some rows computed again, and a third time in another batch shape.
+
+Two live runs of one teacher differ by rounding. Their difference is the control: what is cached may be off from a live
+run by no more than a live run is from another.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cli_common.errors import UserError
+from teacher_cache.arrays import ShardArrays
+from teacher_cache.build import batches, compute_batch
+from teacher_cache.decode import CachedRows, decode_entries, decode_rows
+from teacher_cache.reader import Cache
+from teacher_cache.settings import TeacherSettings
+from teacher_cache.statistics import ShardStatistics
+from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.verify import Fault, Findings
+
+CONTROL_FACTOR = 3.0
+"""A mean difference this many times the control's is no rounding."""
+
+Difference = Callable[[CachedRows, CachedRows], float]
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A mean absolute difference: cached against live, and live against live in another batch shape."""
+
+    cached: float
+    control: float
+    rounding: float
+    """One unit in the last place of the teacher's dtype, at the values' size: allowed where the control is none."""
+
+    @property
+    def is_sound(self) -> bool:
+        return self.cached <= CONTROL_FACTOR * self.control + self.rounding
+
+
+def verify_teacher(cache: Cache, findings: Findings, *, model: str | None, rows: int) -> None:
+    """Run the teacher over about `rows` cached rows and add what differs from the cache to `findings`.
+
+    `model` says where the teacher is now, if not where the manifest says. Raises `UserError` when it cannot be loaded.
+    """
+    teacher = load_teacher(_settings(cache, model))
+    if teacher.identity().weights_sha256 != cache.manifest.teacher.weights_sha256:
+        findings.faults.append(Fault("teacher", "teacher", None, "its weights are not those that made the cache"))
+        return
+    found: dict[str, list[Distance]] = {}
+    for batch in _batches(cache, rows):
+        for name, distance in _distances(cache, teacher, batch).items():
+            found.setdefault(name, []).append(distance)
+    for name, several in found.items():
+        mean = Distance(*(float(np.mean([getattr(d, part) for d in several])) for part in vars(several[0])))
+        findings.measures[f"teacher/{name}"] = vars(mean)
+        if not mean.is_sound:
+            words = f"off by {mean.cached:.3g} from the teacher, whose own runs differ by {mean.control:.3g}"
+            findings.faults.append(Fault("teacher", name, None, words))
+
+
+def _settings(cache: Cache, model: str | None) -> TeacherSettings:
+    teacher = cache.manifest.teacher
+    if teacher.model_type == "synthetic":
+        raise UserError(f"{cache.path}: a synthetic cache, there is no teacher to run; leave --teacher out")
+    attention = teacher.attention
+    return TeacherSettings.model_validate(
+        {"model": model or teacher.name, "revision": teacher.revision, "dtype": teacher.dtype, "attention": attention}
+    )
+
+
+def _batches(cache: Cache, rows: int) -> list[range]:
+    """Batches of the build, spread over the cache: computed in the same shape they are equal to the bit."""
+    size = int(cache.manifest.compute.get("batch_size", 1))
+    every = [
+        range(shard.start + part.start, shard.start + part.stop)
+        for shard in cache.shards
+        for part in batches(len(shard), size)
+    ]
+    wanted = min(len(every), max(1, rows // size))
+    return [every[int(place)] for place in np.linspace(0, len(every) - 1, wanted)]
+
+
+def _distances(cache: Cache, teacher: Teacher, rows: range) -> dict[str, Distance]:
+    cached = cache.rows(rows)
+    live = _recompute(cache, teacher, rows, len(rows))
+    control = _recompute(cache, teacher, rows, 1 if len(rows) > 1 else 2)
+    unit = torch.finfo(getattr(torch, cache.manifest.teacher.dtype)).eps
+    distances = {}
+    for name in ("values", "log_mass", "final_hidden", "hidden_mean"):
+        one, two, three = (_compared(found, name, cache.manifest.top_k) for found in (cached, live, control))
+        if one is not None and two is not None and three is not None:
+            size = float(np.abs(two).mean())
+            distances[name] = Distance(_mean_difference(one, two), _mean_difference(three, two), unit * size)
+    return distances
+
+
+def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> CachedRows:
+    """Rows of the cache as the teacher gives them now, from the cached tokens, `batch_size` at a time.
+
+    A single row is put beside itself to make another shape of it.
+    """
+    stored = cache.rows(rows)
+    numbers = range(rows.start, rows.start + max(len(rows), batch_size))
+    arrays = ShardArrays.empty(cache.manifest, numbers)
+    for name in ("tokens", "document_start", "loss_mask"):
+        arrays.by_name[name][:] = getattr(stored, name)
+    statistics = ShardStatistics(cache.manifest.targets)
+    for batch in batches(len(numbers), batch_size):
+        compute_batch(teacher, arrays, batch, statistics)
+
+    def kept(name: str) -> NDArray[np.generic]:
+        return arrays.by_name[name][: len(rows)]
+
+    sparse = cache.manifest.targets.mode == "sparse"
+    return decode_rows(cache.manifest, kept, decode_entries(kept) if sparse else None)
+
+
+def _compared(rows: CachedRows, name: str, top_k: int) -> NDArray[np.float32] | None:
+    """What of a field is compared at counted positions: of the logits the top_k, which do not hang on the draw."""
+    array: NDArray[np.float32] | None = getattr(rows, name)
+    if array is None:
+        return None
+    stride = -(-rows.loss_mask.shape[1] // array.shape[1])
+    counted = array[rows.loss_mask[:, ::stride]]
+    return counted[:, :top_k] if name == "values" else counted
+
+
+def _mean_difference(one: NDArray[np.float32], two: NDArray[np.float32]) -> float:
+    return float(np.abs(one.astype(np.float64) - two).mean())
