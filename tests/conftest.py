@@ -43,6 +43,12 @@ def _forget_warnings_of_other_tests() -> None:
     warnings.simplefilter("error")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How many faults tests/faults inflicts; `make faults` asks for more."""
+    parser.addoption("--kills", type=int, default=30, help="SIGKILLs of a build and of a training run")
+    parser.addoption("--flips", type=int, default=400, help="bits flipped, over all objects of a cache")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The demo takes minutes: it starts first, so that the others run beside it and not behind it."""
     items.sort(key=lambda item: item.get_closest_marker("demo") is None)

@@ -1,66 +1,98 @@
 """A build killed with SIGKILL, then run again, leaves the same bytes as one that was never disturbed."""
 
-import random
-import signal
+import json
+import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from e2e_corpus import write_text_corpus
 
+from damageable import contents
 from teacher_cache import open_cache
+from teacher_cache.build import build
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store import LocalStore
 
-KILLS = 3
-SHARDS = 12
-
-
-def command(config: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "teacher_cache", "build", str(config), "--out", str(out)]
+SHARDS = 8
 
 
-def contents(cache: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(cache)): p.read_bytes() for p in sorted(cache.rglob("*")) if p.is_file()}
-
-
-def run_to_the_end(config: Path, out: Path) -> None:
-    done = subprocess.run(command(config, out), capture_output=True, text=True, timeout=240, check=False)
-    assert done.returncode == 0, done.stderr
-
-
-def kill_after_a_shard(config: Path, out: Path, delay: float) -> None:
-    """Start a build and kill it `delay` seconds after it has committed one more shard."""
-    before = len(list(out.glob("commits/*.json")))
-    process = subprocess.Popen(command(config, out), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while process.poll() is None and len(list(out.glob("commits/*.json"))) == before:
-            time.sleep(0.002)
-        time.sleep(delay)
-    finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-
-
-@pytest.mark.timeout(600)
-def test_killed_anywhere_then_continued_is_byte_identical(tiny_teacher: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def config(tiny_teacher: Path, tmp_path: Path) -> Path:
     settings = {
         "teacher": {"model": str(tiny_teacher)},
         "corpus": {"source": str(write_text_corpus(tmp_path))},
-        "rows": {"seq_len": 64, "count": 16 * SHARDS},
+        "rows": {"seq_len": 32, "count": 8 * SHARDS},
         "targets": {"top_k": 64},
-        "compute": {"batch_size": 2, "rows_per_shard": 16},
+        "compute": {"batch_size": 2, "rows_per_shard": 8},
     }
-    config = tmp_path / "build.yaml"
-    config.write_text(yaml.safe_dump(settings))
-    run_to_the_end(config, tmp_path / "undisturbed")
-    chance = random.Random(7)
-    killed = tmp_path / "killed"
-    unfinished = 0
-    for _ in range(KILLS):
-        kill_after_a_shard(config, killed, delay=chance.uniform(0, 0.1))
-        unfinished += not open_cache(killed, allow_unfinished=True).is_finished
-    run_to_the_end(config, killed)
-    assert unfinished >= 2, "the build was over before it could be killed"
-    assert contents(killed) == contents(tmp_path / "undisturbed")
+    path = tmp_path / "build.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+@pytest.mark.timeout(3600)
+def test_killed_anywhere_then_continued_is_byte_identical(
+    config: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    kills = request.config.getoption("--kills")
+    script = Path(__file__).with_name("killed_builds.py")
+    command = [
+        sys.executable,
+        str(script),
+        str(config),
+        str(tmp_path / "sound"),
+        str(tmp_path / "out"),
+        str(kills),
+        "7",
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    counted = json.loads(done.stdout)
+    assert counted["killed"] == kills
+    assert counted["shards_lost"] == 0
+
+
+def test_two_builders_share_the_work_and_one_that_dies_leaves_its_shard_to_the_next(
+    config: Path, tmp_path: Path
+) -> None:
+    settings = BuildSettings.model_validate(yaml.safe_load(config.read_text()))
+    build(settings, tmp_path / "alone")
+    out = tmp_path / "shared"
+    holder = f"""
+import time; from pathlib import Path; from teacher_cache.store import LocalStore
+with LocalStore(Path({str(out)!r})).lock("shard-00003"):
+    print("held", flush=True); time.sleep(600)
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        report = build(settings, out)
+        assert (report.shards_built, report.shards_elsewhere) == (SHARDS - 1, 1)
+        assert sorted(open_cache(out, allow_unfinished=True).commits) == [0, 1, 2, 4, 5, 6, 7]
+        process.kill()
+    report = build(settings, out)
+    assert (report.shards_built, report.shards_found, report.shards_elsewhere) == (1, SHARDS - 1, 0)
+    assert contents(out) == contents(tmp_path / "alone")
+    assert not (out / ".locks").exists()
+
+
+def test_leftovers_of_a_builder_that_died_are_removed_and_those_of_one_that_lives_are_not(
+    config: Path, tmp_path: Path
+) -> None:
+    settings = BuildSettings.model_validate(yaml.safe_load(config.read_text()))
+    out = tmp_path / "cache"
+    build(settings, out)
+    (out / "commits/00002.json").unlink()
+    (out / "commits/00005.json").unlink()
+    dead = out / "logits/ids/c/2/0/.staging-0-abc"
+    alive = out / "logits/ids/c/5/0/.staging-0-abc"
+    for staged in (dead, alive):
+        staged.write_bytes(b"half")
+    with LocalStore(out).lock("shard-00005"):
+        build(settings, out)
+    assert not dead.exists()
+    assert alive.exists()
