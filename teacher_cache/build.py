@@ -27,7 +27,7 @@ from teacher_cache.format import (
     default_rows_per_chunk,
     digest,
 )
-from teacher_cache.metadata import read_manifest
+from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
@@ -157,7 +157,7 @@ def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
     if existing is None or settings_differences(existing, settings):
         return False
     same_extent = settings.rows.count in (None, existing.rows.count)
-    return same_extent and open_cache(store.root, allow_unfinished=True).is_finished
+    return same_extent and is_intact(store, existing) and open_cache(store.root, allow_unfinished=True).is_finished
 
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:

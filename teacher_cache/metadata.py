@@ -47,6 +47,13 @@ def check_metadata(store: LocalStore, manifest: Manifest) -> None:
             raise CacheCorruptError(f"{store.where(key)}: {problem}; {REPAIR}")
 
 
+def is_intact(store: LocalStore, manifest: Manifest) -> bool:
+    """Whether all that the manifest lists is there as it was written."""
+    return all(
+        store.size(key) is not None and digest(store.read(key)) == found for key, found in manifest.files.items()
+    )
+
+
 def read_listed(store: LocalStore, manifest: Manifest, key: str) -> bytes:
     """An object that the manifest lists; raises `CacheCorruptError` where it is missing or not what was written."""
     if key not in manifest.files:

@@ -36,6 +36,9 @@ from teacher_cache.randomness import Purpose, row_uniforms
 from teacher_cache.store import LocalStore
 from teacher_cache.thinning import thin, thinned_layout
 
+DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)
+"""What Zarr and its codecs raise on metadata and chunks that were made to look right."""
+
 
 @dataclass(frozen=True)
 class TargetsAt:
@@ -81,9 +84,12 @@ class Cache:
         self._check_digests = check_digests
         expected = {key: stored for commit in commits.values() for key, stored in commit.objects.items()}
         checked = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
-        with quiet_zarr():
-            group = zarr.open_group(checked, mode="r")
-            self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
+        try:
+            with quiet_zarr():
+                group = zarr.open_group(checked, mode="r")
+                self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
+        except DECODING_ERRORS as error:
+            raise CacheCorruptError(f"{self.path}: Zarr cannot open its arrays ({error}); {REPAIR}") from error
 
     def __len__(self) -> int:
         """Rows planned; all of them can be read once the build has finished."""
@@ -204,7 +210,7 @@ class Cache:
             return np.asarray(array.oindex[index])
         except CacheError:
             raise
-        except (ValueError, RuntimeError, OSError) as error:
+        except DECODING_ERRORS as error:
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
     def _checked(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from cli_common.differences import differences
 from teacher_cache.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
 from teacher_cache.format import COMMITS_FOLDER, GROUP_KEY, CacheError, Manifest, array_specs, digest, is_metadata_key
-from teacher_cache.metadata import read_manifest
+from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.store import LocalStore
 
 METADATA_PATIENCE = 120.0
@@ -94,13 +94,8 @@ class CacheWriter:
             raise CacheError(
                 f"{root}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
             )
-        if existing.rows.count == self.manifest.rows.count and self._is_intact(existing):
-            self.manifest = existing
-
-    def _is_intact(self, existing: Manifest) -> bool:
-        """Whether all that the manifest lists is there as it was written, be it by another version of Zarr."""
-        sizes = self._store.sizes()
-        return all(key in sizes and digest(self._store.read(key)) == found for key, found in existing.files.items())
+        if existing.rows.count == self.manifest.rows.count and is_intact(self._store, existing):
+            self.manifest = existing  # maybe by another version of Zarr, which says the same in other bytes
 
     def _publish_metadata(self, objects: Mapping[str, bytes]) -> None:
         """Publish what is absent or differs: the group's document, last, makes it a cache."""

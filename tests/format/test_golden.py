@@ -3,8 +3,11 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+import independent_reader
+from independent_reader import probabilities, read_cache
 from make_golden import digests
 from teacher_cache import open_cache
 
@@ -25,3 +28,27 @@ def test_every_kind_of_array_is_in_a_golden_cache() -> None:
     }
     assert {"logits/ids", "logits/values", "logits/log_mass", "exact/hidden", "exact/hidden_scales"} <= arrays
     assert {"hidden/mean", "hidden/mean_scales", "tokens", "document_start", "loss_mask"} <= arrays
+
+
+@pytest.mark.parametrize("name", sorted(EXPECTED))
+def test_a_reader_written_from_the_document_alone_agrees_to_the_bit(name: str) -> None:
+    ours, cache = read_cache(GOLDEN / name), open_cache(GOLDEN / name)
+    rows = cache.rows(range(len(cache)))
+    for field, array in vars(rows).items():
+        assert (array is None) == (field not in ours), field
+        if array is not None:
+            assert array.dtype == ours[field].dtype, field
+            assert np.array_equal(array, ours[field]), field
+    if rows.values is not None:
+        for temperature in (1.0, 1.07, 1.5, 2.0):
+            p, included = probabilities(ours, temperature)
+            targets = cache.targets(range(len(cache)), temperature=temperature)
+            used = (rows.values > -np.inf) & rows.loss_mask[..., None]
+            assert np.abs(targets.probabilities - p)[used].max() < 1e-6
+            assert np.abs(targets.weights * included - p)[used].max() < 1e-6
+
+
+def test_the_independent_reader_knows_nothing_of_this_project() -> None:
+    source = Path(independent_reader.__file__).read_text()
+    assert not {"teacher_cache", "student", "cli_common"} & {word.strip(".,") for word in source.split()}
+    assert len(source.splitlines()) < 110

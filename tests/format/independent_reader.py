@@ -1,0 +1,85 @@
+"""A reader of the cache format that knows docs/format.md only: zarr and NumPy, nothing of this project."""
+
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+import zarr
+
+
+def read_cache(path: Path) -> dict[str, Any]:
+    """Every array of a cache, decoded, and the distributions at each node and between; ValueError where unsound."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        group = zarr.open_group(path, mode="r")
+        manifest = dict(group.attrs)
+        check(path, manifest)
+        stored = {name: group[name][:] for name in names(manifest)}
+    width = manifest["teacher"]["hidden_size"]
+    found = {name: stored[name] for name in ("tokens", "document_start", "loss_mask")}
+    if manifest["targets"]["mode"] == "sparse":
+        found |= {name: stored[f"logits/{name}"] for name in ("ids", "log_mass")}
+        found["values"] = stored["logits/values"].astype(np.float32)
+    else:
+        found["final_hidden"] = states(stored, "exact/hidden", manifest["targets"]["exact_hidden"], width)
+    if manifest["hidden"]["mean"] != "none":
+        found["hidden_mean"] = states(stored, "hidden/mean", manifest["hidden"]["mean"], width)
+    return {"manifest": manifest, **found}
+
+
+def names(manifest: dict[str, Any]) -> list[str]:
+    """The arrays, which are the listed objects that lie in no group of their own."""
+    keys = [key.removesuffix("/zarr.json") for key in manifest["files"] if key.endswith("/zarr.json")]
+    return [key for key in keys if key not in ("logits", "exact", "hidden")]
+
+
+def check(path: Path, manifest: dict[str, Any]) -> None:
+    """Fingerprint, listed objects, commit records and their objects."""
+    content = {key: value for key, value in manifest.items() if key != "fingerprint"}
+    same = hashlib.sha256(canonical(content)).hexdigest() == manifest["fingerprint"]
+    digests = dict(manifest["files"])
+    rows = manifest["rows"]
+    for shard in range(-(-rows["count"] // rows["rows_per_shard"])):
+        record = json.loads((path / f"commits/{shard:05d}.json").read_bytes())
+        same &= record.pop("digest") == xxhash.xxh3_128_hexdigest(canonical(record))
+        digests |= {key: stored["xxh3_128"] for key, stored in record["objects"].items()}
+    if not same or any(xxhash.xxh3_128_hexdigest((path / key).read_bytes()) != found for key, found in digests.items()):
+        raise ValueError(f"{path} is not what was written")
+
+
+def canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def states(stored: dict[str, Any], name: str, precision: str, width: int) -> Any:
+    """Hidden states in float32."""
+    kept = stored[name]
+    if precision == "lossless":
+        return (kept.astype(np.uint32) << 16).view(np.float32) if kept.dtype == np.uint16 else kept.astype(np.float32)
+    if precision == "int4":
+        halves = np.stack([kept & 15, kept >> 4], axis=-1).reshape(*kept.shape[:-1], -1)
+        kept = halves[..., :width].astype(np.int8) - 8
+    scales = np.repeat(stored[f"{name}_scales"].astype(np.float32), 64, axis=-1)[..., :width]
+    return kept.astype(np.float32) * scales
+
+
+def probabilities(cache: dict[str, Any], temperature: float) -> tuple[Any, Any]:
+    """p_i(T) and pi_i of the kept entries (n, T, K), in float64."""
+    targets = cache["manifest"]["targets"]
+    betas, top_k = 1 / np.array(targets["node_temperatures"]), targets["top_k"]
+    relative = cache["values"].astype(np.float64) - cache["values"][..., :1]
+
+    def chances(beta: float) -> Any:
+        weights = [np.prod([(beta - m) / (b - m) for m in betas if m != b]) for b in betas]
+        rest = np.exp(cache["log_mass"].astype(np.float64) @ np.array(weights))
+        return np.exp(beta * relative) / (np.exp(beta * relative[..., :top_k]).sum(-1) + rest)[..., None]
+
+    included = np.ones_like(relative)
+    if targets["samples"]:
+        rate = sum(share * chances(1 / t) for t, share in targets["proposal"])
+        included[..., top_k:] = np.minimum(1, targets["samples"] * rate)[..., top_k:]
+    return chances(1 / temperature), included
