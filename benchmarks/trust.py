@@ -1,0 +1,105 @@
+"""What trust costs: verify beside sha256sum on the same bytes, digests as a share of reading and of building.
+
+Usage: python benchmarks/trust.py [--rows N] [--repeats N] [--json FILE]
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from cli_common.settings_file import load_settings
+from teacher_cache import open_cache
+from teacher_cache.build import build
+from teacher_cache.format import digest
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store import LocalStore
+from teacher_cache.synthetic import make_synthetic_cache
+from teacher_cache.verify import verify
+
+SIZES = {"seq_len": 512, "vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """Seconds a call takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
+    """The median seconds of each, taken in turns so that a busy machine treats them alike."""
+    rounds = [[seconds(work) for work in works] for _ in range(repeats)]
+    return [median(column) for column in zip(*rounds, strict=True)]
+
+
+def sha256sum(files: list[str]) -> None:
+    """What people have been using to check files."""
+    program = shutil.which("sha256sum")
+    assert program is not None
+    subprocess.run([program, *files], stdout=subprocess.DEVNULL, check=True)  # noqa: S603
+
+
+def read_all(path: Path, check_digests: bool) -> None:
+    """Every shard of a cache that was just opened."""
+    cache = open_cache(path, check_digests=check_digests)
+    for shard in cache.shards:
+        cache.rows(shard)
+
+
+def digest_all(path: Path, keys: list[str]) -> None:
+    """The digests a build takes of what it writes."""
+    for data in [(path / key).read_bytes() for key in keys]:
+        digest(data)
+
+
+def measure(rows: int, repeats: int, config: Path | None) -> dict[str, Any]:
+    """Figures by name; times are medians of interleaved repeats."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = make_synthetic_cache(Path(folder) / "cache", rows=rows, rows_per_shard=64, **SIZES)
+        store = LocalStore(path)
+        keys = [key for key in store.sizes() if "/c/" in key]
+        size = sum(store.sizes()[key] for key in keys)
+        files = [str(path / key) for key in keys]
+        verified, summed = interleaved(repeats, lambda: verify(store), lambda: sha256sum(files))
+        checked, plain = interleaved(repeats, lambda: read_all(path, True), lambda: read_all(path, False))
+        found = {
+            "bytes": size,
+            "verify_seconds": verified,
+            "sha256sum_seconds": summed,
+            "verify_over_sha256sum": verified / summed,
+            "verify_seconds_per_gb": verified / size * 1e9,
+            "read_with_digests_over_without": checked / plain,
+        }
+        if config is not None:
+            out = Path(folder) / "built"
+            settings = load_settings(BuildSettings, config, [])
+            took = seconds(lambda: build(settings, out))
+            built = [key for key in LocalStore(out).sizes() if "/c/" in key]
+            found["digests_share_of_build"] = seconds(lambda: digest_all(out, built)) / took
+    return found
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--build", type=Path, help="also time a build with these settings")
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    found = measure(arguments.rows, arguments.repeats, arguments.build)
+    for name, value in found.items():
+        print(f"{name:32} {value:,.4g}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
