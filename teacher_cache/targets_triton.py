@@ -129,10 +129,10 @@ def draw(logits: Tensor, top: Top, log_mass: Tensor, layout: TargetLayout, unifo
             nodes=log_mass.shape[1], parts=parts, samples=samples, entries=layout.entries, marks_taken=MARKS,
             num_warps=2,
         )  # fmt: skip
+        width = triton.next_power_of_2(samples)
         _rank[(rows,)](
             drawn, drawn_values, top.ids, top.values,
-            samples=samples, entries=layout.entries, width=triton.next_power_of_2(samples),
-            num_warps=4 if samples <= 64 else 8,
+            samples=samples, entries=layout.entries, width=width, num_warps=max(1, width // 16),
         )  # fmt: skip
 
 
