@@ -66,6 +66,7 @@ def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, unifor
     """`keep_targets` of logits at their stored precision, on a GPU; among equal logits the lowest id comes first."""
     from teacher_cache import targets_triton
 
+    stored = stored if stored.stride(1) == 1 else stored.contiguous()
     top = targets_triton.take_top(stored, layout)
     log_mass = round_log_mass(top.log_mass)
     if layout.samples:

@@ -322,8 +322,7 @@ def _inclusion(relative, proposal, scales, nodes: tl.constexpr, parts: tl.conste
 @triton.jit
 def _sum_inclusion(
     logits, maxima, masses, top_values, thresholds, proposal, scales, sums, row_stride, vocab, blocks,
-    nodes: tl.constexpr, exponent_count: tl.constexpr, parts: tl.constexpr, entries: tl.constexpr,
-    width: tl.constexpr,
+    nodes: tl.constexpr, exponent_count: tl.constexpr, parts: tl.constexpr, entries: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
     """Sums of one row's inclusion probabilities over each block, in multiples of 2^-40."""
     row, block = tl.program_id(0).to(tl.int64), tl.arange(0, width)
@@ -356,8 +355,7 @@ def _sum_inclusion(
 def _draw(
     logits, ends, marks, hit, top_values, thresholds, proposal, scales, drawn, drawn_values,
     row_stride, vocab, blocks, groups,
-    nodes: tl.constexpr, parts: tl.constexpr, samples: tl.constexpr, entries: tl.constexpr,
-    marks_taken: tl.constexpr,
+    nodes: tl.constexpr, parts: tl.constexpr, samples: tl.constexpr, entries: tl.constexpr, marks_taken: tl.constexpr,
 ):  # fmt: skip
     """The tokens some marks of one row fall on, with their logits; id -1 where there is none."""
     row = (tl.program_id(0) // groups).to(tl.int64)
@@ -385,10 +383,7 @@ def _draw(
 
 
 @triton.jit
-def _rank(
-    drawn, drawn_values, ids_out, values_out,
-    samples: tl.constexpr, entries: tl.constexpr, width: tl.constexpr,
-):  # fmt: skip
+def _rank(drawn, drawn_values, ids_out, values_out, samples: tl.constexpr, entries: tl.constexpr, width: tl.constexpr):
     """One row's drawn tokens in falling order of their logits, each once, behind the top_k."""
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, width)
     ids = tl.load(drawn + row * samples + place, mask=place < samples, other=-1)

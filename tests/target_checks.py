@@ -147,6 +147,20 @@ def check_independence(device: str, rows: int = 6, vocab: int = 3000) -> None:
     for name, first in vars(whole).items():
         assert torch.equal(first, getattr(again, name)), name
         assert torch.equal(first, torch.cat([getattr(part, name) for part in parts])), name
+    assert torch.equal(keep(logits.T.contiguous().T, wanted, uniform).ids, whole.ids)
+
+
+def check_repeats(device: str) -> None:
+    """A token that two marks fell on, as sums that round apart can have it, is kept once."""
+    from teacher_cache import targets_triton
+
+    drawn = torch.tensor([[3, 3, 7, 9, -1], [2, 5, 5, 5, 8]], dtype=torch.int32, device=device)
+    values = torch.tensor([[1.0, 1.0, 4.0, 1.0, 0.0], [0.5, 2.0, 2.0, 2.0, 2.0]], device=device)
+    ids, kept = torch.full((2, 6), -7, device=device), torch.full((2, 6), 99.0, device=device)
+    targets_triton._rank[(2,)](drawn, values, ids, kept, samples=5, entries=6, width=8)
+    none = -torch.inf
+    assert ids.tolist() == [[-7, 7, 3, 9, 0, 0], [-7, 5, 8, 2, 0, 0]]
+    assert kept.tolist() == [[99.0, 4.0, 1.0, 1.0, none, none], [99.0, 2.0, 2.0, 0.5, none, none]]
 
 
 def check_frequencies(device: str, positions: int = 200) -> None:
@@ -174,6 +188,7 @@ CHECKS = {
     "values": check_values,
     "temperatures": check_temperatures,
     "independence": check_independence,
+    "repeats": check_repeats,
     "frequencies": check_frequencies,
 }
 
