@@ -132,7 +132,7 @@ def draw(logits: Tensor, top: Top, log_mass: Tensor, layout: TargetLayout, unifo
         width = triton.next_power_of_2(samples)
         _rank[(rows,)](
             drawn, drawn_values, top.ids, top.values,
-            samples=samples, entries=layout.entries, width=width, num_warps=max(1, width // 16),
+            samples=samples, entries=layout.entries, width=width, num_warps=max(1, min(8, width // 16)),
         )  # fmt: skip
 
 
