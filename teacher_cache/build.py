@@ -32,7 +32,7 @@ from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import LocalStore
-from teacher_cache.targets import keep_targets
+from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.writer import CacheWriter, manifest_differences
 
@@ -101,22 +101,30 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
 
 @torch.inference_mode()
 def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place.
+
+    Nothing waits for the device until all of the batch is under way, so that a GPU works without a pause.
+    """
     manifest = arrays.manifest
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
     states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none")
+    rows, positions = np.nonzero(arrays.loss_mask[batch])
+    labels = tokens[:, 1:][rows, positions].to(teacher.device)
+    offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
+    parts = [
+        keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
+        for chunk, logits in teacher.logits_in_chunks(states.final[rows, positions])
+    ]
     if states.mean is not None:
         arrays.put_hidden_mean(batch, states.mean)
     if manifest.targets.mode == "exact":
         arrays.put_final(batch, states.final)
-    rows, positions = np.nonzero(arrays.loss_mask[batch])
-    labels = tokens[:, 1:][rows, positions].to(teacher.device)
-    offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
-    for chunk, logits in teacher.logits_in_chunks(states.final[rows, positions]):
-        kept = keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        statistics.add(kept, labels[chunk])
-        if manifest.targets.mode == "sparse":
-            arrays.put_targets((rows[chunk] + batch.start, positions[chunk]), kept)
+    if not parts:
+        return
+    kept = join(parts)
+    statistics.add(kept, labels)
+    if manifest.targets.mode == "sparse":
+        arrays.put_targets((rows + batch.start, positions), kept)
 
 
 def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, bytes]) -> Manifest:

@@ -25,7 +25,14 @@ class ShardStatistics:
         self._layout = layout
         low, high = min(layout.node_temperatures), max(layout.node_temperatures)
         self._temperatures = [t for t in REPORTED_TEMPERATURES if low <= t <= high]
-        self.sums: dict[str, float] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    @property
+    def sums(self) -> dict[str, float]:
+        """The sums so far; until they are asked for, they stay on the device, and nobody waits for it."""
+        if not self._sums:
+            return {}
+        return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
 
     def add(self, kept: KeptTargets, labels: Tensor) -> None:
         """Count n positions in; labels (n,) are their next tokens."""
@@ -43,7 +50,8 @@ class ShardStatistics:
                 self._sum(f"{name}@{temperature:g}", measure)
 
     def _sum(self, name: str, per_position: Tensor) -> None:
-        self.sums[name] = self.sums.get(name, 0.0) + float(per_position.double().sum())
+        total = per_position.double().sum()
+        self._sums[name] = self._sums[name] + total if name in self._sums else total
 
 
 def mean_statistics(commits: Iterable[CommitRecord]) -> dict[str, float]:

@@ -1,6 +1,9 @@
 """Logits of some positions → what a row keeps of them: top_k entries, sampled entries, log-mass of the rest."""
 
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 
 import torch
@@ -13,8 +16,9 @@ from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
 BLOCK = 128
 """Tokens whose inclusion probabilities are summed together: sampling looks into the blocks it hits only."""
 
-SLICE_ELEMENTS = 2**20
-"""Logits worked on at once, 4 MiB of float32: the many passes over them then stay in a processor's cache."""
+SLICE_ELEMENTS = {"cpu": 2**20, "cuda": 2**26}
+"""Logits PyTorch works on at once, by device: 4 MiB of float32, whose many passes then stay in a processor's cache;
+on a GPU 256 MiB, enough to keep it busy."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,56 @@ def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
 
     labels (n,) int64; uniform (n,) float64 in [0, 1), the offsets of the systematic samples. Logits are rounded to
     their stored precision first, so that what is kept is an unbiased account of what could be stored; bfloat16 ones
-    are at it already (below 6e-5, where float16 is coarser, no logit is told from 0).
+    are at it already (below 6e-5, where float16 is coarser, no logit is told from 0). On a GPU with Triton its
+    kernels do the work; they may draw other tokens where a running sum rounds to the other side of a mark.
     """
-    rows = max(1, SLICE_ELEMENTS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
-    space = _Workspace.of(min(rows, len(logits)), logits, layout)
-    slices = zip(*(torch.split(whole, rows) for whole in (logits, labels, uniform)), strict=True)
+    stored = logits if logits.dtype == torch.bfloat16 else logits.to(getattr(torch, layout.value_dtype))
+    keep = keep_by_kernels if _kernels_serve(stored, layout) else keep_by_torch
+    return keep(stored, labels, layout, uniform)
+
+
+def _kernels_serve(stored: Tensor, layout: TargetLayout) -> bool:
+    if not stored.is_cuda or not _has_triton():
+        return False
+    from teacher_cache import targets_triton
+
+    return targets_triton.serves(layout)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
+    """`keep_targets` of logits at their stored precision, on a GPU; among equal logits the lowest id comes first."""
+    from teacher_cache import targets_triton
+
+    stored = stored if stored.stride(1) == 1 else stored.contiguous()
+    top = targets_triton.take_top(stored, layout)
+    log_mass = round_log_mass(top.log_mass)
+    if layout.samples:
+        targets_triton.draw(stored, top, log_mass, layout, uniform)
+    return KeptTargets(top.ids, top.values, log_mass, _label_logits(stored, labels))
+
+
+def keep_by_torch(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
+    """`keep_targets` of logits at their stored precision, by PyTorch alone: the kernels' twin."""
+    rows = max(1, SLICE_ELEMENTS.get(stored.device.type, SLICE_ELEMENTS["cpu"]) // stored.shape[1])
+    space = _Workspace.of(min(rows, len(stored)), stored, layout)
+    slices = zip(*(torch.split(whole, rows) for whole in (stored, labels, uniform)), strict=True)
     parts = [_keep(some, label, offset, layout, space) for some, label, offset in slices]
+    return join(parts)
+
+
+def join(parts: Sequence[KeptTargets]) -> KeptTargets:
+    """Targets of several runs of positions as those of one."""
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return KeptTargets(*(torch.cat(column) for column in columns))
+
+
+def _label_logits(stored: Tensor, labels: Tensor) -> Tensor:
+    return stored.gather(1, labels[:, None]).squeeze(1).float()
 
 
 @dataclass(frozen=True)
@@ -72,10 +118,9 @@ class _Workspace:
         return _Workspace(self.rest[:rows], self.step[:rows], [power[:rows] for power in self.powers])
 
 
-def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout, whole: _Workspace) -> KeptTargets:
-    space = whole.first(len(logits))
-    stored = logits if logits.dtype == torch.bfloat16 else logits.to(getattr(torch, layout.value_dtype))
-    rest = space.rest[:, : logits.shape[1]].copy_(stored)
+def _keep(stored: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout, whole: _Workspace) -> KeptTargets:
+    space = whole.first(len(stored))
+    rest = space.rest[:, : stored.shape[1]].copy_(stored)
     values, ids = rest.topk(layout.top_k, dim=-1)
     rest.sub_(values[:, :1]).scatter_(1, ids, -torch.inf)
     _fill_powers(space, layout)
@@ -87,7 +132,7 @@ def _keep(logits: Tensor, labels: Tensor, uniform: Tensor, layout: TargetLayout,
         sampled, order = sampled.sort(dim=-1, descending=True, stable=True)
         ids = torch.cat([ids, sampled_ids.gather(1, order)], dim=1)
         values = torch.cat([values, sampled], dim=1)
-    return KeptTargets(ids, values, log_mass, stored.gather(1, labels[:, None]).squeeze(1).float())
+    return KeptTargets(ids, values, log_mass, _label_logits(stored, labels))
 
 
 def _fill_powers(space: _Workspace, layout: TargetLayout) -> None:

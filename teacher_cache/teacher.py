@@ -29,6 +29,9 @@ from teacher_cache.settings import TeacherSettings
 HEAD_CHUNK_ELEMENTS = 32 * 2**20
 """Logits in memory at once, about: the chunk of positions is this over the vocabulary's size."""
 
+GPU_HEAD_CHUNK_ELEMENTS = 512 * 2**20
+"""The same on a GPU, which needs some thousand positions to be busy: 1 GiB in bfloat16."""
+
 PACKAGE_PREFIX = "package:"
 
 
@@ -98,10 +101,11 @@ class Teacher:
     def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Logits (chunk, V_real) in the teacher's dtype for final states (n, d), a chunk of positions at a time.
 
-        The chunk depends on the vocabulary alone, so memory does not grow with batch or sequence, and padding
-        rows of the vocabulary are cut off.
+        The chunk depends on the vocabulary and the kind of device alone, so memory does not grow with batch or
+        sequence, and padding rows of the vocabulary are cut off.
         """
-        size = max(1, HEAD_CHUNK_ELEMENTS // self._head.weight.shape[0])
+        elements = GPU_HEAD_CHUNK_ELEMENTS if self.device.type == "cuda" else HEAD_CHUNK_ELEMENTS
+        size = max(1, elements // self._head.weight.shape[0])
         for start in range(0, len(final), size):
             where = slice(start, min(start + size, len(final)))
             yield where, self._head(final[where])[:, : self.vocab_size]
