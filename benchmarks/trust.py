@@ -76,6 +76,7 @@ def measure(rows: int, repeats: int, config: Path | None) -> dict[str, Any]:
             "verify_over_sha256sum": verified / summed,
             "verify_seconds_per_gb": verified / size * 1e9,
             "read_with_digests_over_without": checked / plain,
+            "digests_share_of_read": seconds(lambda: digest_all(path, keys)) / plain,
         }
         if config is not None:
             out = Path(folder) / "built"
