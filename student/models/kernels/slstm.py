@@ -11,9 +11,11 @@ and (c, n, m) name the same state with another stabiliser. After its first step 
 
 Backward, the stabiliser drops out. Scaling c and n by e^-m leaves every h alone, so the gradient that reaches m_t is
 c_t ∂c_t + n_t ∂n_t and cancels against ι and φ; only what the final state's gradient holds beyond that (the surplus)
-goes on, to whichever of i and f set m_t.
+goes on, to whichever of i and f set m_t. Autograd through the loop gives the same but where both set it, to rounding:
+there its max and min take halves that do not cancel.
 """
 
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
@@ -57,10 +59,10 @@ def slstm_sequence(
     if state is None:
         state = inputs.new_zeros(4, inputs.shape[0], heads * head_dim)
     hidden, final = _Recurrence.apply(  # type: ignore[no-untyped-call]
-        inputs.unflatten(-1, (4, heads, head_dim)),
+        inputs.view(*inputs.shape[:2], 4, heads, head_dim),
         cell._recurrent_kernel_,
         cell._bias_.view(4, heads, head_dim),
-        state.unflatten(-1, (heads, head_dim)),
+        state.view(*state.shape[:2], heads, head_dim),
         document_start,
         _steps(chosen),
     )
@@ -104,7 +106,7 @@ def _naive(cell: Any, inputs: Tensor, state: Tensor | None, document_start: Tens
 def _naive_row(cell: Any, inputs: Tensor, state: Tensor | None, starts: list[int]) -> tuple[Tensor, Tensor]:
     bounds = sorted({0, *starts, inputs.shape[1]})
     outputs = []
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         output, final = _xlstm_loop(cell, inputs[:, begin:end], state if begin == 0 else None)
         outputs.append(output)
     return torch.cat(outputs, dim=2), final
@@ -134,11 +136,11 @@ class _Recurrence(torch.autograd.Function):
         return hidden, final
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_hidden: Tensor | None, d_final: Tensor | None) -> tuple[Tensor | None, ...]:
         kernel, state, starts, hidden, *saved = ctx.saved_tensors
         d_hidden = torch.zeros_like(hidden) if d_hidden is None else d_hidden
-        d_inputs, d_state = ctx.steps.backward(saved, kernel, starts, d_hidden, d_final)
+        d_inputs, d_state = ctx.steps.backward(saved, starts, d_hidden, d_final)
         before = torch.cat([state[0].to(hidden.dtype).unsqueeze(1), hidden[:, :-1]], dim=1)
         if starts is not None:
             before.masked_fill_(starts[:, :, None, None], 0)

@@ -25,6 +25,8 @@ class Saved(NamedTuple):
     """Pre-activations i, f, z and o, (T, K, B, 4, D)."""
     states: Tensor
     """h, c, n and m before the first step and after each, (T + 1, 4, K, B, D)."""
+    kernel: Tensor
+    """The recurrent matrices in the same type, (K, 4·D, D)."""
 
 
 @contextmanager
@@ -52,22 +54,23 @@ def forward(
     torch.add(inputs.permute(1, 3, 0, 2, 4), bias.transpose(0, 1).unsqueeze(1), out=gates)
     states = torch.empty(length + 1, 4, heads, batch, head_dim, dtype=dtype, device=inputs.device)
     states[0] = state.transpose(1, 2)
-    _forward_steps(gates, states, kernel.to(dtype).transpose(1, 2).contiguous(), _start_masks(starts, length))
+    kernel = kernel.to(dtype)
+    _forward_steps(gates, states, kernel.transpose(1, 2).contiguous(), _start_masks(starts, length))
     hidden = states[1:, 0].permute(2, 0, 1, 3).contiguous()
-    return hidden, states[-1].transpose(1, 2).contiguous(), Saved(gates, states)
+    return hidden, states[-1].transpose(1, 2).contiguous(), Saved(gates, states, kernel)
 
 
 @_one_thread()
 def backward(
-    saved: Sequence[Tensor], kernel: Tensor, starts: Tensor | None, d_hidden: Tensor, d_final: Tensor | None
+    saved: Sequence[Tensor], starts: Tensor | None, d_hidden: Tensor, d_final: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `forward` in inputs (B, T, 4, K, D) and state (4, B, K, D), in the type it computed in.
 
     The gradient in the inputs is also that of the pre-activations: those of kernel and bias follow from it.
     """
-    gates, states = saved
+    gates, states, kernel = saved
     length, heads, batch, _, head_dim = gates.shape
-    masks, kernel = _start_masks(starts, length), kernel.to(gates.dtype)
+    masks = _start_masks(starts, length)
     d_outputs = d_hidden.permute(1, 2, 0, 3).contiguous()
     d_inputs = gates.new_empty(batch, length, 4, heads, head_dim)
     gradient = _StateGradient.after(states[-1], d_final)
@@ -83,8 +86,8 @@ def _start_masks(starts: Tensor | None, length: int) -> list[Tensor | None]:
     """For each step the rows that begin a document, (B, 1), or None where no row does."""
     if starts is None:
         return [None] * length
-    used = starts.any(0).tolist()
-    return [column if any_row else None for column, any_row in zip(starts.t().unsqueeze(-1).unbind(), used, strict=True)]
+    columns, used = starts.t().unsqueeze(-1).unbind(), starts.any(0).tolist()
+    return [column if any_row else None for column, any_row in zip(columns, used, strict=True)]
 
 
 def _forward_steps(gates: Tensor, states: Tensor, weights: Tensor, masks: list[Tensor | None]) -> None:
@@ -124,7 +127,7 @@ def _forward_step(
 
 
 class _Local(NamedTuple):
-    """Derivatives within some steps. Those of gates and memory are as the steps' gradients will be: i, f, z, o; c, n."""
+    """Derivatives within some steps, of what a step computes in what it is given."""
 
     gates: Tensor
     """Of c_t in the pre-activations i, f and z, and of h_t in o, (T, K, B, 4, D); becomes the gates' gradient."""

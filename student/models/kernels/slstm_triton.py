@@ -1,4 +1,4 @@
-# mypy: disallow-untyped-defs=False, disallow-untyped-decorators=False
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """The sLSTM recurrence on a GPU: one Triton kernel forward, one backward, each running through time by itself.
 
 Heads do not talk to each other, so a program owns one head for `ROWS` rows: it keeps their state, and where they fit
@@ -42,7 +42,7 @@ def forward(
 
 
 def backward(
-    saved: Sequence[Tensor], kernel: Tensor, starts: Tensor | None, d_hidden: Tensor, d_final: Tensor | None
+    saved: Sequence[Tensor], starts: Tensor | None, d_hidden: Tensor, d_final: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Gradients of `forward` in inputs (B, T, 4, K, D) and state (4, B, K, D), in float32.
 
@@ -93,10 +93,52 @@ def _log_sigmoid(x):
 
 
 @triton.jit
+def _load_four(at, width, mask):
+    """Four tiles, `width` entries apart."""
+    i = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+    f = tl.load(at + width, mask=mask, other=0.0).to(tl.float32)
+    z = tl.load(at + 2 * width, mask=mask, other=0.0).to(tl.float32)
+    o = tl.load(at + 3 * width, mask=mask, other=0.0).to(tl.float32)
+    return i, f, z, o
+
+
+@triton.jit
+def _store_four(at, i, f, z, o, width, mask):
+    """Four tiles, `width` entries apart."""
+    tl.store(at, i, mask=mask)
+    tl.store(at + width, f, mask=mask)
+    tl.store(at + 2 * width, z, mask=mask)
+    tl.store(at + 3 * width, o, mask=mask)
+
+
+@triton.jit
+def _load_memory(at, width, mask):
+    """c, n and m; where there is nothing n is 1, which can be divided by."""
+    c = tl.load(at, mask=mask, other=0.0)
+    n = tl.load(at + width, mask=mask, other=1.0)
+    m = tl.load(at + 2 * width, mask=mask, other=0.0)
+    return c, n, m
+
+
+@triton.jit
+def _forget(start, c, n, m):
+    return tl.where(start, 0.0, c), tl.where(start, 0.0, n), tl.where(start, 0.0, m)
+
+
+@triton.jit
 def _matrix(weights, head, gate: tl.constexpr, output, source, head_dim: tl.constexpr):
     """A gate's recurrent matrix from entries `source` to entries `output`, index tensors that broadcast to a tile."""
     at = ((head * 4 + gate) * head_dim + output) * head_dim + source
     return tl.load(weights + at, mask=(output < head_dim) & (source < head_dim), other=0.0)
+
+
+@triton.jit
+def _matrices(weights, head, output, source, head_dim: tl.constexpr):
+    r_i = _matrix(weights, head, 0, output, source, head_dim)
+    r_f = _matrix(weights, head, 1, output, source, head_dim)
+    r_z = _matrix(weights, head, 2, output, source, head_dim)
+    r_o = _matrix(weights, head, 3, output, source, head_dim)
+    return r_i, r_f, r_z, r_o
 
 
 @triton.jit
@@ -123,49 +165,36 @@ def _forward_kernel(
     width: tl.constexpr = heads * head_dim
     head = tl.program_id(0)
     row = (tl.program_id(1) * rows + tl.arange(0, rows)).to(tl.int64)[:, None]
-    entry = tl.arange(0, padded)
-    source, output = entry[:, None], entry[None, :]
+    source, output = tl.arange(0, padded)[:, None], tl.arange(0, padded)[None, :]
     unit = head * head_dim + output
     mask = (row < batch) & (output < head_dim)
-    known = output < head_dim
-    b_i = tl.load(bias + unit, mask=known, other=0.0)
-    b_f = tl.load(bias + width + unit, mask=known, other=0.0)
-    b_z = tl.load(bias + 2 * width + unit, mask=known, other=0.0)
-    b_o = tl.load(bias + 3 * width + unit, mask=known, other=0.0)
+    b_i, b_f, b_z, b_o = _load_four(bias + unit, width, output < head_dim)
     if resident:
-        r_i = _matrix(weights, head, 0, output, source, head_dim)
-        r_f = _matrix(weights, head, 1, output, source, head_dim)
-        r_z = _matrix(weights, head, 2, output, source, head_dim)
-        r_o = _matrix(weights, head, 3, output, source, head_dim)
+        r_i, r_f, r_z, r_o = _matrices(weights, head, output, source, head_dim)
     memory_at = memory + row * (length + 1) * 3 * width + unit
     gates_at = row * length * 4 * width + unit
     hidden_at = hidden + row * length * width + unit
     h = tl.load(first_hidden + row * width + unit, mask=mask, other=0.0)
-    c = tl.load(memory_at, mask=mask, other=0.0)
-    n = tl.load(memory_at + width, mask=mask, other=0.0)
-    m = tl.load(memory_at + 2 * width, mask=mask, other=0.0)
+    c, n, m = _load_memory(memory_at, width, mask)
     for step in range(length):
-        x_i = tl.load(inputs + gates_at, mask=mask, other=0.0).to(tl.float32) + b_i
-        x_f = tl.load(inputs + gates_at + width, mask=mask, other=0.0).to(tl.float32) + b_f
-        x_z = tl.load(inputs + gates_at + 2 * width, mask=mask, other=0.0).to(tl.float32) + b_z
-        x_o = tl.load(inputs + gates_at + 3 * width, mask=mask, other=0.0).to(tl.float32) + b_o
+        i, f, z, o = _load_four(inputs + gates_at, width, mask)
         if has_starts:
             start = tl.load(starts + row * length + step, mask=row < batch, other=0) != 0
             h = tl.where(start, 0.0, h)
-            c = tl.where(start, 0.0, c)
-            n = tl.where(start, 0.0, n)
-            m = tl.where(start, 0.0, m)
+            c, n, m = _forget(start, c, n, m)
         factor = h.to(weights.dtype.element_ty)
-        if resident:
-            i = x_i + tl.dot(factor, r_i, input_precision=precision)
-            f = x_f + tl.dot(factor, r_f, input_precision=precision)
-            z = x_z + tl.dot(factor, r_z, input_precision=precision)
-            o = x_o + tl.dot(factor, r_o, input_precision=precision)
-        else:
-            i = x_i + tl.dot(factor, _matrix(weights, head, 0, output, source, head_dim), input_precision=precision)
-            f = x_f + tl.dot(factor, _matrix(weights, head, 1, output, source, head_dim), input_precision=precision)
-            z = x_z + tl.dot(factor, _matrix(weights, head, 2, output, source, head_dim), input_precision=precision)
-            o = x_o + tl.dot(factor, _matrix(weights, head, 3, output, source, head_dim), input_precision=precision)
+        if not resident:
+            r_i = _matrix(weights, head, 0, output, source, head_dim)
+        i += b_i + tl.dot(factor, r_i, input_precision=precision)
+        if not resident:
+            r_f = _matrix(weights, head, 1, output, source, head_dim)
+        f += b_f + tl.dot(factor, r_f, input_precision=precision)
+        if not resident:
+            r_z = _matrix(weights, head, 2, output, source, head_dim)
+        z += b_z + tl.dot(factor, r_z, input_precision=precision)
+        if not resident:
+            r_o = _matrix(weights, head, 3, output, source, head_dim)
+        o += b_o + tl.dot(factor, r_o, input_precision=precision)
         kept = m + _log_sigmoid(f)
         m = tl.where(n == 0.0, i, tl.maximum(i, kept))
         iota = tl.exp(i - m)
@@ -173,11 +202,8 @@ def _forward_kernel(
         c = phi * c + iota * _tanh(z)
         n = phi * n + iota
         h = tl.sigmoid(o) * c / n
-        tl.store(gates + gates_at, i, mask=mask)
-        tl.store(gates + gates_at + width, f, mask=mask)
-        tl.store(gates + gates_at + 2 * width, z, mask=mask)
-        tl.store(gates + gates_at + 3 * width, o, mask=mask)
         memory_at += 3 * width
+        _store_four(gates + gates_at, i, f, z, o, width, mask)
         tl.store(memory_at, c, mask=mask)
         tl.store(memory_at + width, n, mask=mask)
         tl.store(memory_at + 2 * width, m, mask=mask)
@@ -209,89 +235,58 @@ def _backward_kernel(
     width: tl.constexpr = heads * head_dim
     head = tl.program_id(0)
     row = (tl.program_id(1) * rows + tl.arange(0, rows)).to(tl.int64)[:, None]
-    entry = tl.arange(0, padded)
-    output, source = entry[:, None], entry[None, :]
+    output, source = tl.arange(0, padded)[:, None], tl.arange(0, padded)[None, :]
     unit = head * head_dim + source
     mask = (row < batch) & (source < head_dim)
     if resident:
-        r_i = _matrix(weights, head, 0, output, source, head_dim)
-        r_f = _matrix(weights, head, 1, output, source, head_dim)
-        r_z = _matrix(weights, head, 2, output, source, head_dim)
-        r_o = _matrix(weights, head, 3, output, source, head_dim)
+        r_i, r_f, r_z, r_o = _matrices(weights, head, output, source, head_dim)
     memory_at = memory + (row * (length + 1) + length) * 3 * width + unit
     gates_at = (row * length + length) * 4 * width + unit
     hidden_at = d_hidden + (row * length + length) * width + unit
     state_at = d_state + row * width + unit
-    state_step = batch * width
-    c = tl.load(memory_at, mask=mask, other=0.0)
-    n = tl.load(memory_at + width, mask=mask, other=1.0)
-    m = tl.load(memory_at + 2 * width, mask=mask, other=0.0)
-    d_h = tl.load(state_at, mask=mask, other=0.0)
-    d_c = tl.load(state_at + state_step, mask=mask, other=0.0)
-    d_n = tl.load(state_at + 2 * state_step, mask=mask, other=0.0)
-    surplus = tl.load(state_at + 3 * state_step, mask=mask, other=0.0) - c * d_c - n * d_n
+    c, n, m = _load_memory(memory_at, width, mask)
+    d_h, d_c, d_n, d_m = _load_four(state_at, batch * width, mask)
+    surplus = d_m - c * d_c - n * d_n
     for back in range(length):
         memory_at -= 3 * width
         gates_at -= 4 * width
         hidden_at -= width
         d_h += tl.load(hidden_at, mask=mask, other=0.0)
-        i = tl.load(gates + gates_at, mask=mask, other=0.0)
-        f = tl.load(gates + gates_at + width, mask=mask, other=0.0)
-        z = tl.load(gates + gates_at + 2 * width, mask=mask, other=0.0)
-        o = tl.load(gates + gates_at + 3 * width, mask=mask, other=0.0)
-        c_stored = tl.load(memory_at, mask=mask, other=0.0)
-        n_stored = tl.load(memory_at + width, mask=mask, other=1.0)
-        m_stored = tl.load(memory_at + 2 * width, mask=mask, other=0.0)
+        i, f, z, o = _load_four(gates + gates_at, width, mask)
+        c_stored, n_stored, m_stored = _load_memory(memory_at, width, mask)
         c_before, n_before, m_before = c_stored, n_stored, m_stored
         if has_starts:
             start = tl.load(starts + row * length + (length - 1 - back), mask=row < batch, other=0) != 0
-            c_before = tl.where(start, 0.0, c_before)
-            n_before = tl.where(start, 0.0, n_before)
-            m_before = tl.where(start, 0.0, m_before)
+            c_before, n_before, m_before = _forget(start, c_stored, n_stored, m_stored)
         iota = tl.exp(i - m)
         phi = tl.exp(tl.minimum(m_before + _log_sigmoid(f) - m, 0.0))
         value = _tanh(z)
         sigma = tl.sigmoid(o)
-        d_share = d_h * sigma / n
-        d_c += d_share
-        d_n -= d_share * c / n
+        d_c += d_h * sigma / n
+        d_n -= d_h * sigma * c / (n * n)
         to_input = tl.where(i == m, surplus, 0.0)
         surplus -= to_input
         g_i = iota * (d_c * value + d_n) + to_input
         g_f = tl.sigmoid(-f) * (phi * (d_c * c_before + d_n * n_before) + surplus)
         g_z = iota * d_c * (1 - value * value)
         g_o = d_h * sigma * (1 - sigma) * c / n
-        tl.store(d_gates + gates_at, g_i, mask=mask)
-        tl.store(d_gates + gates_at + width, g_f, mask=mask)
-        tl.store(d_gates + gates_at + 2 * width, g_z, mask=mask)
-        tl.store(d_gates + gates_at + 3 * width, g_o, mask=mask)
+        _store_four(d_gates + gates_at, g_i, g_f, g_z, g_o, width, mask)
+        kind = weights.dtype.element_ty
+        if not resident:
+            r_i = _matrix(weights, head, 0, output, source, head_dim)
+        d_h = tl.dot(g_i.to(kind), r_i, input_precision=precision)
+        if not resident:
+            r_f = _matrix(weights, head, 1, output, source, head_dim)
+        d_h += tl.dot(g_f.to(kind), r_f, input_precision=precision)
+        if not resident:
+            r_z = _matrix(weights, head, 2, output, source, head_dim)
+        d_h += tl.dot(g_z.to(kind), r_z, input_precision=precision)
+        if not resident:
+            r_o = _matrix(weights, head, 3, output, source, head_dim)
+        d_h += tl.dot(g_o.to(kind), r_o, input_precision=precision)
         d_c *= phi
         d_n *= phi
-        kind = weights.dtype.element_ty
-        if resident:
-            d_h = tl.dot(g_i.to(kind), r_i, input_precision=precision)
-            d_h += tl.dot(g_f.to(kind), r_f, input_precision=precision)
-            d_h += tl.dot(g_z.to(kind), r_z, input_precision=precision)
-            d_h += tl.dot(g_o.to(kind), r_o, input_precision=precision)
-        else:
-            d_h = tl.dot(
-                g_i.to(kind), _matrix(weights, head, 0, output, source, head_dim), input_precision=precision
-            )
-            d_h += tl.dot(
-                g_f.to(kind), _matrix(weights, head, 1, output, source, head_dim), input_precision=precision
-            )
-            d_h += tl.dot(
-                g_z.to(kind), _matrix(weights, head, 2, output, source, head_dim), input_precision=precision
-            )
-            d_h += tl.dot(
-                g_o.to(kind), _matrix(weights, head, 3, output, source, head_dim), input_precision=precision
-            )
         if has_starts:
-            d_h = tl.where(start, 0.0, d_h)
-            d_c = tl.where(start, 0.0, d_c)
-            d_n = tl.where(start, 0.0, d_n)
+            d_h, d_c, d_n = _forget(start, d_h, d_c, d_n)
         c, n, m = c_stored, n_stored, m_stored
-    tl.store(state_at, d_h, mask=mask)
-    tl.store(state_at + state_step, d_c, mask=mask)
-    tl.store(state_at + 2 * state_step, d_n, mask=mask)
-    tl.store(state_at + 3 * state_step, c * d_c + n * d_n + surplus, mask=mask)
+    _store_four(state_at, d_h, d_c, d_n, c * d_c + n * d_n + surplus, batch * width, mask)
