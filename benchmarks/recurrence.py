@@ -3,8 +3,8 @@
 Usage: python benchmarks/recurrence.py [--batch 8] [--seq-len 256] [--width 576] [--heads 12] [--json FILE]
 
 `block_speedup` is for a whole block with its convolution, gates, norm and feed-forward part, `recurrence_speedup` for
-its recurrence alone; both are medians over rounds in which the loop and ours run one after the other. `max_difference`
-is that between the two blocks' outputs, `max_gradient_difference` between parameter gradients, relative to the largest.
+its recurrence alone; both are medians over rounds in which the loop and ours run one after the other. An error is that
+of the worst parameter gradient of a block, relative to its norm, against the same block in float64.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial, partialmethod
 from pathlib import Path
 
 import torch
@@ -35,11 +36,12 @@ def build_block(width: int, heads: int, kernels: str) -> nn.Module:
         block.reset_parameters()
         cell = block.xlstm.slstm_cell
         nn.init.normal_(cell._recurrent_kernel_, std=width**-0.5)
-    cell.forward = lambda inputs, state=None: slstm_sequence(cell, inputs, state, kernels=kernels)
+    cell.__class__ = type("Cell", (type(cell),), {"forward": partialmethod(slstm_sequence, kernels=kernels)})
     return block
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Until the device is done."""
     started = time.perf_counter()
     work()
     if device.type == "cuda":
@@ -47,54 +49,78 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - started
 
 
-def time_both_ways(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
+def both_ways(run: Callable[[], Tensor], device: torch.device) -> tuple[float, float]:
     """Seconds forward and backward."""
     outputs: list[Tensor] = []
     forward = seconds(lambda: outputs.append(run()), device)
     return forward, seconds(lambda: outputs[0].square().mean().backward(), device)
 
 
-def largest_differences(blocks: dict[str, nn.Module], inputs: Tensor) -> dict[str, float]:
-    """Of outputs, and of parameter gradients relative to the largest of each parameter."""
-    outputs = {name: block(inputs) for name, block in blocks.items()}
-    gradients = {n: torch.autograd.grad(outputs[n].square().mean(), list(b.parameters())) for n, b in blocks.items()}
-    pairs = zip(gradients[LOOP], gradients[OURS], strict=True)
-    return {
-        "max_difference": float((outputs[LOOP] - outputs[OURS]).abs().max()),
-        "max_gradient_difference": max(float((a - b).abs().max() / a.abs().max()) for a, b in pairs),
-    }
-
-
-def measure(arguments: argparse.Namespace) -> dict[str, float]:
-    device = torch.device(arguments.device)
-    shape = (arguments.batch, arguments.seq_len)
-    kinds = {LOOP: "naive", OURS: arguments.kernels}
-    blocks = {name: build_block(arguments.width, arguments.heads, kind).to(device) for name, kind in kinds.items()}
-    random = torch.Generator().manual_seed(0)
-    hidden = torch.randn(*shape, arguments.width, generator=random).to(device)
-    gates = torch.randn(*shape, 4 * arguments.width, generator=random).to(device).requires_grad_()
-    figures = largest_differences(blocks, hidden)
-    parts = {"block": lambda block: block(hidden), "recurrence": lambda block: block.xlstm.slstm_cell(gates)[0]}
-    for part, run in parts.items():
-        rounds = [
-            {name: time_both_ways(lambda block=block: run(block), device) for name, block in blocks.items()}
-            for _ in range(arguments.repeats)
-        ]
-        for name in blocks:
-            for way, times in zip(("forward", "backward"), zip(*(r[name] for r in rounds), strict=True), strict=True):
-                figures[f"{part}_{way}_seconds_{name}"] = statistics.median(times)
-        figures[f"{part}_speedup"] = statistics.median(sum(r[LOOP]) / sum(r[OURS]) for r in rounds)
+def time_part(part: str, runs: dict[str, Callable[[], Tensor]], device: torch.device, repeats: int) -> dict[str, float]:
+    """Median seconds of each, and the median over rounds of how much faster ours is."""
+    rounds = [{name: both_ways(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    figures = {f"{part}_speedup": statistics.median(sum(times[LOOP]) / sum(times[OURS]) for times in rounds)}
+    for name in runs:
+        for way, direction in enumerate(("forward", "backward")):
+            median = statistics.median(times[name][way] for times in rounds)
+            figures[f"{part}_{direction}_seconds_{name}"] = median
     return figures
 
 
+def errors(blocks: dict[str, nn.Module], exact: nn.Module, inputs: Tensor) -> dict[str, float]:
+    """Worst parameter gradient of each block, relative to its norm, against a block in float64."""
+    reference = gradients(exact, inputs.double())
+    return {
+        f"gradient_error_{name}": max(
+            float((ours - true).norm() / true.norm())
+            for ours, true in zip(gradients(block, inputs), reference, strict=True)
+        )
+        for name, block in blocks.items()
+    }
+
+
+def gradients(block: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+    """Of all parameters, for the mean square of the output."""
+    return torch.autograd.grad(block(inputs).square().mean(), list(block.parameters()))
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, float]:
+    """All figures, by name."""
+    device = torch.device(arguments.device)
+    kinds = {LOOP: "naive", OURS: arguments.kernels}
+    blocks = {name: build_block(arguments.width, arguments.heads, kind).to(device) for name, kind in kinds.items()}
+    exact = build_block(arguments.width, arguments.heads, "auto").to(device, torch.float64)
+    random = torch.Generator().manual_seed(0)
+    hidden = torch.randn(arguments.batch, arguments.seq_len, arguments.width, generator=random).to(device)
+    gates = torch.randn(arguments.batch, arguments.seq_len, 4 * arguments.width, generator=random).to(device)
+    gates.requires_grad_()
+    whole = {name: partial(block, hidden) for name, block in blocks.items()}
+    alone = {name: partial(recurrence, block, gates) for name, block in blocks.items()}
+    return (
+        errors(blocks, exact, hidden)
+        | time_part("block", whole, device, arguments.repeats)
+        | time_part("recurrence", alone, device, arguments.repeats)
+    )
+
+
+def recurrence(block: nn.Module, gates: Tensor) -> Tensor:
+    """The output of the block's cell alone."""
+    output: Tensor = block.xlstm.slstm_cell(gates)[0]
+    return output
+
+
 def main() -> None:
+    """Measure, print, write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for option, default in {"batch": 8, "seq-len": 256, "width": 576, "heads": 12, "repeats": 5}.items():
-        parser.add_argument(f"--{option}", type=int, default=default)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--kernels", default="auto", choices=KERNELS)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=256)
+    parser.add_argument("--width", type=int, default=576)
+    parser.add_argument("--heads", type=int, default=12)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--kernels", default="auto", choices=KERNELS, help="our form of the recurrence")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     figures = measure(arguments)

@@ -2,7 +2,7 @@
 """The sLSTM recurrence on a GPU: one Triton kernel forward, one backward, each running through time by itself.
 
 Heads do not talk to each other, so a program owns one head for `ROWS` rows: it keeps their state, and where they fit
-the head's four recurrent matrices, on its multiprocessor for all steps. The backward kernel stores the gradient of the
+its four recurrent matrices, on a multiprocessor for all steps. The backward kernel stores the gradient of the
 pre-activations; those of the recurrent kernel and bias are products over all steps, made afterwards. Symbols are those
 of `slstm`; everything is float32 but the recurrent product of 16-bit inputs, whose factors have their type.
 """
@@ -10,15 +10,15 @@ of `slstm`; everything is float32 but the recurrent product of 16-bit inputs, wh
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
+import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 from torch import Tensor
 
 ROWS = 16
 """Rows a program: the least a matrix product takes."""
 
-RESIDENT_BYTES = 128 * 1024
-"""Recurrent matrices of a head up to this size stay in registers; larger ones are read again at each step."""
+SCRATCH_BYTES = 16 * 1024
+"""Shared memory for moving the tiles of a step between layouts."""
 
 
 def forward(
@@ -75,11 +75,23 @@ def _options(weights: Tensor, heads: int, starts: Tensor | None) -> dict[str, ob
         "padded": padded,
         "rows": ROWS,
         "has_starts": starts is not None,
-        "resident": 4 * padded * padded * weights.element_size() <= RESIDENT_BYTES,
+        "resident": _matrices_fit(padded, weights),
         "precision": "tf32x3" if weights.dtype == torch.float32 else "tf32",
         "num_warps": {16: 4, 32: 4, 64: 8}.get(padded, 16),
         "num_stages": 1,
     }
+
+
+def _matrices_fit(padded: int, weights: Tensor) -> bool:
+    """Whether a head's matrices stay in shared memory for all steps; else each step reads them again, from caches.
+
+    Float32 matrices lie there twice, as leading and trailing parts. In the interpreter, both ways are taken.
+    """
+    if not weights.is_cuda:
+        return padded <= 64
+    available = torch.cuda.get_device_properties(weights.device).shared_memory_per_multiprocessor
+    parts = 2 if weights.dtype == torch.float32 else 1
+    return bool(parts * 4 * padded * padded * weights.element_size() + SCRATCH_BYTES <= available)
 
 
 @triton.jit
