@@ -202,9 +202,8 @@ class DenseDivergence(Divergence):
         teacher = self.teacher.to(logits.dtype)
         reading = passes.read_teacher(teacher, logits, self.temperature)
         found = passes.read(logits, self.temperature)
-        weight = weights.kl / self.temperature
-        passes.write(logits, found, *_everywhere(found.at_one, weights.cross_entropy, weight))
-        passes.subtract_teacher(logits, teacher, reading, weight)
+        factors = _everywhere(found.at_one, weights.cross_entropy, weights.kl / self.temperature)
+        passes.write(logits, found, *factors, reading)
         return found.at_one, reading.difference - reading.log_partition + found.at_temperature
 
     def first_choices(self) -> Tensor:
@@ -279,9 +278,9 @@ def _teacher_log_probabilities(values: Tensor, log_rest: Tensor, temperature: fl
     return scaled - log_z[:, None], log_rest - log_z
 
 
-def _everywhere(like: Tensor, *values: float) -> list[Tensor]:
+def _everywhere(like: Tensor, one: float, other: float) -> tuple[Tensor, Tensor]:
     """Each value at every position."""
-    return [torch.full_like(like, value) for value in values]
+    return torch.full_like(like, one), torch.full_like(like, other)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

@@ -23,66 +23,59 @@ class TritonPasses:
     def read(self, logits: Tensor, temperature: float) -> LogPartitions:
         """Both sums of exponentials in one pass, relative to the largest logit so far."""
         at_one, at_temperature = _rows(logits), _rows(logits)
-        if len(logits):
-            _read_kernel[(len(logits),)](
-                logits,
-                at_one,
-                at_temperature,
-                logits.stride(0),
-                logits.shape[1],
-                1 / temperature,
-                same=temperature == 1,
-                block=BLOCK,
-            )
+        _read_kernel[(len(logits),)](
+            logits,
+            at_one,
+            at_temperature,
+            logits.stride(0),
+            1 / temperature,
+            vocab=logits.shape[1],
+            same=temperature == 1,
+            block=BLOCK,
+        )
         return LogPartitions(temperature, at_one, at_temperature)
-
-    def write(self, logits: Tensor, found: LogPartitions, at_one: Tensor, at_temperature: Tensor) -> None:
-        """Exponentials are taken again: cheaper than keeping them."""
-        if len(logits):
-            _write_kernel[(len(logits),)](
-                logits,
-                found.at_one,
-                found.at_temperature,
-                at_one.contiguous(),
-                at_temperature.contiguous(),
-                logits.stride(0),
-                logits.shape[1],
-                1 / found.temperature,
-                same=found.temperature == 1,
-                block=BLOCK,
-            )
 
     def read_teacher(self, teacher: Tensor, logits: Tensor, temperature: float) -> TeacherReading:
         """The sum of exponentials and the weighted differences in one pass."""
         log_partition, difference = _rows(logits), _rows(logits)
-        if len(logits):
-            _read_teacher_kernel[(len(logits),)](
-                teacher,
-                logits,
-                log_partition,
-                difference,
-                teacher.stride(0),
-                logits.stride(0),
-                logits.shape[1],
-                1 / temperature,
-                block=BLOCK,
-            )
-        return TeacherReading(temperature, log_partition, difference)
+        _read_teacher_kernel[(len(logits),)](
+            teacher,
+            logits,
+            log_partition,
+            difference,
+            teacher.stride(0),
+            logits.stride(0),
+            1 / temperature,
+            vocab=logits.shape[1],
+            block=BLOCK,
+        )
+        return TeacherReading(teacher, log_partition, difference)
 
-    def subtract_teacher(self, logits: Tensor, teacher: Tensor, found: TeacherReading, weight: float) -> None:
-        """The teacher's probabilities exist in registers only."""
-        if len(logits):
-            _subtract_teacher_kernel[(len(logits),)](
-                logits,
-                teacher,
-                found.log_partition,
-                logits.stride(0),
-                teacher.stride(0),
-                logits.shape[1],
-                1 / found.temperature,
-                weight,
-                block=BLOCK,
-            )
+    def write(
+        self,
+        logits: Tensor,
+        found: LogPartitions,
+        at_one: Tensor,
+        at_temperature: Tensor,
+        reading: TeacherReading | None = None,
+    ) -> None:
+        """Exponentials are taken again, which is cheaper than keeping them; rounded once."""
+        _write_kernel[(len(logits),)](
+            logits,
+            logits if reading is None else reading.teacher,
+            found.at_one,
+            found.at_temperature,
+            found.at_one if reading is None else reading.log_partition,
+            at_one,
+            at_temperature,
+            logits.stride(0),
+            logits.stride(0) if reading is None else reading.teacher.stride(0),
+            1 / found.temperature,
+            vocab=logits.shape[1],
+            same=found.temperature == 1,
+            with_teacher=reading is not None,
+            block=BLOCK,
+        )
 
 
 def _rows(logits: Tensor) -> Tensor:
@@ -91,7 +84,14 @@ def _rows(logits: Tensor) -> Tensor:
 
 @triton.jit
 def _read_kernel(
-    logits, at_one, at_temperature, stride, vocab, inverse_temperature, same: tl.constexpr, block: tl.constexpr
+    logits,
+    at_one,
+    at_temperature,
+    stride,
+    inverse_temperature,
+    vocab: tl.constexpr,
+    same: tl.constexpr,
+    block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
@@ -115,35 +115,6 @@ def _read_kernel(
 
 
 @triton.jit
-def _write_kernel(
-    logits,
-    log_one,
-    log_temperature,
-    at_one,
-    at_temperature,
-    stride,
-    vocab,
-    inverse_temperature,
-    same: tl.constexpr,
-    block: tl.constexpr,
-):
-    row = tl.program_id(0).to(tl.int64)
-    columns = tl.arange(0, block)
-    log_z_one, log_z_temperature = tl.load(log_one + row), tl.load(log_temperature + row)
-    factor_one, factor_temperature = tl.load(at_one + row), tl.load(at_temperature + row)
-    for first in range(0, vocab, block):
-        inside = first + columns < vocab
-        place = logits + row * stride + first + columns
-        s = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        if same:
-            gradient = (factor_one + factor_temperature) * tl.exp(s - log_z_one)
-        else:
-            gradient = factor_one * tl.exp(s - log_z_one)
-            gradient += factor_temperature * tl.exp(s * inverse_temperature - log_z_temperature)
-        tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)
-
-
-@triton.jit
 def _read_teacher_kernel(
     teacher,
     logits,
@@ -151,8 +122,8 @@ def _read_teacher_kernel(
     difference,
     teacher_stride,
     stride,
-    vocab,
     inverse_temperature,
+    vocab: tl.constexpr,
     block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
@@ -162,9 +133,9 @@ def _read_teacher_kernel(
     weighted = tl.zeros((), tl.float32)
     for first in range(0, vocab, block):
         inside = first + columns < vocab
-        t = tl.load(teacher + row * teacher_stride + first + columns, mask=inside, other=-1e30).to(tl.float32)
+        t = tl.load(teacher + row * teacher_stride + first + columns, mask=inside, other=0.0).to(tl.float32)
         s = tl.load(logits + row * stride + first + columns, mask=inside, other=0.0).to(tl.float32)
-        higher = tl.maximum(peak, tl.max(t, axis=0))
+        higher = tl.maximum(peak, tl.max(tl.where(inside, t, -1e38), axis=0))
         fallen = tl.exp((peak - higher) * inverse_temperature)
         p = tl.where(inside, tl.exp((t - higher) * inverse_temperature), 0.0)
         total = total * fallen + tl.sum(p, axis=0)
@@ -175,16 +146,37 @@ def _read_teacher_kernel(
 
 
 @triton.jit
-def _subtract_teacher_kernel(
-    logits, teacher, log_partition, stride, teacher_stride, vocab, inverse_temperature, weight, block: tl.constexpr
+def _write_kernel(
+    logits,
+    teacher,
+    log_one,
+    log_temperature,
+    log_teacher,
+    at_one,
+    at_temperature,
+    stride,
+    teacher_stride,
+    inverse_temperature,
+    vocab: tl.constexpr,
+    same: tl.constexpr,
+    with_teacher: tl.constexpr,
+    block: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, block)
-    log_z = tl.load(log_partition + row)
+    log_z_one, log_z_temperature = tl.load(log_one + row), tl.load(log_temperature + row)
+    log_z_teacher = tl.load(log_teacher + row)
+    factor_one, factor_temperature = tl.load(at_one + row), tl.load(at_temperature + row)
     for first in range(0, vocab, block):
         inside = first + columns < vocab
         place = logits + row * stride + first + columns
-        gradient = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        t = tl.load(teacher + row * teacher_stride + first + columns, mask=inside, other=0.0).to(tl.float32)
-        gradient -= weight * tl.exp(t * inverse_temperature - log_z)
+        s = tl.load(place, mask=inside, other=0.0).to(tl.float32)
+        at_own = tl.exp(s - log_z_one)
+        difference = at_own
+        if not same:
+            difference = tl.exp(s * inverse_temperature - log_z_temperature)
+        if with_teacher:
+            t = tl.load(teacher + row * teacher_stride + first + columns, mask=inside, other=0.0).to(tl.float32)
+            difference -= tl.exp(t * inverse_temperature - log_z_teacher)
+        gradient = factor_one * at_own + factor_temperature * difference
         tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)

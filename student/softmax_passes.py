@@ -24,29 +24,37 @@ class LogPartitions:
 
 @dataclass(frozen=True)
 class TeacherReading:
-    """Of teacher logits t beside student logits s, with p = softmax(t / T); fields (n,)."""
+    """Of teacher logits t beside student logits s, with p = softmax(t / T)."""
 
-    temperature: float
+    teacher: Tensor
+    """(n, V), the passes' own business from now on."""
     log_partition: Tensor
-    """logsumexp(t / T)"""
+    """(n,), logsumexp(t / T)"""
     difference: Tensor
-    """Σ p (t - s) / T"""
+    """(n,), Σ p (t - s) / T"""
 
 
 class SoftmaxPasses(Protocol):
-    """Passes over logits (n, V). Between a `read` and its `write` the buffers' content is the passes' own business."""
+    """Passes over logits (n, V). Between a `read` and its `write` the buffers' content is theirs."""
 
     def read(self, logits: Tensor, temperature: float) -> LogPartitions:
         """Both log-sum-exps of each position."""
 
-    def write(self, logits: Tensor, found: LogPartitions, at_one: Tensor, at_temperature: Tensor) -> None:
-        """Replace logits s by `at_one softmax(s) + at_temperature softmax(s / T)`, factors (n,)."""
-
     def read_teacher(self, teacher: Tensor, logits: Tensor, temperature: float) -> TeacherReading:
         """The teacher's logits (n, V) beside the student's; comes before `read`."""
 
-    def subtract_teacher(self, logits: Tensor, teacher: Tensor, found: TeacherReading, weight: float) -> None:
-        """Subtract `weight softmax(t / T)` from what `write` wrote."""
+    def write(
+        self,
+        logits: Tensor,
+        found: LogPartitions,
+        at_one: Tensor,
+        at_temperature: Tensor,
+        reading: TeacherReading | None = None,
+    ) -> None:
+        """Replace logits s by `at_one softmax(s) + at_temperature (softmax(s / T) - p)`, factors (n,).
+
+        p is 0 without a teacher.
+        """
 
 
 @dataclass(frozen=True)
@@ -65,25 +73,29 @@ class TorchPasses:
         scaled = torch.mul(logits, 1 / temperature, out=self._like(logits))
         return LogPartitions(temperature, _log_partition(logits, peak), _log_partition(scaled, peak / temperature))
 
-    def write(self, logits: Tensor, found: LogPartitions, at_one: Tensor, at_temperature: Tensor) -> None:
-        """Combine the two."""
-        if found.temperature == 1:
-            logits.mul_((at_one + at_temperature)[:, None])
-        else:
-            logits.mul_(at_one[:, None]).addcmul_(self._like(logits), at_temperature[:, None])
-
     def read_teacher(self, teacher: Tensor, logits: Tensor, temperature: float) -> TeacherReading:
         """The teacher's logits become softmax(t / T)."""
         teacher.mul_(1 / temperature)
         p = torch.softmax(teacher, dim=-1, out=self._like(logits))
         log_partition = teacher.amax(dim=-1) - p.amax(dim=-1).log()
         difference = torch.linalg.vecdot(p, teacher.sub_(logits, alpha=1 / temperature))
-        teacher.copy_(p)
-        return TeacherReading(temperature, log_partition, difference)
+        return TeacherReading(teacher.copy_(p), log_partition, difference)
 
-    def subtract_teacher(self, logits: Tensor, teacher: Tensor, found: TeacherReading, weight: float) -> None:  # noqa: ARG002
-        """The probabilities are in the teacher's buffer already."""
-        logits.sub_(teacher, alpha=weight)
+    def write(
+        self,
+        logits: Tensor,
+        found: LogPartitions,
+        at_one: Tensor,
+        at_temperature: Tensor,
+        reading: TeacherReading | None = None,
+    ) -> None:
+        """Combine the softmaxes."""
+        if found.temperature == 1:
+            logits.mul_((at_one + at_temperature)[:, None])
+        else:
+            logits.mul_(at_one[:, None]).addcmul_(self._like(logits), at_temperature[:, None])
+        if reading is not None:
+            logits.addcmul_(reading.teacher, at_temperature[:, None], value=-1)
 
     def _like(self, logits: Tensor) -> Tensor:
         return self.scratch[: len(logits)]
