@@ -5,8 +5,9 @@ Usage: python benchmarks/step.py [--paper | --tiny] [--device cuda] [--repeats 7
 Every case is forward, loss, backward and AdamW of the same student on the same rows, with the same one-pass loss but
 for `online`: cross-entropy alone; the targets and averaged states of a cache; a cache of final states (`exact`); a
 teacher of random weights run in the step, its full logits through `dense_distillation_loss`. Cases take turns, so that
-a busy machine slows all of them; a ratio is the median of the rounds' ratios, by the clock and by processor time. Memory is a case's peak in a process of
-its own above what that process held before it built anything: resident memory on a CPU, the allocator's on a GPU.
+a busy machine slows all of them; a ratio is the median of the rounds' ratios, by the clock and by processor time.
+Memory is a case's peak in a process of its own above what that process held before it built anything: resident memory
+on a CPU, the allocator's on a GPU.
 """
 
 import argparse
@@ -167,7 +168,7 @@ def make_teacher(sizes: Sizes, seed: int) -> Any:
 
 @dataclass(frozen=True)
 class Taken:
-    """Seconds by the clock, and of this process's processors, which other processes on a busy machine add nothing to."""
+    """Seconds by the clock, and of this process's processors, to which others on a busy machine add nothing."""
 
     wall: float
     processor: float
