@@ -13,8 +13,8 @@ from torch import Tensor
 
 from student.softmax_passes import LogPartitions, TeacherReading
 
-BLOCK = 4096
-"""Logits a program holds at once."""
+BLOCK, WARPS = 4096, 8
+"""Logits a program holds at once, by so many warps."""
 
 
 class TritonPasses:
@@ -32,6 +32,7 @@ class TritonPasses:
             vocab=logits.shape[1],
             same=temperature == 1,
             block=BLOCK,
+            num_warps=WARPS,
         )
         return LogPartitions(temperature, at_one, at_temperature)
 
@@ -48,6 +49,7 @@ class TritonPasses:
             1 / temperature,
             vocab=logits.shape[1],
             block=BLOCK,
+            num_warps=WARPS,
         )
         return TeacherReading(teacher, log_partition, difference)
 
@@ -75,6 +77,7 @@ class TritonPasses:
             same=found.temperature == 1,
             with_teacher=reading is not None,
             block=BLOCK,
+            num_warps=WARPS,
         )
 
 

@@ -20,16 +20,16 @@ def test_kernels_equal_their_twin() -> None:
 
 
 def divergence(kind: str, head: FrozenHead, temperature: float) -> Divergence:
+    """The same teacher in every dtype: states that bfloat16 holds, entries in float32."""
     random = torch.Generator().manual_seed(2)
-    final = 0.3 * torch.randn(TOKENS, WIDTH, generator=random).to(head.weight)
-    values, ids = head.logits(final).topk(KEPT, dim=-1)
-    wide = torch.promote_types(head.weight.dtype, torch.float32)
     if kind == "exact":
-        return ExactDivergence(temperature, final, head)
+        final = (0.3 * torch.randn(TOKENS, WIDTH, generator=random)).bfloat16()
+        return ExactDivergence(temperature, final.to(head.weight), head)
+    values, ids = (x.cuda() for x in (3 * torch.randn(TOKENS, VOCAB, generator=random)).topk(KEPT, dim=-1))
+    wide = values.to(torch.promote_types(head.weight.dtype, torch.float32))
     if kind == "bucket":
-        return BucketDivergence(temperature, ids, values.to(wide), torch.full_like(values[:, 0], 0.4).to(wide))
-    weights = torch.softmax(values.to(wide), -1)
-    return SampledDivergence(temperature, ids, weights, torch.ones_like(weights[:, 0]))
+        return BucketDivergence(temperature, ids, wide, torch.full_like(wide[:, 0], 0.4))
+    return SampledDivergence(temperature, ids, torch.softmax(wide, -1), torch.ones_like(wide[:, 0]))
 
 
 def naive(hidden: Tensor, head: FrozenHead, labels: Tensor, teacher: Divergence, weights: TermWeights) -> Tensor:
