@@ -6,6 +6,8 @@
   expectation is the full vocabulary's, and so is that of its gradient `(q_T - p̂_T)/T`; at one position it may be
   negative. The weights are not rescaled to sum to 1, which would make it biased.
 - exact: the teacher's logits come back from its final hidden state through the LM head both share.
+
+Each gives its value to autograd (`kl`), and in closed form its value and gradient at once (`write_gradient`).
 """
 
 from abc import ABC, abstractmethod
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student.frozen_weights import FrozenHead
+from student.softmax_passes import SoftmaxPasses
 from teacher_cache import estimate
 from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
 
@@ -26,6 +29,14 @@ NO_MASS = LOG_MASS_FLOOR + 10
 
 LOWEST = -1e30
 """Stands for a logit of -inf with finite gradients."""
+
+
+@dataclass(frozen=True)
+class TermWeights:
+    """What the gradients of the two terms are multiplied by."""
+
+    cross_entropy: float
+    kl: float
 
 
 @dataclass(frozen=True)
@@ -55,6 +66,21 @@ class Divergence(ABC):
         """KL at each position, (n,), without the factor T²; from student logits (n, V)."""
 
     @abstractmethod
+    def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
+        """Logsumexp of student logits s (n, V) and KL at each position, (n,) in float32 or wider.
+
+        The logits are replaced by `weights.cross_entropy softmax(s) + weights.kl dKL/ds`.
+        """
+
+    def workspace(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
+        """What `with_logits` wants for as many positions as there are logits (n, V)."""
+        return None
+
+    def with_logits(self, workspace: Tensor | None) -> "Divergence":  # noqa: ARG002
+        """The same with the teacher's logits at hand, where `write_gradient` needs them."""
+        return self
+
+    @abstractmethod
     def first_choices(self) -> Tensor:
         """The teacher's likeliest token at each position, (n,) int64."""
 
@@ -76,6 +102,34 @@ class BucketDivergence(Divergence):
     def kl(self, student_logits: Tensor) -> Tensor:
         return bucketed_kl(student_logits, self.ids, self.values, self.log_rest, self.temperature)
 
+    def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
+        """`T dKL/ds_j` is P q_j - p_j at kept j, (P - p_rest / q_rest) q_j at others; P = Σ p is 1 up to rounding.
+
+        The kept logits are taken out first, so that the passes see the others and nothing is a difference of sums.
+        """
+        temperature = self.temperature
+        log_p, log_p_rest = _teacher_log_probabilities(self.values, self.log_rest, temperature)
+        p, p_rest = log_p.exp(), torch.where(log_p_rest > NO_MASS, log_p_rest.exp(), 0.0)
+        used = self.values > -torch.inf
+        ids = torch.where(used, self.ids, self.ids[:, :1])
+        kept = logits.gather(1, ids).to(p.dtype).masked_fill(~used, LOWEST)
+        logits.scatter_(1, ids, max(LOWEST, torch.finfo(logits.dtype).min))
+        others = passes.read(logits, temperature)
+        log_one = torch.logaddexp(kept.logsumexp(dim=-1), others.at_one)
+        log_z = torch.logaddexp((kept / temperature).logsumexp(dim=-1), others.at_temperature)
+        log_q, log_q_rest = kept / temperature - log_z[:, None], others.at_temperature - log_z
+        mass, weight = p.sum(dim=-1) + p_rest, weights.kl / temperature
+        passes.write(
+            logits,
+            others,
+            weights.cross_entropy * (others.at_one - log_one).exp(),
+            weight * (mass * log_q_rest.exp() - p_rest),
+        )
+        at_kept = weights.cross_entropy * (kept - log_one[:, None]).exp() + weight * (mass[:, None] * log_q.exp() - p)
+        logits.scatter_add_(1, ids, at_kept.masked_fill(~used, 0.0).to(logits.dtype))
+        bucket = torch.where(p_rest > 0, p_rest * (log_p_rest - log_q_rest), 0.0)
+        return log_one, _divergence(log_p, log_q) + bucket
+
     def first_choices(self) -> Tensor:
         return self.ids[:, 0]
 
@@ -93,6 +147,16 @@ class SampledDivergence(Divergence):
         cross_entropy = scaled.logsumexp(dim=-1) - (self.weights * scaled.gather(1, self.ids)).sum(dim=-1)
         return cross_entropy - self.entropy
 
+    def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
+        """`T dKL/ds = q_T - p̂_T`: a softmax, and the entries' weights taken off."""
+        kept = logits.gather(1, self.ids).to(self.weights.dtype)
+        found = passes.read(logits, self.temperature)
+        weight = weights.kl / self.temperature
+        passes.write(logits, found, *_everywhere(found.at_one, weights.cross_entropy, weight))
+        logits.scatter_add_(1, self.ids, (-weight * self.weights).to(logits.dtype))
+        cross_entropy = found.at_temperature - (self.weights * kept).sum(dim=-1) / self.temperature
+        return found.at_one, cross_entropy - self.entropy
+
     def first_choices(self) -> Tensor:
         return self.ids[:, 0]
 
@@ -107,8 +171,43 @@ class ExactDivergence(Divergence):
     def kl(self, student_logits: Tensor) -> Tensor:
         return dense_kl(self.head.logits(self.final_hidden), student_logits, self.temperature)
 
+    def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
+        return self.with_logits(torch.empty_like(logits)).write_gradient(logits, weights, passes)
+
+    def workspace(self, logits: Tensor) -> Tensor:
+        """As large as the student's."""
+        return torch.empty_like(logits)
+
+    def with_logits(self, workspace: Tensor | None) -> "DenseDivergence":
+        """The teacher's logits, in the workspace."""
+        assert workspace is not None
+        found = self.head.logits_into(workspace[: len(self.final_hidden)], self.final_hidden)
+        return DenseDivergence(self.temperature, found)
+
     def first_choices(self) -> Tensor:
         return self.head.logits(self.final_hidden).argmax(dim=-1)
+
+
+@dataclass(frozen=True)
+class DenseDivergence(Divergence):
+    """From the teacher's logits over the whole vocabulary, which `write_gradient` uses up."""
+
+    teacher: Tensor  # (n, V)
+
+    def kl(self, student_logits: Tensor) -> Tensor:
+        return dense_kl(self.teacher, student_logits, self.temperature)
+
+    def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
+        """`T dKL/ds = q_T - p_T`, and `KL = Σ p (t - s)/T - logsumexp(t/T) + logsumexp(s/T)` from logits t and s."""
+        teacher = self.teacher.to(logits.dtype)
+        reading = passes.read_teacher(teacher, logits, self.temperature)
+        found = passes.read(logits, self.temperature)
+        factors = _everywhere(found.at_one, weights.cross_entropy, weights.kl / self.temperature)
+        passes.write(logits, found, *factors, reading)
+        return found.at_one, reading.difference - reading.log_partition + found.at_temperature
+
+    def first_choices(self) -> Tensor:
+        return self.teacher.argmax(dim=-1)
 
 
 def divergence_at(
@@ -177,6 +276,11 @@ def _teacher_log_probabilities(values: Tensor, log_rest: Tensor, temperature: fl
     scaled = (values - values[:, :1]) / temperature
     log_z = torch.logaddexp(scaled.logsumexp(dim=-1), log_rest)
     return scaled - log_z[:, None], log_rest - log_z
+
+
+def _everywhere(like: Tensor, one: float, other: float) -> tuple[Tensor, Tensor]:
+    """Each value at every position."""
+    return torch.full_like(like, one), torch.full_like(like, other)
 
 
 def _divergence(log_p: Tensor, log_q: Tensor) -> Tensor:

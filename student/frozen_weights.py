@@ -25,6 +25,14 @@ class FrozenHead:
         logits = functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
+    def logits_into(self, out: Tensor, hidden_states: Tensor) -> Tensor:
+        """Logits of states (n, d) in `out` (n, V), in the head's dtype and without a gradient."""
+        with torch.no_grad():
+            states = hidden_states.to(self.weight.dtype)
+            if self.bias is None:
+                return torch.mm(states, self.weight.T, out=out)
+            return torch.addmm(self.bias, states, self.weight.T, out=out)
+
 
 @dataclass(frozen=True)
 class FrozenWeights:

@@ -14,8 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from student.divergence import Divergence, TeacherTargets, dense_kl, divergence_at
+from student.divergence import Divergence, TeacherTargets, TermWeights, dense_kl, divergence_at
 from student.frozen_weights import FrozenHead
+from student.fused_loss import fused_loss
 from student.schedule import Coefficients
 
 FrobeniusNorm = Literal["sequence", "batch"]
@@ -59,6 +60,51 @@ def total_loss(sums: LossSums, coefficients: Coefficients, *, tokens: float, seq
     alpha, beta = coefficients.alpha, coefficients.beta
     per_token = (1 - alpha - beta) * sums.cross_entropy + alpha * coefficients.temperature**2 * sums.kl
     return per_token / tokens + beta * sums.frobenius / sequences
+
+
+@dataclass(frozen=True)
+class DistillationLoss:
+    """A micro-batch's part of Eq. 38, and the sums it is made of."""
+
+    total: Tensor
+    """0-dimensional, differentiable, divided by the counts of the global batch."""
+    sums: LossSums
+    """Detached."""
+
+
+def distillation_loss(
+    hidden_states: Tensor,  # (B, T, d)
+    head: FrozenHead,
+    labels: Tensor,  # (B, T) int64
+    loss_mask: Tensor,  # (B, T) bool
+    targets: TeacherTargets,
+    coefficients: Coefficients,
+    *,
+    tokens: float,
+    sequences: float,
+    hidden_mean: Tensor | None = None,  # (B, ceil(T / stride), d)
+    frobenius: FrobeniusTerm | None = None,
+    chunk_tokens: int | None = None,
+) -> DistillationLoss:
+    """What `total_loss` makes of `distillation_loss_sums`, with its gradient in one pass over the logits.
+
+    `tokens` and `sequences` are the counts of the global batch. Raises `UserError` when the targets are not known at
+    this temperature.
+    """
+    alpha, beta, temperature = coefficients.alpha, coefficients.beta, coefficients.temperature
+    term = frobenius or FrobeniusTerm()
+    divergence = divergence_at(temperature, targets, loss_mask, head, _accumulation_dtype(hidden_states))
+    weights = TermWeights((1 - alpha - beta) / tokens, alpha * temperature**2 / tokens)
+    found = fused_loss(hidden_states, head, labels, loss_mask, divergence, weights, chunk_tokens=chunk_tokens)
+    norms = _frobenius_sum(hidden_states, hidden_mean, loss_mask, term)
+    sums = LossSums(
+        cross_entropy=found.cross_entropy,
+        kl=found.kl,
+        frobenius=norms.detach(),
+        tokens=int(loss_mask.sum()),
+        sequences=_sequences(loss_mask, term),
+    )
+    return DistillationLoss(found.value + beta * norms / sequences, sums)
 
 
 def distillation_loss_sums(

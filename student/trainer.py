@@ -13,7 +13,7 @@ from student.batch import Batch, loss_counts, micro_batches
 from student.checkpoint import save_checkpoint
 from student.engine import gradient_norm
 from student.evaluate import measure
-from student.loss import LossSums, distillation_loss_sums, total_loss
+from student.loss import DistillationLoss, distillation_loss
 from student.schedule import Coefficients, distillation_at
 from teacher_cache.decode import CachedRows
 
@@ -77,12 +77,10 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
     size = run.settings.training.micro_batch_size
     for batch in micro_batches(rows, size, run.cache.layout, processes.device):
         hidden_states = engine(batch.inputs)
-        sums = loss_sums(run, batch, hidden_states, coefficients.temperature)
-        loss = total_loss(sums, coefficients, tokens=tokens, sequences=sequences)
-        if not loss.requires_grad:  # no valid position here, but the other processes wait for this backward pass
-            loss = loss + 0 * hidden_states.sum()
-        engine.backward(loss * processes.world_size, scale_wrt_gas=False)
-        totals += torch.stack([loss, sums.cross_entropy, sums.kl, sums.frobenius]).detach()
+        loss = loss_of(run, batch, hidden_states, coefficients, tokens, sequences)
+        engine.backward(loss.total * processes.world_size, scale_wrt_gas=False)
+        sums = loss.sums
+        totals += torch.stack([loss.total.detach(), sums.cross_entropy, sums.kl, sums.frobenius])
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
         engine.step()
@@ -101,15 +99,19 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
     )
 
 
-def loss_sums(run: Run, batch: Batch, hidden_states: Tensor, temperature: float) -> LossSums:
-    """Sums of a micro-batch's cross-entropy, KL and Frobenius terms, not yet divided; hidden_states (B, T, d)."""
-    return distillation_loss_sums(
+def loss_of(
+    run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
+) -> DistillationLoss:
+    """A micro-batch's part of the loss; hidden_states (B, T, d), counts of the whole step."""
+    return distillation_loss(
         hidden_states,
         run.student.head,
         batch.labels,
         batch.loss_mask,
         batch.targets,
-        temperature=temperature,
+        coefficients,
+        tokens=tokens,
+        sequences=sequences,
         hidden_mean=None if run.frobenius is None else batch.hidden_mean,
         frobenius=run.frobenius,
     )

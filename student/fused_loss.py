@@ -1,0 +1,202 @@
+"""Cross-entropy and KL with their gradient in one pass: what the student's loss costs is the LM head's two products.
+
+The weights of both terms are known before the forward pass, so a chunk's logits are turned into the gradient of
+their weighted sum where they lie, times the head that is the gradient in the hidden states, and that (tokens, d) is
+all that is kept. Backward multiplies it by what comes from above. No logits are computed twice, none are kept, and a
+head that needs no gradient gets none.
+
+Memory, V and d the sizes of the head, n valid positions: one chunk of logits (two in exact mode), a block of
+`BLOCK_LOGITS` on a CPU, and 4 n d bytes.
+"""
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from student.divergence import Divergence, TermWeights
+from student.frozen_weights import FrozenHead
+from student.softmax_passes import SoftmaxPasses, TorchPasses
+
+CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
+"""Logits a chunk holds unless told otherwise: products with fewer rows run slower, more rows gain little."""
+
+BLOCK_LOGITS = 2**20
+"""Logits torch's operations take at once on a CPU, few enough to stay in its cache from one to the next."""
+
+GPU_TILE = 128
+"""Rows of a matrix product a GPU works on together."""
+
+HALF_SCALE = 256.0
+"""The larger weight of a gradient kept in float16, in which a probability below 6e-8 times it is lost."""
+
+
+@dataclass(frozen=True)
+class FusedLoss:
+    """A micro-batch's weighted sum, and the sums it is made of; all 0-dimensional."""
+
+    value: Tensor
+    """`weights.cross_entropy CE + weights.kl KL`, differentiable."""
+    cross_entropy: Tensor
+    """Sum over valid positions, detached."""
+    kl: Tensor
+    """Sum over valid positions without the factor T², detached; 0 without a teacher."""
+
+
+def fused_loss(
+    hidden_states: Tensor,  # (B, T, d)
+    head: FrozenHead,
+    labels: Tensor,  # (B, T) int64
+    loss_mask: Tensor,  # (B, T) bool
+    divergence: Divergence | None,  # at the n valid positions, in order
+    weights: TermWeights,
+    *,
+    chunk_tokens: int | None = None,
+) -> FusedLoss:
+    """Cross-entropy, and KL where a teacher is given, weighted; gradients for hidden states and a head that wants one.
+
+    Logits are in the head's dtype; what is added up over them and the kept gradient are in float32, or in float64 for
+    float64. The kept gradient takes the factor from above, such as a loss scale, before it is rounded to the hidden
+    states' dtype.
+    """
+    positions = loss_mask.flatten().nonzero()[:, 0]
+    job = _Job(positions, labels.flatten()[positions], divergence, weights, chunk_tokens)
+    found = _Function.apply(hidden_states, head.weight, head.bias, job)  # type: ignore[no-untyped-call]
+    return FusedLoss(*found)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What is not differentiated: n valid positions of the flattened batch, their labels (n,) and their teacher."""
+
+    positions: Tensor
+    labels: Tensor
+    divergence: Divergence | None
+    weights: TermWeights
+    chunk_tokens: int | None
+
+
+class _Function(torch.autograd.Function):
+    """The gradients are made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_states: Tensor, weight: Tensor, bias: Tensor | None, job: _Job) -> tuple[Tensor, ...]:
+        flat = hidden_states.flatten(0, -2)
+        kept = [
+            torch.zeros_like(tensor, dtype=_wide(tensor)) if tensor is not None and needed else None
+            for tensor, needed in zip((flat, weight, bias), ctx.needs_input_grad[:3], strict=True)
+        ]
+        sums = _sums_and_gradients(flat, FrozenHead(weight, bias), job, *kept)
+        ctx.save_for_backward(*kept)
+        ctx.shape, ctx.dtypes = hidden_states.shape, (hidden_states.dtype, weight.dtype, weight.dtype)
+        cross_entropy, kl = sums.to(_wide(hidden_states)).unbind()
+        ctx.mark_non_differentiable(cross_entropy, kl)
+        return job.weights.cross_entropy * cross_entropy + job.weights.kl * kl, cross_entropy, kl
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, from_above: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, *head = (
+            None if kept is None else (kept * from_above).to(dtype)
+            for kept, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return None if hidden is None else hidden.view(ctx.shape), *head, None
+
+
+def _sums_and_gradients(
+    flat: Tensor,  # (B T, d)
+    head: FrozenHead,
+    job: _Job,
+    hidden_gradient: Tensor | None,
+    weight_gradient: Tensor | None,
+    bias_gradient: Tensor | None,
+) -> Tensor:
+    """Sums of CE and KL, (2,) float64; gradients of their weighted sum are added to those that are given."""
+    unit = _unit(head.weight.dtype, job.weights)
+    weights = TermWeights(job.weights.cross_entropy / unit, job.weights.kl / unit)
+    size = _chunk_size(head, job.chunk_tokens)
+    workspace = head.weight.new_empty(min(size, len(job.positions)), len(head.weight))
+    teacher_workspace = None if job.divergence is None else job.divergence.workspace(workspace)
+    sums = torch.zeros(2, dtype=torch.float64, device=flat.device)
+    for positions, labels, divergence in _split(size, job.positions, job.labels, job.divergence):
+        states = flat.index_select(0, positions).to(head.weight.dtype)
+        logits = head.logits_into(workspace[: len(labels)], states)
+        teacher = None if divergence is None else divergence.with_logits(teacher_workspace)
+        sums += _write_gradient(logits, labels, teacher, weights)
+        if hidden_gradient is not None:
+            hidden_gradient[positions] = (logits @ head.weight).to(hidden_gradient.dtype).mul_(unit)
+        if weight_gradient is not None:
+            weight_gradient.add_(logits.T @ states, alpha=unit)
+        if bias_gradient is not None:
+            bias_gradient.add_(logits.sum(dim=0, dtype=bias_gradient.dtype), alpha=unit)
+    return sums
+
+
+def _write_gradient(logits: Tensor, labels: Tensor, divergence: Divergence | None, weights: TermWeights) -> Tensor:
+    """Sums of CE and KL, (2,) float64; logits (n, V) are replaced by the gradient of their weighted sum."""
+    if _has_kernels(logits):
+        from student.loss_triton import TritonPasses
+
+        return _write_block(logits, labels, divergence, weights, TritonPasses())
+    rows = max(1, BLOCK_LOGITS // logits.shape[1])
+    passes = TorchPasses(
+        torch.empty(min(rows, len(logits)), logits.shape[1], dtype=_wide(logits), device=logits.device)
+    )
+    sums = torch.zeros(2, dtype=torch.float64, device=logits.device)
+    for block, block_labels, part in _split(rows, logits, labels, divergence):
+        wide = block.to(passes.scratch.dtype)
+        sums += _write_block(wide, block_labels, part, weights, passes)
+        if wide is not block:
+            block.copy_(wide)
+    return sums
+
+
+def _write_block(
+    logits: Tensor, labels: Tensor, divergence: Divergence | None, weights: TermWeights, passes: SoftmaxPasses
+) -> Tensor:
+    """The same for as many positions as the passes take at once."""
+    label_logits = logits.gather(1, labels[:, None])[:, 0]
+    if divergence is None:
+        found = passes.read(logits, 1.0)
+        log_z, kl = found.at_one, torch.zeros_like(found.at_one)
+        passes.write(logits, found, torch.full_like(log_z, weights.cross_entropy), kl)
+    else:
+        log_z, kl = divergence.write_gradient(logits, weights, passes)
+    logits.scatter_add_(1, labels[:, None], torch.full_like(logits[:, :1], -weights.cross_entropy))
+    return torch.stack([(log_z - label_logits).sum(dtype=torch.float64), kl.sum(dtype=torch.float64)])
+
+
+def _split(
+    size: int, tensor: Tensor, labels: Tensor, divergence: Divergence | None
+) -> Iterator[tuple[Tensor, Tensor, Divergence | None]]:
+    """`size` positions at a time, in order."""
+    if not len(labels):
+        return iter(())
+    parts = repeat(None) if divergence is None else divergence.split(size)
+    return zip(torch.split(tensor, size), torch.split(labels, size), parts, strict=False)
+
+
+def _has_kernels(logits: Tensor) -> bool:
+    return logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
+
+
+def _chunk_size(head: FrozenHead, chunk_tokens: int | None) -> int:
+    """Positions whose logits exist at once; on a GPU a multiple of what its matrix products are tiled by."""
+    device = head.weight.device.type
+    size = chunk_tokens or max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // len(head.weight))
+    return size if chunk_tokens or device == "cpu" or size < GPU_TILE else size - size % GPU_TILE
+
+
+def _unit(dtype: torch.dtype, weights: TermWeights) -> float:
+    """What gradients of logits are counted in, so that float16 holds them: 1 / tokens alone would make them vanish."""
+    largest = max(abs(weights.cross_entropy), abs(weights.kl))
+    return largest / HALF_SCALE if dtype == torch.float16 and largest else 1.0
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
