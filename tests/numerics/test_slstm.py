@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from slstm_cases import Sequence, results, worst_error
 from torch import Tensor
 from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.functional import logsigmoid
 
+from slstm_cases import Sequence, results, worst_error
 from student.models.kernels import slstm_cpu
 from student.models.kernels.slstm import slstm_sequence
 
