@@ -12,7 +12,7 @@ KEY := $(shell cat constraints.txt pyproject.toml Makefile | sha256sum | cut -c1
 DEPENDENCIES := $(VENV)/.dependencies-$(KEY)-$(shell echo '$(TORCH)' | tr -c 'a-zA-Z0-9.=\n' _)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo clean-demo test lint
+.PHONY: setup demo clean-demo test faults lint
 
 setup: $(DEPENDENCIES)
 	@$(PIP) --no-deps --no-build-isolation --editable .
@@ -31,6 +31,10 @@ $(DEPENDENCIES):
 
 test: setup lint
 	$(BIN)/python -m pytest
+
+# The fault tests at length: ten times the kills, fifty times the damage; about half an hour.
+faults: setup
+	$(BIN)/python -m pytest tests/faults --kills 300 --flips 20000
 
 lint: setup
 	$(BIN)/ruff check .

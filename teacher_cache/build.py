@@ -107,7 +107,8 @@ def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistic
     """
     manifest = arrays.manifest
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
-    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none")
+    starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
+    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none", document_start=starts)
     rows, positions = np.nonzero(arrays.loss_mask[batch])
     labels = tokens[:, 1:][rows, positions].to(teacher.device)
     offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
@@ -148,6 +149,7 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
     per_shard = settings.compute.rows_per_shard
     return RowLayout(
         mode=settings.rows.mode,
+        context=settings.rows.context,
         seq_len=settings.rows.seq_len,
         count=count,
         rows_per_shard=per_shard,
@@ -196,6 +198,8 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"targets.top_k {top_k}: larger than the teacher's vocabulary of {teacher.vocab_size}; "
             f"set it to {teacher.vocab_size} or less"
         )
+    if settings.rows.context == "document":
+        teacher.require_documents_apart()
     context = teacher.context_length
     if context is not None and settings.rows.seq_len > context:
         raise UserError(

@@ -37,5 +37,7 @@ class RowSettings(FrozenSettings):
     """Positions a row, T; one further token is the last position's label."""
     mode: Literal["packed", "document"] = "packed"
     """`packed` joins documents by EOS; `document`, the paper's, gives each a row, truncated or padded."""
+    context: Literal["row", "document"] = "row"
+    """What a position sees of its row: all before it, across documents, or with `document` its own document only."""
     count: PositiveInt | None = None
     """Rows to build; without it as many as the corpus gives, which takes a pass of tokenising to know."""

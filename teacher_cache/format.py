@@ -19,7 +19,8 @@ FORMAT_NAME = "teacher-cache"
 FORMAT_VERSION = 1
 
 ALIGNMENT = (
-    "position t holds the teacher's distribution of token t+1 given tokens 0..t of the same row; "
+    "position t holds the teacher's distribution of token t+1 given tokens 0..t of the same row, "
+    "or of the same document in that row where rows.context says so; "
     "tokens has one more column than the other arrays; positions where loss_mask is false hold zeros; "
     "hidden/mean is the mean over layers of the state after each layer, the last one after the final norm"
 )
@@ -94,6 +95,8 @@ class RowLayout(Record):
     """How documents became rows, and how rows are cut into shards and chunks."""
 
     mode: Literal["packed", "document"]
+    context: Literal["row", "document"]
+    """What a position sees of its row: all before it, or its own document only."""
     seq_len: int
     count: int
     rows_per_shard: int

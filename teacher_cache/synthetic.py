@@ -202,6 +202,7 @@ def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:
         corpus={"source": "synthetic", "seed": settings.seed},
         rows=RowLayout(
             mode="packed",
+            context="row",
             seq_len=settings.seq_len,
             count=settings.rows,
             rows_per_shard=settings.rows_per_shard,

@@ -75,8 +75,12 @@ class Teacher:
         return self._head.weight[: self.vocab_size]
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor, *, mean: bool) -> TeacherStates:
-        """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed."""
+    def states(self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None) -> TeacherStates:
+        """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed.
+
+        With document_start (B, T) bool no position sees past the start of its document: positions count from there,
+        which transformers takes for the border of packed sequences.
+        """
         total: list[Tensor] = []
 
         def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
@@ -88,7 +92,8 @@ class Teacher:
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
         try:
-            final = self._body(input_ids=tokens.to(self.device), use_cache=False).last_hidden_state
+            positions = {} if document_start is None else {"position_ids": places(document_start).to(self.device)}
+            final = self._body(input_ids=tokens.to(self.device), use_cache=False, **positions).last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()
@@ -157,6 +162,20 @@ class Teacher:
         return {FROZEN_WEIGHTS_KEY: save(tensors), **_tokenizer_files(self.tokenizer)}
 
     @torch.inference_mode()
+    def require_documents_apart(self) -> None:
+        """Refuse models that do not keep packed documents apart, by comparing on a probe."""
+        probe = torch.arange(16, device=self.device)[None] % self.vocab_size
+        starts = torch.zeros(1, 16, dtype=torch.bool)
+        starts[0, [0, 9]] = True
+        packed = self.states(probe, mean=False, document_start=starts).final[0, 9:].float()
+        apart = self.states(probe[:, 9:], mean=False).final[0].float()
+        if not torch.allclose(packed, apart, rtol=1e-2, atol=1e-2 * float(apart.abs().max())):
+            raise UserError(
+                f"rows.context document: teacher {self._settings.model} with attention {self._settings.attention} does "
+                "not keep documents in a row apart; set rows.context to row, or teacher.attention to sdpa"
+            )
+
+    @torch.inference_mode()
     def _require_plain_head(self) -> None:
         """Refuse models that change logits after the LM head (soft-capping, scaling), by comparing on a probe."""
         probe = torch.arange(8, device=self.device)[None] % self.vocab_size
@@ -166,6 +185,12 @@ class Teacher:
             raise UserError(
                 f"teacher.model {self._settings.model}: transforms its logits after the LM head; not supported"
             )
+
+
+def places(document_start: Tensor) -> Tensor:
+    """Places in the document (B, T) int64 from starts (B, T) bool; what comes before a row's first start counts too."""
+    index = torch.arange(document_start.shape[1]).expand(document_start.shape)
+    return index - torch.where(document_start, index, 0).cummax(dim=1).values
 
 
 _INCIDENTAL_CONFIG_KEYS = {

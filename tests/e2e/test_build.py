@@ -1,5 +1,6 @@
 """`teacher-cache build` on a tiny real model and real files, as a user calls it."""
 
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -95,6 +96,30 @@ def test_exact_mode_gives_back_the_models_distribution(
         logits = model(torch.from_numpy(cache[3].tokens.astype(np.int64))[None, :-1]).logits[..., :257]
     exact = torch.softmax(logits / 1.7, -1).gather(-1, torch.from_numpy(targets.ids.astype(np.int64))).numpy()
     assert np.abs(targets.weights - exact).max() < 1e-5
+
+
+def test_with_document_context_no_position_sees_another_document(
+    config: dict[str, Any], tiny_teacher: Path, tmp_path: Path
+) -> None:
+    joined = open_cache(run(config, tmp_path / "joined")).rows(range(20))
+    cache = open_cache(run(config, tmp_path / "apart", "--rows.context", "document"))
+    rows = cache.rows(range(20))
+    assert np.array_equal(rows.tokens, joined.tokens)
+    assert rows.values is not None
+    assert joined.values is not None
+    model = AutoModelForCausalLM.from_pretrained(tiny_teacher, dtype=torch.float32)
+    behind_a_start = 0
+    for row in range(20):
+        starts = [0, *np.flatnonzero(rows.document_start[row, 1:]) + 1, SEQ_LEN]
+        for first, last in itertools.pairwise(starts):
+            tokens = torch.from_numpy(rows.tokens[row, first:last].astype(np.int64))[None]
+            with torch.no_grad():
+                top = model(tokens).logits[0, :, :257].topk(8).values.numpy()
+            assert np.abs(rows.values[row, first:last, :8] - top).max() < 1e-4
+            if first:
+                behind_a_start += 1
+                assert np.abs(joined.values[row, first:last, :8] - top).max() > 1e-2
+    assert behind_a_start > 5
 
 
 def test_document_rows_mask_padding_and_keep_zeros_there(config: dict[str, Any], tmp_path: Path) -> None:

@@ -50,7 +50,11 @@ def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) ->
         return
     app = {"teacher-cache": cache_cli.app, "student-train": student_cli.app}[program]
     function, bound, *_ = app.parse_args(arguments, exit_on_error=False, print_error=False)
-    settings: dict[Any, Any] = {cache_cli.build: BuildSettings, student_cli.train: TrainSettings}
+    settings: dict[Any, Any] = {
+        cache_cli.build: BuildSettings,
+        cache_cli.repair: BuildSettings,
+        student_cli.train: TrainSettings,
+    }
     if function in settings:
         load_settings(settings[function], bound.arguments.get("config"), bound.arguments.get("overrides", ()))
 
