@@ -1,43 +1,18 @@
-"""The mLSTM recurrence over a whole sequence, chunk by chunk: time linear in its length, state in and out.
+"""The mLSTM cell over a whole sequence: gates, recurrence and norm, in place of xlstm's form quadratic in its length."""
 
-Per head (Beck et al. 2024), with log f̃ = log σ(f), k scaled by 1/√d and the stabiliser m:
-
-    m_t = max(log f̃ + m_{t-1}, i)      f' = exp(log f̃ + m_{t-1} - m_t)      i' = exp(i - m_t)
-    C_t = f' C_{t-1} + i' k v^T         n_t = f' n_{t-1} + i' k        h_t = C_t^T q / (max(|n_t·q|, exp(-m_t)) + ε)
-
-Within a chunk this is attention under a matrix of decays; from chunk to chunk it goes through the states at chunk
-borders. Those are one weighted sum each of what all chunks before it add, so nothing runs step by step. Symbols: N
-rows times heads, C chunks of L positions, D entries a head.
-"""
-
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-LONGEST_CHUNK = 64
-EPSILON = 1e-6
-"""xlstm's ε. It weighs against a denominator scaled by exp(-m), so equal results need the same m."""
-NOTHING = -1e30
-"""Logarithm of a weight that is none. Finite: differences of two of them stay numbers."""
+from student.models.kernels import mlstm_native
+from student.models.kernels.mlstm_native import HeadInputs, Memory
+
+KERNELS = ("auto", "native", "triton")
 
 MemoryState = tuple[Tensor, Tensor, Tensor]
-"""As xlstm's `step` keeps it: C (B, H, D, D), n (B, H, D, 1), m (B, H, 1, 1)."""
-
-
-class Heads(NamedTuple):
-    """What the recurrence reads, split into heads."""
-
-    q: Tensor
-    """(B, H, T, D), as k and v"""
-    k: Tensor
-    v: Tensor
-    i: Tensor
-    """Logarithm of the input gate (B, H, T)"""
-    f: Tensor
-    """Pre-activation of the forget gate (B, H, T)"""
+"""As xlstm's `step` keeps it: C (B, H, D, D), n (B, H, D, 1) and m (B, H, 1, 1)."""
 
 
 def mlstm_sequence(
@@ -49,4 +24,44 @@ def mlstm_sequence(
     document_start: Tensor | None = None,
     kernels: str = "auto",
 ) -> tuple[Tensor, MemoryState]:
-    pass
+    """What xlstm's `mLSTMCell` gives for a sequence of any length, and the state that its `step` goes on from.
+
+    Args:
+        cell: an `mLSTMCell`; its gates and its output norm are used.
+        q: queries (B, T, H·D), as keys `k` and values `v`.
+        k: keys, unscaled.
+        v: values.
+        state: the memory before the first position; empty if not given.
+        document_start: (B, T), true where the memory before that position is dropped.
+        kernels: `native` is plain torch on any device, `triton` mlstm_kernels' chunkwise kernels on CUDA tensors;
+            `auto` takes `triton` where it is no less precise than what the caller asked for.
+
+    Returns:
+        The output (B, T, H·D) in the type of `q`, and the state after the last position, float32 or wider.
+
+    Raises:
+        ValueError: unknown `kernels`, or `triton` for what it cannot do.
+
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    heads = cell.config.num_heads
+    i, f = _gates(cell, q, k, v).to(wide).transpose(1, 2).chunk(2, dim=1)
+    q_heads, k_heads, v_heads = (x.to(wide).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    inputs = HeadInputs(q_heads, k_heads, v_heads, i, f)
+    memory = None if state is None else Memory(state[0].to(wide), state[1].squeeze(-1).to(wide), state[2][..., 0, 0].to(wide))
+    h, after = mlstm_native.run(inputs, memory, document_start)
+    return _normed(cell.outnorm, h).to(q.dtype), (after.c, after.n[..., None], after.m[..., None, None])
+
+
+def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
+    by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).chunk(3, dim=1)
+    bias = torch.cat([cell.igate.bias, cell.fgate.bias])
+    products = [functional.linear(x, weight) for x, weight in zip((q, k, v), by_input, strict=True)]
+    return products[0] + products[1] + products[2] + bias
+
+
+def _normed(norm: Any, h: Tensor) -> Tensor:
+    """Each head's outputs normalised and heads put side by side, (B, H, T, D) to (B, T, H·D)."""
+    normed = functional.layer_norm(h, h.shape[-1:], eps=norm.eps)
+    return normed.transpose(1, 2).flatten(2) * norm.weight_proxy
