@@ -1,4 +1,4 @@
-"""Text from a student: one token at a time through its recurrent form, greedy or drawn at a temperature."""
+"""Text from a student: the prompt at once, then one token at a time, greedy or drawn at a temperature."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -67,9 +67,8 @@ def generate_tokens(
     generated: list[int] = []
     pending, state = list(prompt), None
     while len(generated) < max_new_tokens:
-        for token in pending:
-            hidden_states, state = student.step(torch.tensor([[token]], device=device), state)
-        token = _choose(student.logits(hidden_states)[0, 0], temperature, random)
+        hidden_states, state = student.prefill(torch.tensor([pending], device=device), state)
+        token = _choose(student.logits(hidden_states[0, -1]), temperature, random)
         if token == stop_token:
             break
         generated.append(token)

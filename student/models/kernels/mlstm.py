@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student.models.kernels import mlstm_native
+from student.models.kernels.headwise import normalise_heads
 from student.models.kernels.mlstm_native import HeadInputs, Memory
 
 KERNELS = ("auto", "native", "triton")
@@ -50,7 +51,7 @@ def mlstm_sequence(
     inputs = HeadInputs(q_heads, k_heads, v_heads, i, f)
     memory = None if state is None else Memory(state[0].to(wide), state[1].squeeze(-1).to(wide), state[2][..., 0, 0].to(wide))
     h, after = mlstm_native.run(inputs, memory, document_start)
-    return _normed(cell.outnorm, h).to(q.dtype), (after.c, after.n[..., None], after.m[..., None, None])
+    return normalise_heads(cell.outnorm, h).to(q.dtype), (after.c, after.n[..., None], after.m[..., None, None])
 
 
 def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -60,8 +61,3 @@ def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     products = [functional.linear(x, weight) for x, weight in zip((q, k, v), by_input, strict=True)]
     return products[0] + products[1] + products[2] + bias
 
-
-def _normed(norm: Any, h: Tensor) -> Tensor:
-    """Each head's outputs normalised and heads put side by side, (B, H, T, D) to (B, T, H·D)."""
-    normed = functional.layer_norm(h, h.shape[-1:], eps=norm.eps)
-    return normed.transpose(1, 2).flatten(2) * norm.weight_proxy
