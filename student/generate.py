@@ -55,8 +55,8 @@ def generate_tokens(
 ) -> list[int]:
     """Up to `max_new_tokens` tokens that follow the prompt; `stop_token` ends them and is not among them.
 
-    Temperature 0 takes the likeliest token, above it tokens are drawn with a generator seeded by `seed`. Memory does
-    not grow with length. Raises `UserError` for an empty prompt or a negative temperature.
+    Temperature 0 takes the likeliest token, above it tokens are drawn with a generator seeded by `seed`. Memory grows
+    with the prompt by its hidden states alone. Raises `UserError` for an empty prompt or a negative temperature.
     """
     if not prompt:
         raise UserError("the prompt is empty; give at least one token to continue")
@@ -67,7 +67,8 @@ def generate_tokens(
     generated: list[int] = []
     pending, state = list(prompt), None
     while len(generated) < max_new_tokens:
-        hidden_states, state = student.prefill(torch.tensor([pending], device=device), state)
+        advance = student.prefill if state is None else student.step
+        hidden_states, state = advance(torch.tensor([pending], device=device), state)
         token = _choose(student.logits(hidden_states[0, -1]), temperature, random)
         if token == stop_token:
             break

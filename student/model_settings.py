@@ -43,7 +43,7 @@ class StudentSettings(FrozenSettings):
     """Width of the gated feed-forward layer behind an sLSTM block over the teacher's width."""
 
     kernels: Literal["auto", "naive"] = "auto"
-    """What computes the recurrences: `auto` the fastest there is for the device, `naive` the xlstm package's modules."""
+    """What computes the recurrences: `auto` the fastest for the device, `naive` the xlstm package's modules."""
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,7 @@ class XLSTMStudent(nn.Module):
         if self.kernels == "naive":
             return self._prefill_stepwise(tokens, state)
         parts = []
-        for part in tokens.split(PREFILL_LENGTH, dim=1):
+        for part in torch.split(tokens, PREFILL_LENGTH, dim=1):
             hidden_states, state = run_stack(self.stack, functional.embedding(part, self.embedding), state)
             parts.append(hidden_states)
         return torch.cat(parts, dim=1), state
@@ -105,7 +105,7 @@ class XLSTMStudent(nn.Module):
 
     def _prefill_stepwise(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
         steps = []
-        for token in tokens.split(1, dim=1):
+        for token in torch.split(tokens, 1, dim=1):
             hidden_states, state = self.step(token, state)
             steps.append(hidden_states)
         return torch.cat(steps, dim=1), state
@@ -149,7 +149,7 @@ def _one_by_one(stack: xLSTMBlockStack, x: Tensor, document_start: Tensor | None
         hidden_states: Tensor = stack(x)
         return hidden_states
     rows = []
-    for row, starts in zip(x.split(1), document_start, strict=True):
+    for row, starts in zip(torch.split(x, 1), document_start, strict=True):
         first = starts[1:].nonzero().flatten() + 1
         rows.append(torch.cat([stack(document) for document in row.tensor_split(first.cpu(), dim=1)], dim=1))
     return torch.cat(rows)

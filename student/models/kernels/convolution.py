@@ -65,7 +65,7 @@ class _Taps(torch.autograd.Function):
         return y.to(x.dtype)
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         x, taps, *sees = ctx.saved_tensors
         wide = torch.promote_types(x.dtype, torch.float32)
@@ -73,16 +73,14 @@ class _Taps(torch.autograd.Function):
         d_x = torch.empty_like(d_y)
         d_taps = torch.zeros_like(taps_wide)
         # On a CPU one row at a time stays in the caches.
-        rows = range(len(x)) if x.device.type == "cpu" else [slice(None)]
-        for row in rows:
-            pick = slice(row, row + 1) if isinstance(row, int) else row
-            _backward_rows(d_y[pick], x[pick].to(wide), taps_wide, [m[pick] for m in sees], d_x[pick], d_taps)
+        together = 1 if x.device.type == "cpu" else len(x)
+        for begin in range(0, len(x), together):
+            rows = slice(begin, begin + together)
+            _backward_rows(d_y[rows], x[rows].to(wide), taps_wide, [mask[rows] for mask in sees], d_x[rows], d_taps)
         return d_x.to(x.dtype), d_taps.to(taps.dtype), d_y.sum((0, 1)).to(taps.dtype), None
 
 
-def _backward_rows(
-    d_y: Tensor, x: Tensor, taps: Tensor, sees: Sequence[Tensor], d_x: Tensor, d_taps: Tensor
-) -> None:
+def _backward_rows(d_y: Tensor, x: Tensor, taps: Tensor, sees: Sequence[Tensor], d_x: Tensor, d_taps: Tensor) -> None:
     """Fill `d_x` and add to `d_taps`."""
     torch.mul(d_y, taps[0], out=d_x)
     d_taps[0] += _column_sums(d_y * x)

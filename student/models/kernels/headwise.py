@@ -11,12 +11,13 @@ def project_heads(projection: Any, x: Tensor) -> Tensor:
 
     Positions are the last dimension of the product: blocks are too small to be.
     """
-    weight = projection.weight  # (blocks, out, in)
-    by_block = x.flatten(0, -2).unflatten(-1, (weight.shape[0], -1)).permute(1, 2, 0)
+    weight: Tensor = projection.weight  # (blocks, out, in)
+    by_block = x.reshape(-1, weight.shape[0], weight.shape[2]).permute(1, 2, 0)
     return (weight @ by_block).permute(2, 0, 1).reshape(*x.shape[:-1], -1)
 
 
 def normalise_heads(norm: Any, h: Tensor) -> Tensor:
     """What xlstm's `MultiHeadLayerNorm` gives for (B, H, T, D), with heads put side by side: (B, T, H·D)."""
     normed = functional.layer_norm(h, h.shape[-1:], eps=norm.eps)
-    return normed.transpose(1, 2).flatten(2) * norm.weight_proxy
+    weight: Tensor = norm.weight_proxy
+    return normed.transpose(1, 2).flatten(2) * weight

@@ -1,5 +1,6 @@
-"""The mLSTM cell over a whole sequence: gates, recurrence and norm, in place of xlstm's form quadratic in its length."""
+"""The mLSTM cell over a sequence: gates, recurrence and norm, in place of xlstm's form quadratic in the length."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from student.models.kernels.headwise import normalise_heads
 from student.models.kernels.mlstm_native import HeadInputs, Memory
 
 KERNELS = ("auto", "native", "triton")
+
+Recurrence = Callable[[HeadInputs, Memory | None, Tensor | None], tuple[Tensor, Memory]]
 
 MemoryState = tuple[Tensor, Tensor, Tensor]
 """As xlstm's `step` keeps it: C (B, H, D, D), n (B, H, D, 1) and m (B, H, 1, 1)."""
@@ -44,20 +47,50 @@ def mlstm_sequence(
         ValueError: unknown `kernels`, or `triton` for what it cannot do.
 
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
-    heads = cell.config.num_heads
-    i, f = _gates(cell, q, k, v).to(wide).transpose(1, 2).chunk(2, dim=1)
-    q_heads, k_heads, v_heads = (x.to(wide).unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
-    inputs = HeadInputs(q_heads, k_heads, v_heads, i, f)
-    memory = None if state is None else Memory(state[0].to(wide), state[1].squeeze(-1).to(wide), state[2][..., 0, 0].to(wide))
-    h, after = mlstm_native.run(inputs, memory, document_start)
-    return normalise_heads(cell.outnorm, h).to(q.dtype), (after.c, after.n[..., None], after.m[..., None, None])
+    dtype = q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    i, f = _gates(cell, q, k, v).transpose(1, 2).chunk(2, dim=1)
+    q, k, v = (_by_head(x, cell.config.num_heads) for x in (q, k, v))
+    inputs = HeadInputs(q, k, v, i, f)
+    memory = None if state is None else _memory(state, wide)
+    h, after = _recurrence(kernels, dtype, inputs, memory)(inputs, memory, document_start)
+    return normalise_heads(cell.outnorm, h).to(dtype), (after.c, after.n[..., None], after.m[..., None, None])
+
+
+def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
+    """What runs the recurrence for outputs in `dtype`."""
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(KERNELS)}")
+    fits = inputs.q.dtype == torch.float32 and not _wants_gradients(memory)
+    if kernels == "triton" and not fits:
+        raise ValueError("kernels 'triton' takes no float64 and gives no gradients in a state; use 'auto'")
+    # TF32 is finer than bfloat16 and float16 are coarse; float32 gets it where the caller allows it for products.
+    fine_enough = dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+    if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
+        from student.models.kernels import mlstm_triton
+
+        return mlstm_triton.run
+    return mlstm_native.run
+
+
+def _wants_gradients(memory: Memory | None) -> bool:
+    return memory is not None and torch.is_grad_enabled() and any(part.requires_grad for part in memory)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H·D) to (B, H, T, D)"""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _memory(state: MemoryState, dtype: torch.dtype) -> Memory:
+    c, n, m = (part.to(dtype) for part in state)
+    return Memory(c, n.squeeze(-1), m[..., 0, 0])
 
 
 def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
-    by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).chunk(3, dim=1)
-    bias = torch.cat([cell.igate.bias, cell.fgate.bias])
+    by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).to(q.dtype).chunk(3, dim=1)
+    bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(q.dtype)
     products = [functional.linear(x, weight) for x, weight in zip((q, k, v), by_input, strict=True)]
     return products[0] + products[1] + products[2] + bias
-

@@ -82,7 +82,8 @@ def _in_chunks(x: Tensor, chunks: int, fill: float) -> Tensor:
     """(B, H, T, ...) to (B, H, C, L, ...), filled up at the end."""
     size = math.ceil(x.shape[2] / chunks)
     behind = [0, 0] * (x.dim() - 3) + [0, chunks * size - x.shape[2]]
-    return functional.pad(x, behind, value=fill).unflatten(2, (chunks, size)).contiguous()
+    filled = functional.pad(x, behind, value=fill)
+    return filled.reshape(*x.shape[:2], chunks, size, *x.shape[3:]).contiguous()
 
 
 def _documents(starts: Tensor) -> _Documents:
@@ -112,7 +113,7 @@ def _memories(
         weights = weights[..., 1:]
     else:
         c, n = torch.cat([memory.c[:, :, None], c], dim=2), torch.cat([memory.n[:, :, None], n], dim=2)
-    return Memory((weights @ c.flatten(-2)).unflatten(-1, c.shape[-2:]), weights @ n, m)
+    return Memory((weights @ c.flatten(-2)).view(*m.shape, *c.shape[-2:]), weights @ n, m)
 
 
 def _log_spans(log_kept: Tensor) -> Tensor:
