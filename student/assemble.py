@@ -136,7 +136,13 @@ def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLS
         hidden_size=manifest.hidden_size,
     )
     shape = resolve_shape(settings.model, dims)
-    student = build_student(shape, frozen, context_length=manifest.seq_len, seed=settings.training.seed)
+    student = build_student(
+        shape,
+        frozen,
+        context_length=manifest.seq_len,
+        seed=settings.training.seed,
+        kernels=settings.model.kernels,
+    )
     # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
     return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
 

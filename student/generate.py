@@ -1,4 +1,4 @@
-"""Text from a student: one token at a time through its recurrent form, greedy or drawn at a temperature."""
+"""Text from a student: the prompt at once, then one token at a time, greedy or drawn at a temperature."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -55,8 +55,8 @@ def generate_tokens(
 ) -> list[int]:
     """Up to `max_new_tokens` tokens that follow the prompt; `stop_token` ends them and is not among them.
 
-    Temperature 0 takes the likeliest token, above it tokens are drawn with a generator seeded by `seed`. Memory does
-    not grow with length. Raises `UserError` for an empty prompt or a negative temperature.
+    Temperature 0 takes the likeliest token, above it tokens are drawn with a generator seeded by `seed`. Memory grows
+    with the prompt by its hidden states alone. Raises `UserError` for an empty prompt or a negative temperature.
     """
     if not prompt:
         raise UserError("the prompt is empty; give at least one token to continue")
@@ -67,9 +67,9 @@ def generate_tokens(
     generated: list[int] = []
     pending, state = list(prompt), None
     while len(generated) < max_new_tokens:
-        for token in pending:
-            hidden_states, state = student.step(torch.tensor([[token]], device=device), state)
-        token = _choose(student.logits(hidden_states)[0, 0], temperature, random)
+        advance = student.prefill if state is None else student.step
+        hidden_states, state = advance(torch.tensor([pending], device=device), state)
+        token = _choose(student.logits(hidden_states[0, -1]), temperature, random)
         if token == stop_token:
             break
         generated.append(token)

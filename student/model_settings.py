@@ -42,6 +42,9 @@ class StudentSettings(FrozenSettings):
     slstm_ffn_factor: float = Field(default=1.7, gt=0)
     """Width of the gated feed-forward layer behind an sLSTM block over the teacher's width."""
 
+    kernels: Literal["auto", "naive"] = "auto"
+    """What computes the recurrences: `auto` the fastest for the device, `naive` the xlstm package's modules."""
+
 
 @dataclass(frozen=True)
 class TeacherDims:

@@ -84,11 +84,12 @@ class TrainSettings(FrozenSettings):
         """The settings that decide the numbers, as a checkpoint keeps them.
 
         The batch counts as a whole, however it is split over processes and micro-batches; what only
-        decides when something is written or measured is left out.
+        decides when something is written or measured, or what computes the same numbers, is left out.
         """
         kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed"})
         for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every"):
             del kept["training"][name]
+        del kept["model"]["kernels"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)
         return kept
 

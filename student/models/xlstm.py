@@ -1,11 +1,12 @@
 """The xLSTM student: a trainable block stack between the teacher's frozen embedding and LM head.
 
-The only file that knows the `xlstm` package. Its sLSTM cells run the `vanilla` backend on every device: it needs no
-compiler, and its parameters have one layout everywhere, so a checkpoint moves between CPU and GPU.
+The stack is xlstm's, with its parameters under their names; what runs over a sequence is `blocks`, or with `naive`
+kernels xlstm's own modules. Its sLSTM cells are of the `vanilla` backend on every device: it needs no compiler, and its
+parameters have one layout everywhere, so a checkpoint moves between CPU and GPU.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +23,10 @@ from xlstm import (
 
 from student.frozen_weights import FrozenHead, FrozenWeights
 from student.model_settings import StudentShape
+from student.models.blocks import RecurrentState, run_stack
 
-RecurrentState = dict[str, Any]
-"""What `step` carries from token to token: the recurrent and convolution state of each block."""
+PREFILL_LENGTH = 512
+"""Tokens of a prompt that run at once: enough to be fast, few enough that memory stays small."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +48,12 @@ class XLSTMStudent(nn.Module):
     lm_head: Tensor | None
     lm_head_bias: Tensor | None
 
-    def __init__(self, stack: xLSTMBlockStack, frozen: FrozenWeights, *, context_length: int) -> None:
+    def __init__(
+        self, stack: xLSTMBlockStack, frozen: FrozenWeights, *, kernels: Literal["auto", "naive"] = "auto"
+    ) -> None:
         super().__init__()
         self.stack = stack
-        self.context_length = context_length
+        self.kernels = kernels
         self.vocab_size = frozen.vocab_size
         self.register_buffer("embedding", frozen.embedding, persistent=False)
         self.register_buffer("lm_head", frozen.lm_head, persistent=False)
@@ -62,20 +66,49 @@ class XLSTMStudent(nn.Module):
         bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
         return FrozenHead(weight[: self.vocab_size], bias)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Hidden states (B, T, d) after the last norm, from tokens (B, T); T is at most `context_length`."""
-        if tokens.shape[1] > self.context_length:
-            raise ValueError(f"{tokens.shape[1]} tokens in a row, built for {self.context_length}")
-        hidden_states: Tensor = self.stack(functional.embedding(tokens, self.embedding))
-        return hidden_states
+    def forward(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, d) after the last norm, from tokens (B, T).
+
+        Where `document_start` (B, T) is true nothing of what came before is seen: each document's hidden states are
+        those it would have in a row of its own.
+        """
+        embedded = functional.embedding(tokens, self.embedding)
+        if self.kernels == "naive":
+            return _one_by_one(self.stack, embedded, document_start)
+        return run_stack(self.stack, embedded, document_start=document_start)[0]
+
+    def prefill(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+        """Hidden states (B, T, d) of tokens (B, T) that follow `state`, and the state to `step` on from.
+
+        Equal to `forward` over the whole row up to rounding, in memory that does not grow with T but for the result.
+        The state passed in is used up.
+        """
+        state = {} if state is None else state
+        if self.kernels == "naive":
+            return self._prefill_stepwise(tokens, state)
+        parts = []
+        for part in torch.split(tokens, PREFILL_LENGTH, dim=1):
+            hidden_states, state = run_stack(self.stack, functional.embedding(part, self.embedding), state)
+            parts.append(hidden_states)
+        return torch.cat(parts, dim=1), state
 
     def step(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
         """One token a row, (B, 1), through the recurrent form: hidden states (B, 1, d) and the next state.
 
         Equal to `forward` over the whole row up to rounding. The state passed in is used up.
         """
+        # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same.
+        if not state and self.kernels != "naive":
+            return self.prefill(tokens)
         hidden_states, state = self.stack.step(functional.embedding(tokens, self.embedding), state)
         return hidden_states, state
+
+    def _prefill_stepwise(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+        steps = []
+        for token in torch.split(tokens, 1, dim=1):
+            hidden_states, state = self.step(token, state)
+            steps.append(hidden_states)
+        return torch.cat(steps, dim=1), state
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits over real tokens, (..., V), of hidden states (..., d)."""
@@ -87,15 +120,39 @@ class XLSTMStudent(nn.Module):
         return ParameterCounts(trainable, trainable + 2 * self.embedding.numel() + bias)
 
 
-def build_student(shape: StudentShape, frozen: FrozenWeights, *, context_length: int, seed: int) -> XLSTMStudent:
+def build_student(
+    shape: StudentShape,
+    frozen: FrozenWeights,
+    *,
+    context_length: int,
+    seed: int,
+    kernels: Literal["auto", "naive"] = "auto",
+) -> XLSTMStudent:
     """A student with initial parameters that depend on `shape` and `seed` alone; global random state is kept.
+
+    `context_length` is the most tokens in a row with naive kernels; the others have no such limit.
 
     Under `torch.device("meta")` nothing is allocated, which is enough to count parameters.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        stack = xLSTMBlockStack(_stack_config(shape, context_length))
-    return XLSTMStudent(stack, frozen, context_length=context_length)
+        # xlstm's cells keep a mask of context_length², which only their own forward reads.
+        stack = xLSTMBlockStack(_stack_config(shape, context_length if kernels == "naive" else 1))
+    return XLSTMStudent(stack, frozen, kernels=kernels)
+
+
+def _one_by_one(stack: xLSTMBlockStack, x: Tensor, document_start: Tensor | None) -> Tensor:
+    """Inputs (B, T, d) through xlstm's own modules, every document by itself."""
+    if x.shape[1] > stack.config.context_length:
+        raise ValueError(f"{x.shape[1]} tokens in a row, built for {stack.config.context_length}")
+    if document_start is None:
+        hidden_states: Tensor = stack(x)
+        return hidden_states
+    rows = []
+    for row, starts in zip(torch.split(x, 1), document_start, strict=True):
+        first = starts[1:].nonzero().flatten() + 1
+        rows.append(torch.cat([stack(document) for document in row.tensor_split(first.cpu(), dim=1)], dim=1))
+    return torch.cat(rows)
 
 
 def _stack_config(shape: StudentShape, context_length: int) -> xLSTMBlockStackConfig:

@@ -1,1 +1,1 @@
-"""Fast forms of xLSTM's recurrences, with the package's own parameters and mathematics."""
+"""Fast paths of the recurrences, beside their naive twins."""

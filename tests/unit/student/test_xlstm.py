@@ -3,7 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,8 +31,8 @@ def frozen_weights(*, tied: bool = True) -> FrozenWeights:
     return FrozenWeights(embedding, None if tied else head, None, VOCAB)
 
 
-def small_student(*, seed: int = 1, tied: bool = True) -> XLSTMStudent:
-    return build_student(small_shape(), frozen_weights(tied=tied), context_length=16, seed=seed)
+def small_student(*, seed: int = 1, tied: bool = True, kernels: Literal["auto", "naive"] = "auto") -> XLSTMStudent:
+    return build_student(small_shape(), frozen_weights(tied=tied), context_length=16, seed=seed, kernels=kernels)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +112,12 @@ def test_hidden_states_do_not_see_later_tokens() -> None:
         assert torch.allclose(student(tokens)[:, :7], student(changed)[:, :7], atol=1e-6)
 
 
-def test_more_tokens_than_built_for_are_refused() -> None:
-    """Beyond it, xlstm's causal mask would be too small."""
+def test_only_naive_kernels_refuse_more_tokens_than_built_for() -> None:
+    """Beyond it, the causal mask of xlstm's cell would be too small."""
+    tokens = torch.zeros(1, 17, dtype=torch.long)
     with pytest.raises(ValueError, match="17 tokens in a row, built for 16"):
-        small_student()(torch.zeros(1, 17, dtype=torch.long))
+        small_student(kernels="naive")(tokens)
+    assert small_student()(tokens).shape == (1, 17, WIDTH)
 
 
 def _trained_a_little(student: XLSTMStudent) -> XLSTMStudent:
@@ -127,8 +129,9 @@ def _trained_a_little(student: XLSTMStudent) -> XLSTMStudent:
     return student
 
 
-def test_recurrent_form_equals_the_parallel_one() -> None:
-    student = _trained_a_little(small_student()).double()
+@pytest.mark.parametrize("kernels", ["auto", "naive"])
+def test_recurrent_form_equals_the_parallel_one(kernels: Literal["auto", "naive"]) -> None:
+    student = _trained_a_little(small_student(kernels=kernels)).double()
     tokens = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
     state, steps = None, []
     with torch.no_grad():
@@ -137,7 +140,43 @@ def test_recurrent_form_equals_the_parallel_one() -> None:
             hidden_states, state = student.step(tokens[:, position : position + 1], state)
             steps.append(hidden_states)
     # xlstm adds its 1e-6 to differently scaled denominators in the two forms, so equality ends there.
-    assert torch.allclose(torch.cat(steps, dim=1), parallel, rtol=0, atol=1e-5)
+    allowed = 1e-5 if kernels == "naive" else 1e-9
+    assert torch.allclose(torch.cat(steps, dim=1), parallel, rtol=0, atol=allowed)
+
+
+@pytest.mark.parametrize("kernels", ["auto", "naive"])
+def test_a_prompt_at_once_and_steps_equal_the_parallel_form(
+    kernels: Literal["auto", "naive"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("student.models.xlstm.PREFILL_LENGTH", 3)
+    student = _trained_a_little(small_student(kernels=kernels)).double()
+    tokens = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        first, state = student.prefill(tokens[:, :7])
+        second, state = student.step(tokens[:, 7:8], state)
+        third, _ = student.prefill(tokens[:, 8:], state)
+        found, expected = torch.cat([first, second, third], dim=1), student(tokens)
+    allowed = 1e-5 if kernels == "naive" else 1e-9
+    assert torch.allclose(found, expected, rtol=0, atol=allowed)
+
+
+def test_kernels_share_weights_and_agree() -> None:
+    """The package's modules are the naive twin: the same parameters, the same values, the same gradients."""
+    student, twin = _trained_a_little(small_student()).double(), small_student(seed=2, kernels="naive").double()
+    twin.load_state_dict(student.state_dict())
+    student.load_state_dict(twin.state_dict())
+    tokens = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
+    starts = torch.zeros(2, 16, dtype=torch.bool)
+    starts[0, [0, 3, 4]] = starts[1, 15] = True
+    for documents in (None, starts):
+        found, expected = student(tokens, documents), twin(tokens, documents)
+        assert torch.allclose(found, expected, rtol=0, atol=1e-9)
+        upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(1)).double()
+        gradients = [
+            torch.autograd.grad(y, list(s.parameters()), upstream) for y, s in ((found, student), (expected, twin))
+        ]
+        for ours, theirs in zip(*gradients, strict=True):
+            assert torch.allclose(ours, theirs, rtol=0, atol=1e-8 * max(1.0, float(theirs.abs().max())))
 
 
 def _greedy_by_forward(student: XLSTMStudent, prompt: list[int], count: int) -> list[int]:

@@ -1,0 +1,65 @@
+"""xlstm's blocks over a sequence, through the fast kernels: what their modules compute, with state and documents.
+
+Parameters are read from xlstm's modules, whose own `forward` is the naive twin of what is here. Dropout, which the
+student's configuration sets to 0, and convolutions of size 0, which it excludes, are left out.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student.models.kernels.convolution import causal_conv
+from student.models.kernels.headwise import normalise_heads, project_heads
+from student.models.kernels.mlstm import mlstm_sequence
+from student.models.kernels.slstm import slstm_sequence
+
+RecurrentState = dict[str, Any]
+"""As in xlstm, what is carried from token to token: by block the state of its recurrence and of its convolution."""
+
+
+def run_stack(
+    stack: Any, x: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
+) -> tuple[Tensor, RecurrentState]:
+    """Inputs (B, T, d) through all blocks and the last norm, and the state that `stack.step` goes on from."""
+    before, after = state or {}, {}
+    for number, block in enumerate(stack.blocks):
+        name = f"block_{number}"
+        x, after[name] = _run_block(block, x, before.get(name, {}), document_start)
+    return stack.post_blocks_norm(x), after
+
+
+def _run_block(
+    block: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+) -> tuple[Tensor, RecurrentState]:
+    run_layer = _run_mlstm if block.config.mlstm is not None else _run_slstm
+    y, state = run_layer(block.xlstm, block.xlstm_norm(x), state, document_start)
+    x = x + y
+    if block.ffn is not None:
+        x = x + block.ffn(block.ffn_norm(x))
+    return x, state
+
+
+def _run_mlstm(
+    layer: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+) -> tuple[Tensor, RecurrentState]:
+    inner, gate = layer.proj_up(x).chunk(2, dim=-1)
+    mixed, conv_state = causal_conv(layer.conv1d, inner, state.get("conv_state"), document_start)
+    mixed = functional.silu(mixed)
+    q, k, v = project_heads(layer.q_proj, mixed), project_heads(layer.k_proj, mixed), project_heads(layer.v_proj, inner)
+    y, memory = mlstm_sequence(layer.mlstm_cell, q, k, v, state.get("mlstm_state"), document_start)
+    y = torch.addcmul(y, layer.learnable_skip, mixed) * functional.silu(gate)
+    return layer.proj_down(y), {"mlstm_state": memory, "conv_state": conv_state}
+
+
+def _run_slstm(
+    layer: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+) -> tuple[Tensor, RecurrentState]:
+    mixed, conv_state = causal_conv(layer.conv1d, x, state.get("conv_state"), document_start)
+    mixed = functional.silu(mixed)
+    # xlstm feeds the cell's input gate by the projection named fgate, and the other way round.
+    gates = (layer.fgate, mixed), (layer.igate, mixed), (layer.zgate, x), (layer.ogate, x)
+    inputs = torch.cat([project_heads(projection, read) for projection, read in gates], dim=-1)
+    y, memory = slstm_sequence(layer.slstm_cell, inputs, state.get("slstm_state"), document_start)
+    return normalise_heads(layer.group_norm, y), {"slstm_state": memory, "conv_state": conv_state}

@@ -1,0 +1,96 @@
+"""The mLSTM cell over a sequence: gates, recurrence and norm, in place of xlstm's form quadratic in the length."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from student.models.kernels import mlstm_native
+from student.models.kernels.headwise import normalise_heads
+from student.models.kernels.mlstm_native import HeadInputs, Memory
+
+KERNELS = ("auto", "native", "triton")
+
+Recurrence = Callable[[HeadInputs, Memory | None, Tensor | None], tuple[Tensor, Memory]]
+
+MemoryState = tuple[Tensor, Tensor, Tensor]
+"""As xlstm's `step` keeps it: C (B, H, D, D), n (B, H, D, 1) and m (B, H, 1, 1)."""
+
+
+def mlstm_sequence(
+    cell: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    state: MemoryState | None = None,
+    document_start: Tensor | None = None,
+    kernels: str = "auto",
+) -> tuple[Tensor, MemoryState]:
+    """What xlstm's `mLSTMCell` gives for a sequence of any length, and the state that its `step` goes on from.
+
+    Args:
+        cell: an `mLSTMCell`; its gates and its output norm are used.
+        q: queries (B, T, H·D), as keys `k` and values `v`.
+        k: keys, unscaled.
+        v: values.
+        state: the memory before the first position; empty if not given.
+        document_start: (B, T), true where the memory before that position is dropped.
+        kernels: `native` is plain torch on any device, `triton` mlstm_kernels' chunkwise kernels on CUDA tensors;
+            `auto` takes `triton` where it is no less precise than what the caller asked for.
+
+    Returns:
+        The output (B, T, H·D) in the type of `q`, and the state after the last position, float32 or wider.
+
+    Raises:
+        ValueError: unknown `kernels`, or `triton` for what it cannot do.
+
+    """
+    dtype = q.dtype
+    wide = torch.promote_types(dtype, torch.float32)
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    i, f = _gates(cell, q, k, v).transpose(1, 2).chunk(2, dim=1)
+    q, k, v = (_by_head(x, cell.config.num_heads) for x in (q, k, v))
+    inputs = HeadInputs(q, k, v, i, f)
+    memory = None if state is None else _memory(state, wide)
+    h, after = _recurrence(kernels, dtype, inputs, memory)(inputs, memory, document_start)
+    return normalise_heads(cell.outnorm, h).to(dtype), (after.c, after.n[..., None], after.m[..., None, None])
+
+
+def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
+    """What runs the recurrence for outputs in `dtype`."""
+    if kernels not in KERNELS:
+        raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(KERNELS)}")
+    fits = inputs.q.dtype == torch.float32 and not _wants_gradients(memory)
+    if kernels == "triton" and not fits:
+        raise ValueError("kernels 'triton' takes no float64 and gives no gradients in a state; use 'auto'")
+    # TF32 is finer than bfloat16 and float16 are coarse; float32 gets it where the caller allows it for products.
+    fine_enough = dtype != torch.float32 or torch.get_float32_matmul_precision() != "highest"
+    if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
+        from student.models.kernels import mlstm_triton
+
+        return mlstm_triton.run
+    return mlstm_native.run
+
+
+def _wants_gradients(memory: Memory | None) -> bool:
+    return memory is not None and torch.is_grad_enabled() and any(part.requires_grad for part in memory)
+
+
+def _by_head(x: Tensor, heads: int) -> Tensor:
+    """(B, T, H·D) to (B, H, T, D)"""
+    return x.view(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _memory(state: MemoryState, dtype: torch.dtype) -> Memory:
+    c, n, m = (part.to(dtype) for part in state)
+    return Memory(c, n.squeeze(-1), m[..., 0, 0])
+
+
+def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
+    by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).to(q.dtype).chunk(3, dim=1)
+    bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(q.dtype)
+    products = [functional.linear(x, weight) for x, weight in zip((q, k, v), by_input, strict=True)]
+    return products[0] + products[1] + products[2] + bias
