@@ -17,7 +17,7 @@ from cli_common.errors import UserError
 from cli_common.settings_file import load_settings
 from student import cli, trainer
 from student.assemble import Run, assemble
-from student.batch import Batch
+from student.batch import Batch, StepBatch
 from student.checkpoint import find_checkpoint
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
@@ -225,7 +225,7 @@ def test_a_damaged_checkpoint_names_the_way_back(cache: Path, alone: Processes, 
     run_job(settings(), cache, tmp_path, alone)
     found = find_checkpoint(tmp_path)
     assert found is not None
-    file = found[0] / "mp_rank_00_model_states.pt"
+    file = found[0] / "states.safetensors"
     data = bytearray(file.read_bytes())
     file.write_bytes(data[:-100])
     assert f"remove {found[0]} to continue from the checkpoint before it" in refused(settings(), cache, tmp_path, alone)
@@ -336,8 +336,9 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
 def test_a_process_without_valid_positions_still_takes_part(cache: Path, alone: Processes, tmp_path: Path) -> None:
     off = ["--distillation.frobenius.weight_init", "0", "--distillation.frobenius.weight_final", "0"]
     run = assemble(settings(*off), open_cache(cache), tmp_path, alone)
-    rows = run.reader.read(0, 0)
+    rows = run.reader.read(0)
     rows.loss_mask[:2] = False
-    metrics = trainer.take_step(run, rows, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
+    batch = StepBatch.of(rows, 2, run.cache.layout, hidden_stride=1)
+    metrics = trainer.take_step(run, batch, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
     assert metrics.tokens == rows.loss_mask.sum()
     assert np.isfinite(metrics.loss)
