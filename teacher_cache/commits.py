@@ -11,6 +11,7 @@ from teacher_cache.format import (
     array_specs,
     canonical_json,
     digest,
+    load_json,
 )
 
 
@@ -51,10 +52,10 @@ def commit_key(shard: int) -> str:
 def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> CommitRecord:
     """Commit record stored at `key`; raises `CacheCorruptError` unless it is this cache's and says so itself."""
     try:
-        content = json.loads(data)
+        content = load_json(data)
         found = content.pop("digest", None) if isinstance(content, dict) else None
         record = CommitRecord.model_validate(content)
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise CacheCorruptError(f"{where}: not a commit record; {REPAIR}") from error
     if digest(canonical_json(record.model_dump(mode="json"))) != found:
         raise CacheCorruptError(f"{where}: does not match its own digest; {REPAIR}")

@@ -369,6 +369,24 @@ def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
     return manifest
 
 
+def load_json(data: bytes) -> Any:
+    """A stored document; raises `ValueError` also where a number is not spelled as it was written.
+
+    Doubles have several spellings of 17 digits: a digest of values would not notice one turning into another.
+    """
+    try:
+        return json.loads(data, parse_float=_spelled_float)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _spelled_float(text: str) -> float:
+    value = float(text)
+    if repr(value) != text:
+        raise ValueError(f"{text} is spelled {value!r}")
+    return value
+
+
 def canonical_json(value: Any) -> bytes:
     """One spelling of a JSON value, so that equal values have equal digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

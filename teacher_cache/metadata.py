@@ -1,6 +1,5 @@
 """The manifest, and the arrays' metadata held to it before Zarr acts on them: a cache may come from hostile hands."""
 
-import json
 from typing import Any
 
 from teacher_cache.format import (
@@ -11,6 +10,7 @@ from teacher_cache.format import (
     Manifest,
     array_specs,
     digest,
+    load_json,
     metadata_key,
     parse_manifest,
 )
@@ -25,8 +25,8 @@ def read_manifest(store: LocalStore) -> Manifest | None:
         return None
     where = store.where("")
     try:
-        document = json.loads(store.read(GROUP_KEY))
-    except (ValueError, RecursionError) as error:
+        document = load_json(store.read(GROUP_KEY))
+    except ValueError as error:
         raise CacheCorruptError(f"{where}: its zarr.json is not JSON; {REPAIR}") from error
     document = document if isinstance(document, dict) else {}
     attributes = document.pop("attributes", None)
@@ -107,8 +107,8 @@ def _group_problem(data: bytes) -> str | None:
 
 def _parse(data: bytes) -> dict[str, Any]:
     try:
-        document = json.loads(data)
-    except (ValueError, RecursionError):
+        document = load_json(data)
+    except ValueError:
         return {}
     return document if isinstance(document, dict) else {}
 

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -75,6 +76,25 @@ def test_every_flipped_bit_is_detected(restored: Restore, request: pytest.Fixtur
         assert_detected(path, f"bit {bit} of {name} flipped")
         (path / name).write_bytes(sound)
     read_everything(path)
+
+
+def test_another_spelling_of_the_same_number_is_detected(restored: Restore) -> None:
+    """0.1 + 0.2 has two spellings of 17 digits that differ in one bit and are one double."""
+    path = restored()
+    for name in ("commits/00000.json", "zarr.json"):
+        sound = (path / name).read_text()
+        number = next(n for n in re.findall(r"\d+\.\d{15,17}\b", sound) if respelled(n))
+        (path / name).write_text(sound.replace(number, respelled(number) or "", 1))
+        assert json.loads((path / name).read_text()) == json.loads(sound)
+        assert_detected(path, f"{number} spelled {respelled(number)} in {name}")
+        (path / name).write_text(sound)
+
+
+def respelled(number: str) -> str | None:
+    """The same double with another last digit or one more, if there is such a spelling."""
+    spellings = (number[:-1] + digit for digit in "0123456789")
+    longer = (number + digit for digit in "123456789")
+    return next((s for s in (*spellings, *longer) if s != number and float(s) == float(number)), None)
 
 
 def test_every_truncation_and_extension_is_detected(restored: Restore) -> None:

@@ -92,5 +92,5 @@ def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
     by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).to(q.dtype).chunk(3, dim=1)
     bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(q.dtype)
-    products = [functional.linear(x, weight) for x, weight in zip((q, k, v), by_input, strict=True)]
+    products = [functional.linear(x, weight.contiguous()) for x, weight in zip((q, k, v), by_input, strict=True)]
     return products[0] + products[1] + products[2] + bias

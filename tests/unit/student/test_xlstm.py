@@ -15,6 +15,7 @@ from student.frozen_weights import FrozenWeights, read_frozen_weights
 from student.generate import generate_tokens, sample_text
 from student.model_settings import StudentSettings, StudentShape, TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
+from student.settings import TrainSettings
 
 QWEN = TeacherDims(hidden_size=1536, num_layers=28, num_heads=12)
 WIDTH, VOCAB, PADDED = 32, 40, 48
@@ -177,6 +178,12 @@ def test_kernels_share_weights_and_agree() -> None:
         ]
         for ours, theirs in zip(*gradients, strict=True):
             assert torch.allclose(ours, theirs, rtol=0, atol=1e-8 * max(1.0, float(theirs.abs().max())))
+
+
+def test_kernels_do_not_count_as_what_decides_a_run() -> None:
+    naive = TrainSettings(model=StudentSettings(kernels="naive"))
+    assert naive.deciding(world_size=1) == TrainSettings().deciding(world_size=1)
+    assert naive.model_dump()["model"]["kernels"] == "naive"
 
 
 def _greedy_by_forward(student: XLSTMStudent, prompt: list[int], count: int) -> list[int]:
