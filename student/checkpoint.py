@@ -127,13 +127,25 @@ def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
         raise UserError(f"{path}: not as it was written; remove {folder} to continue from the checkpoint before it")
     with safe_open(path, framework="pt") as tensors:
         restore_states(engine, tensors.get_tensor, updates=state.updates)
-    _restore_learning_rate(engine, state.updates)
+    restore_learning_rate(engine, state.updates)
     scaler = loss_scaler(engine)
     for name, value in state.loss_scale.items():
         if hasattr(scaler, name):
             setattr(scaler, name, value)
     engine.global_steps, engine.skipped_steps = state.step, state.step - state.updates
     engine.global_samples = state.step * engine.train_batch_size()
+
+
+def restore_learning_rate(engine: Any, updates: int) -> None:
+    """Put the schedule of the learning rate where it is after some updates."""
+    scheduler = engine.lr_scheduler
+    rates = [
+        base * multiplier(updates) for base, multiplier in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    counts = {"last_epoch": updates, "_step_count": updates + 1, "_last_lr": rates}
+    scheduler.load_state_dict(scheduler.state_dict() | counts)
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> None:
@@ -173,17 +185,6 @@ def _digest(path: Path) -> str:
 def _loss_scale(engine: Any) -> dict[str, float | None]:
     scaler = loss_scaler(engine)
     return {name: getattr(scaler, name) for name in LOSS_SCALE_NUMBERS if hasattr(scaler, name)}
-
-
-def _restore_learning_rate(engine: Any, updates: int) -> None:
-    scheduler = engine.lr_scheduler
-    rates = [
-        base * multiplier(updates) for base, multiplier in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
-    ]
-    counts = {"last_epoch": updates, "_step_count": updates + 1, "_last_lr": rates}
-    scheduler.load_state_dict(scheduler.state_dict() | counts)
-    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
-        group["lr"] = rate
 
 
 def _drop_old(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The feed gives what reading batch by batch gives, reads every shard once, passes errors on, and ends with its user."""
+"""The feed gives what reading batch by batch gives, reads a shard once, passes errors on, and ends with its user."""
 
 import threading
 import time
