@@ -65,7 +65,7 @@ def train(run: Run, start: Progress) -> float | None:
             if line is not None:
                 _record(run, metrics)
                 line.update(done.steps, _words(metrics, seconds, wait, done))
-            _keep_and_measure(run, done)
+            _measure_and_keep(run, done)
     return waited / taken if taken else None
 
 
@@ -91,12 +91,13 @@ def _coefficients(run: Run, done: Progress) -> Coefficients:
     )
 
 
-def _keep_and_measure(run: Run, done: Progress) -> None:
+def _measure_and_keep(run: Run, done: Progress) -> None:
+    """In this order: a run that is stopped in between takes the step again, and measures again."""
     settings, last = run.settings, done.steps == run.total_steps
-    if done.steps % settings.training.checkpoint_every == 0 or last:
-        save_checkpoint(run.engine, run.out, run.state(done), run.processes)
     if settings.evaluation.every and done.steps % settings.evaluation.every == 0 and not last:
         measure(run, done.steps)
+    if done.steps % settings.training.checkpoint_every == 0 or last:
+        save_checkpoint(run.engine, run.out, run.state(done), run.processes)
 
 
 def take_step(run: Run, step_batch: StepBatch, coefficients: Coefficients, step: int, epoch: int) -> StepMetrics:
