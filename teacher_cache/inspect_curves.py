@@ -73,10 +73,7 @@ def _counted(cache: Cache, row: int) -> Entries:
 def _curve(sample: list[Entries], measure: str, grid: NDArray[np.float64]) -> Curve:
     function = getattr(estimate, measure)
     values = np.stack(
-        [
-            np.concatenate([function(e.values, e.log_mass, e.layout, float(t)).numpy() for e in sample])
-            for t in grid
-        ]
+        [np.concatenate([function(e.values, e.log_mass, e.layout, float(t)).numpy() for e in sample]) for t in grid]
     ).astype(np.float64)
     low, high = np.quantile(values, (0.1, 0.9), axis=1)
     return Curve(values.mean(axis=1), low, high)

@@ -25,9 +25,7 @@ class Entries:
 
     def at(self, positions: Tensor | slice) -> "Entries":
         """Some positions only."""
-        return replace(
-            self, ids=self.ids[positions], values=self.values[positions], log_mass=self.log_mass[positions]
-        )
+        return replace(self, ids=self.ids[positions], values=self.values[positions], log_mass=self.log_mass[positions])
 
 
 def row_entries(cache: Cache, row: int) -> Entries:
