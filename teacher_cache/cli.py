@@ -103,6 +103,8 @@ def inspect(
     from teacher_cache.reader import open_cache
 
     _require_one_view(row=row, html=html, compare=compare)
+    if json and html is not None:
+        raise UserError("--json and --html: a page is no JSON; give one of them")
     if rows is not None and html is None:
         raise UserError(f"--rows {rows}: chooses the rows of a page; give --html FILE too, or --row N")
     if tokens is not None and row is None and html is None:

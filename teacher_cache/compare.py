@@ -30,8 +30,8 @@ def compare_caches(a: Cache, b: Cache) -> dict[str, Any]:
     """Both caches side by side as a JSON value.
 
     `settings`: manifest keys whose values differ. `content`: None where the vocabularies differ, with the reason in
-    `not_compared`; else common rows and those of equal tokens, by array the share of equal objects, and over a sample of
-    positions how far the distributions are apart.
+    `not_compared`; else common rows and those of equal tokens, by array the share of equal objects, and over a sample
+    of positions how far the distributions are apart.
     """
     reason = _why_not(a, b)
     rows = None if reason else _common_rows(a, b)
@@ -76,8 +76,8 @@ def _why_not(a: Cache, b: Cache) -> str | None:
 
 
 def _common_rows(a: Cache, b: Cache) -> NDArray[np.int64]:
-    committed = [np.concatenate([np.array(rows) for rows in cache.shards] or [np.array([])]) for cache in (a, b)]
-    return np.intersect1d(*committed).astype(np.int64)
+    first, second = ({row for rows in cache.shards for row in rows} for cache in (a, b))
+    return np.array(sorted(first & second), dtype=np.int64)
 
 
 def _content(a: Cache, b: Cache, rows: NDArray[np.int64]) -> dict[str, Any]:
@@ -208,18 +208,21 @@ def _table(*headings: str) -> Table:
 
 def _extent_table(compared: dict[str, Any]) -> Table:
     table = _table("", "A", "B")
-    sides = compared["a"], compared["b"]
-    forms = {
-        "path": lambda side: side["path"],
-        "fingerprint": lambda side: side["fingerprint"][:16],
-        "rows": lambda side: f"{side['rows_done']:,}",
-        "tokens": lambda side: f"{side['tokens']:,}",
-        "shards": lambda side: f"{side['shards']['done']:,} of {side['shards']['planned']:,}",
-        "bytes a token": lambda side: f"{side['bytes_per_token']:.1f}" if side["tokens"] else "",
-    }
-    for name, form in forms.items():
-        table.add_row(name, *(Text(form(side)) for side in sides))
+    sides = [_extent_words(compared[name]) for name in ("a", "b")]
+    for name in sides[0]:
+        table.add_row(name, *(Text(side[name]) for side in sides))
     return table
+
+
+def _extent_words(side: dict[str, Any]) -> dict[str, str]:
+    return {
+        "path": side["path"],
+        "fingerprint": side["fingerprint"][:16],
+        "rows": f"{side['rows_done']:,}",
+        "tokens": f"{side['tokens']:,}",
+        "shards": f"{side['shards']['done']:,} of {side['shards']['planned']:,}",
+        "bytes a token": f"{side['bytes_per_token']:.1f}" if side["tokens"] else "",
+    }
 
 
 def _settings_table(settings: dict[str, list[Any]]) -> Table | Text:

@@ -52,7 +52,7 @@ def spread_rows(cache: Cache, count: int) -> list[int]:
     shards = cache.shards
     ends = np.cumsum([len(rows) for rows in shards])
     total = int(ends[-1]) if shards else 0
-    chosen = np.unique(np.linspace(0, total - 1, min(count, total)).astype(int)) if total else []
+    chosen = np.unique(np.linspace(0, max(0, total - 1), min(count, total)).astype(int))
     found = []
     for place in chosen:
         shard = int(np.searchsorted(ends, place, side="right"))

@@ -117,14 +117,14 @@ def _key_figures(summary: dict[str, Any]) -> Markup:
     return _pairs(known, "figures")
 
 
-def _table(caption: str, headings: list[str], rows: list[list[str]]) -> Markup:
-    """A table; the first cell of a row is its heading."""
+def _table(caption: str, headings: list[str], rows: list[list[str]], class_: str | None = None) -> Markup:
+    """A table; the first cell of a row is its heading. Of class `drawn` the second is a drawing."""
     head = element("thead", element("tr", *(element("th", words, scope="col") for words in headings)))
     body = [
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
         for first, *cells in rows
     ]
-    table = element("table", element("caption", caption), head, element("tbody", *body))
+    table = element("table", element("caption", caption), head, element("tbody", *body), class_=class_)
     return element("div", table, class_="scroll")
 
 
@@ -168,7 +168,7 @@ def _bytes_section(summary: dict[str, Any]) -> Markup:
         ratio = f"{array['ratio']:.1f} ×" if array["ratio"] else ""
         rows.append([name, share_bar(share), f"{share:.1%}", per_token, f"{array['bytes']:,}", ratio])
     headings = ["array", "", "share", "bytes a token", "bytes", "compression"]
-    return _table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows)
+    return _table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows, "drawn")
 
 
 def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Markup:
@@ -184,7 +184,7 @@ def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Mark
         for figure in figures
     ]
     headings = ["figure", "lowest to highest, a dot a shard", "median", "range"]
-    table = _table("Each shard's mean; the upright line is the median", headings, rows)
+    table = _table("Each shard's mean; the upright line is the median", headings, rows, "drawn")
     unusual = summary["unusual"]
     if not unusual:
         return join(table, element("p", "No shard stands out.", class_="note"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -52,13 +53,17 @@ def shard_figures(cache: Cache) -> list[ShardFigure]:
         return []
     known = set.intersection(*(set(commit.statistics) for commit in commits.values()))
     figures = [
-        _figure(words, form, commits, lambda commit, name=name: commit.statistics[name] / commit.positions)
+        _figure(words, form, commits, partial(_mean, name))
         for name, (words, form) in _FORMS.items()
         if name in known and not (cache.manifest.targets.mode == "exact" and name == "entries")
     ]
     length = cache.manifest.seq_len
     share = _figure("positions counted", "{:.1%}", commits, lambda commit: commit.positions / (commit.rows * length))
     return [*figures, share, _figure("bytes a token", "{:.1f}", commits, _bytes_a_token)]
+
+
+def _mean(statistic: str, commit: CommitRecord) -> float:
+    return commit.statistics[statistic] / commit.positions
 
 
 def _bytes_a_token(commit: CommitRecord) -> float:

@@ -4,7 +4,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const betas = data.nodes.map((temperature) => 1 / temperature);
 
 const LEVELS = [0.5, 0.2, 0.05, 0.01, 0.001];
-const LEVEL_WORDS = ["50 % and more", "20 %", "5 %", "1 %", "0.1 %", "less"];
+const LEVEL_WORDS = ["50% and more", "20%", "5%", "1%", "0.1%", "less"];
 const CONTEXT_TOKENS = 8;
 
 // The teacher at a temperature, by the formulas of docs/format.md; logits are relative to the largest.
@@ -68,8 +68,7 @@ function chanceOfNext(position, temperature, z, unseen, rest) {
 // Words.
 
 const percent = (chance) =>
-  chance >= 0.0995 ? `${(100 * chance).toFixed(1)} %` : chance >= 0.00095 ? `${(100 * chance).toFixed(2)} %`
-    : `${(100 * chance).toPrecision(2)} %`;
+  `${chance >= 0.0995 ? (100 * chance).toFixed(1) : chance >= 0.00095 ? (100 * chance).toFixed(2) : (100 * chance).toPrecision(2)}%`;
 const textOf = (token) => data.texts[token];
 const visible = (token) => textOf(token).replaceAll("⏎\n", "⏎").replaceAll(" ", "␣");
 
@@ -237,8 +236,9 @@ function sampledEntries(entry, found) {
       quantity(found.p[at], percent(found.p[at])), quantity(included[at], included[at].toFixed(3)), quantity(weight, weight.toFixed(4)),
     ]));
   }
-  const caption = make("caption", {}, `${position.ids.length - first} sampled entries`);
-  const table = make("table", { class: "sampled" }, caption, heading(["token", "p", "drawn with π", "weight p/π"]), body);
+  const count = position.ids.length - first;
+  const caption = make("caption", {}, `${count} sampled: drawn with probability π, counted with weight p/π`);
+  const table = make("table", { class: "sampled" }, caption, heading(["token", "p", "π", "p/π"]), body);
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Sampled entries" }, table);
 }
 
@@ -295,8 +295,8 @@ function setTemperature() {
 
 makeLegend();
 if (data.rows.length) rowsElement.append(...data.rows.map(makeRow));
-else rowsElement.replaceWith(make("p", {}, "No row is built yet."));
-const opening = tokens.find((entry) => entry.position);
+else document.querySelector(".reading").replaceWith(make("p", {}, "No row is built yet."));
+const opening = tokens.find((entry) => entry.position) ?? tokens[0];
 if (opening) choose(opening);
 slider.addEventListener("input", setTemperature);
 setTemperature();
