@@ -52,7 +52,7 @@ def _extent(cache: Cache) -> dict[str, Any]:
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
     """Nested objects as one, by dotted key; lists stay whole."""
-    if not isinstance(value, dict) or not value:
+    if not isinstance(value, dict):
         return {prefix: value}
     below = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
     return {key: item for part in below for key, item in part.items()}

@@ -6,6 +6,7 @@ const betas = data.nodes.map((temperature) => 1 / temperature);
 const LEVELS = [0.5, 0.2, 0.05, 0.01, 0.001];
 const LEVEL_WORDS = ["50% and more", "20%", "5%", "1%", "0.1%", "less"];
 const CONTEXT_TOKENS = 8;
+const CHOICES_LISTED = 12;
 
 // The teacher at a temperature, by the formulas of docs/format.md; logits are relative to the largest.
 
@@ -216,9 +217,13 @@ function choices(entry, found) {
   const { position, token } = entry;
   const top = found.p.slice(0, data.top_k);
   const body = make("tbody");
-  top.forEach((chance, at) => body.append(entryLine(position.ids[at], token, [quantity(chance, percent(chance)), bar(chance)])));
+  const line = (chance, at) => entryLine(position.ids[at], token, [quantity(chance, percent(chance)), bar(chance)]);
+  body.append(...top.slice(0, CHOICES_LISTED).map(line));
+  const behind = top.slice(CHOICES_LISTED);
   const table = make("table", { class: "choices" }, make("caption", {}, "First choices"), heading(["token", "p", ""]), body);
-  const rest = make("p", { class: "rest" }, "outside them ", quantity(found.rest, percent(found.rest)),
+  const others = behind.reduce((sum, chance) => sum + chance, 0);
+  const more = behind.length ? [`the next ${behind.length} `, quantity(others, percent(others)), ", "] : [];
+  const rest = make("p", { class: "rest" }, ...more, "outside them ", quantity(found.rest, percent(found.rest)),
     ", entropy ", quantity(found.entropy, found.entropy.toFixed(2)), " nats");
   return make("div", {}, table, rest);
 }
