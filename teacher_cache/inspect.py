@@ -166,11 +166,17 @@ def _size_words(summary: dict[str, Any]) -> str:
     return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes a token"
 
 
-def _bytes_table(summary: dict[str, Any]) -> Table:
+def _table(first: str, *figures: str) -> Table:
+    """A table of names and figures that breaks lines rather than leave something out."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("array")
-    for heading in ("bytes", "bytes a token", "share", "compression"):
-        table.add_column(heading, justify="right")
+    table.add_column(first, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", overflow="fold")
+    return table
+
+
+def _bytes_table(summary: dict[str, Any]) -> Table:
+    table = _table("array", "bytes", "bytes a token", "share", "compression")
     for name, array in summary["arrays"].items():
         if array["per_token"] is not None:
             share = f"{array['bytes'] / summary['bytes']:.1%}"
@@ -193,10 +199,7 @@ def temperature_lines(summary: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def _temperature_table(summary: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("temperature")
-    for temperature in REPORTED_TEMPERATURES:
-        table.add_column(f"{temperature:g}", justify="right")
+    table = _table("temperature", *(f"{temperature:g}" for temperature in REPORTED_TEMPERATURES))
     for words, cells in temperature_lines(summary).items():
         table.add_row(words, *cells)
     cross_entropy = summary["cross_entropy"]
@@ -207,10 +210,7 @@ def _temperature_table(summary: dict[str, Any]) -> Table:
 
 
 def _shards_table(summary: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("over shards", overflow="fold")
-    for heading in ("median", "±", "lowest", "highest", "unusual"):
-        table.add_column(heading, justify="right")
+    table = _table("over shards", "median", "±", "lowest", "highest", "unusual")
     for name, figure in summary["by_shard"].items():
         cells = [figure["form"].format(figure[key]) for key in ("median", "deviation", "lowest", "highest")]
         table.add_row(name, *cells, str(len(figure["outliers"]) or ""))

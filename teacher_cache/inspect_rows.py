@@ -114,7 +114,7 @@ def render_row(views: list[PositionView]) -> Table:
         table.add_column(heading, overflow="fold")
     temperature = views[0].temperature
     table.add_column(f"the teacher's first choices at T = {temperature:g}", overflow="fold")
-    table.add_column("rest", justify="right")
+    table.add_column("rest", justify="right", overflow="fold")
     for view in views:
         words = [Text(str(view.position)), Text(visible_text(view.token)), Text(visible_text(view.following))]
         if not view.counted:

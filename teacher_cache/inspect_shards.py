@@ -59,7 +59,9 @@ def shard_figures(cache: Cache) -> list[ShardFigure]:
     ]
     length = cache.manifest.seq_len
     share = _figure("positions counted", "{:.1%}", commits, lambda commit: commit.positions / (commit.rows * length))
-    return [*figures, share, _figure("bytes a token", "{:.1f}", commits, _bytes_a_token)]
+    # A short last shard has an object's fixed costs on fewer tokens, which says nothing of its text.
+    whole = {s: commit for s, commit in commits.items() if commit.rows == cache.manifest.rows.rows_per_shard}
+    return [*figures, share, _figure("bytes a token", "{:.1f}", whole or commits, _bytes_a_token)]
 
 
 def _mean(statistic: str, commit: CommitRecord) -> float:
