@@ -238,7 +238,7 @@ function sampledEntries(entry, found) {
   for (let at = first; at < position.ids.length; at += 1) {
     const weight = found.p[at] / included[at];
     body.append(entryLine(position.ids[at], token, [
-      quantity(found.p[at], percent(found.p[at])), quantity(included[at], included[at].toFixed(3)), quantity(weight, weight.toFixed(4)),
+      quantity(found.p[at], percent(found.p[at])), quantity(included[at], included[at] >= 0.0995 ? included[at].toFixed(3) : included[at].toPrecision(2)), quantity(weight, weight.toFixed(4)),
     ]));
   }
   const count = position.ids.length - first;

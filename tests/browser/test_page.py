@@ -184,8 +184,9 @@ def test_dark_is_dark(visit: Open, page_file: Path) -> None:
 
 
 def test_on_paper_everything_is_there_in_black_on_white(visit: Open, page_file: Path) -> None:
-    seen = visit(page_file, color_scheme="dark")
+    seen = visit(page_file, color_scheme="dark", viewport={"width": 680, "height": 960})
     seen.page.emulate_media(media="print", color_scheme="dark")
+    assert seen.page.evaluate("document.documentElement.scrollWidth") == 680
     assert seen.page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
     assert not seen.page.locator("#temperature").is_visible()
     assert seen.page.locator("#chosen").inner_text() == "T = 1.00"

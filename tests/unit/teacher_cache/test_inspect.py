@@ -122,11 +122,13 @@ def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Cache:
 
 def test_a_shard_that_stands_out_is_named_by_rows_and_value(many_shards: Cache) -> None:
     assert outlier_sentences(many_shards, shard_figures(many_shards)) == []
-    strange = with_statistic(many_shards, 3, "agreement", 0.999)
+    strange = with_statistic(many_shards, 3, "cross_entropy", 40.0)
     summary = json.loads(json.dumps(summarize(strange)))
-    assert list(summary["by_shard"]["first choice is next"]["outliers"]) == ["3"]
+    assert list(summary["by_shard"]["cross-entropy of the text"]["outliers"]) == ["3"]
     (sentence,) = summary["unusual"]
-    assert sentence.startswith("shard 3 (rows 6 to 7): first choice is next 99.9%, where shards usually have ")
+    assert sentence.startswith(
+        "shard 3 (rows 6 to 7): cross-entropy of the text 40.000 nats, where shards usually have "
+    )
     console = Console(width=300)
     with console.capture() as captured:
         console.print(render_summary(summary))
