@@ -68,8 +68,13 @@ function chanceOfNext(position, temperature, z, unseen, rest) {
 
 // Words.
 
-const percent = (chance) =>
-  `${chance >= 0.0995 ? (100 * chance).toFixed(1) : chance >= 0.00095 ? (100 * chance).toFixed(2) : (100 * chance).toPrecision(2)}%`;
+/** A share in per cent, three digits of it or two. */
+function percent(chance) {
+  const share = 100 * chance;
+  if (share >= 9.95) return `${share.toFixed(1)}%`;
+  return share >= 0.095 ? `${share.toFixed(2)}%` : `${share.toPrecision(2)}%`;
+}
+const plain = (chance) => (chance >= 0.0995 ? chance.toFixed(3) : chance.toPrecision(2));
 const textOf = (token) => data.texts[token];
 const visible = (token) => textOf(token).replaceAll("⏎\n", "⏎").replaceAll(" ", "␣");
 
@@ -171,10 +176,11 @@ function tint(temperature) {
 
 function makeLegend() {
   const legend = document.getElementById("legend");
-  LEVEL_WORDS.forEach((words, level) =>
-    legend.append(make("li", {}, make("span", { class: "token", "data-level": level, "aria-hidden": "true" }, "  "), words)));
-  legend.append(make("li", {}, make("span", { class: "token bound", "aria-hidden": "true" }, "abc"), "not kept: less likely than its tint"));
-  legend.append(make("li", {}, make("span", { class: "token uncounted", "aria-hidden": "true" }, "abc"), "not counted"));
+  const swatch = (attributes, text, words) =>
+    legend.append(make("li", {}, make("span", { ...attributes, "aria-hidden": "true" }, text), words));
+  LEVEL_WORDS.forEach((words, level) => swatch({ class: "token", "data-level": level }, "  ", words));
+  swatch({ class: "token bound" }, "abc", "not kept: less likely than its tint");
+  swatch({ class: "token uncounted" }, "abc", "not counted");
 }
 
 // The panel.
@@ -186,7 +192,10 @@ function show(entry) {
   const details = document.getElementById("details");
   for (const { element } of tokens) element.classList.toggle("shown", element === entry.element);
   if (!entry.position) {
-    headline.replaceChildren(word(entry.token), entry.at ? " is not counted: nothing is cached for it." : " comes first: its own distribution is not on this page.");
+    const reason = entry.at
+      ? " is not counted: nothing is cached for it."
+      : " comes first: its own distribution is not on this page.";
+    headline.replaceChildren(word(entry.token), reason);
     details.replaceChildren();
     return;
   }
@@ -238,7 +247,7 @@ function sampledEntries(entry, found) {
   for (let at = first; at < position.ids.length; at += 1) {
     const weight = found.p[at] / included[at];
     body.append(entryLine(position.ids[at], token, [
-      quantity(found.p[at], percent(found.p[at])), quantity(included[at], included[at] >= 0.0995 ? included[at].toFixed(3) : included[at].toPrecision(2)), quantity(weight, weight.toFixed(4)),
+      quantity(found.p[at], percent(found.p[at])), quantity(included[at], plain(included[at])), quantity(weight, weight.toFixed(4)),
     ]));
   }
   const count = position.ids.length - first;

@@ -12,12 +12,12 @@ from teacher_cache import Cache, open_cache
 from teacher_cache.inspect_page import write_page
 from teacher_cache.synthetic import make_synthetic_cache
 
-WAYS_TO_SAY_CHROMIUM = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    found = next((path for name in WAYS_TO_SAY_CHROMIUM if (path := shutil.which(name))), None)
+    found = next((path for name in CHROMIUM_NAMES if (path := shutil.which(name))), None)
     if found is None:
         pytest.skip("no Chromium on this machine: apt-get install chromium")
     with sync_playwright() as playwright:
