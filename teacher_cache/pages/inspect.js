@@ -102,7 +102,8 @@ function makeRow(row) {
   const text = make("div", { class: data.has_text ? "tokens" : "tokens ids", role: "presentation" });
   row.tokens.forEach((token, at) => {
     const position = at ? row.positions[at - 1] : null;
-    const element = make("span", { role: "option", tabindex: "-1", "aria-selected": "false", class: "token" }, textOf(token));
+    const roles = { role: "option", tabindex: "-1", "aria-selected": "false" };
+    const element = make("span", { ...roles, class: "token" }, textOf(token));
     if (row.starts.includes(at)) element.classList.add("starts");
     if (!position) element.classList.add("uncounted");
     const entry = { element, row, at, token, position };
@@ -229,7 +230,8 @@ function choices(entry, found) {
   const line = (chance, at) => entryLine(position.ids[at], token, [quantity(chance, percent(chance)), bar(chance)]);
   body.append(...top.slice(0, CHOICES_LISTED).map(line));
   const behind = top.slice(CHOICES_LISTED);
-  const table = make("table", { class: "choices" }, make("caption", {}, "First choices"), heading(["token", "p", ""]), body);
+  const caption = make("caption", {}, "First choices");
+  const table = make("table", { class: "choices" }, caption, heading(["token", "p", ""]), body);
   const others = behind.reduce((sum, chance) => sum + chance, 0);
   const more = behind.length ? [`the next ${behind.length} `, quantity(others, percent(others)), ", "] : [];
   const rest = make("p", { class: "rest" }, ...more, "outside them ", quantity(found.rest, percent(found.rest)),
@@ -247,7 +249,9 @@ function sampledEntries(entry, found) {
   for (let at = first; at < position.ids.length; at += 1) {
     const weight = found.p[at] / included[at];
     body.append(entryLine(position.ids[at], token, [
-      quantity(found.p[at], percent(found.p[at])), quantity(included[at], plain(included[at])), quantity(weight, weight.toFixed(4)),
+      quantity(found.p[at], percent(found.p[at])),
+      quantity(included[at], plain(included[at])),
+      quantity(weight, weight.toFixed(4)),
     ]));
   }
   const count = position.ids.length - first;
