@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cli_common.console import print_json, print_tables
 from cli_common.errors import UserError, run_command
 from cli_common.progress import duration
 from cli_common.settings_file import load_settings
@@ -57,7 +58,6 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     json
         Print JSON in place of tables.
     """
-    from teacher_cache.inspect import print_json, print_tables
     from teacher_cache.plan import make_plan, render_plan
     from teacher_cache.settings import BuildSettings
 
@@ -68,8 +68,17 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
 
 
 @app.command
-def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
-    """Show what a cache holds, or one row of it as text.
+def inspect(
+    path: Path,
+    *,
+    json: bool = False,
+    row: int | None = None,
+    tokens: str | None = None,
+    html: Path | None = None,
+    rows: str | None = None,
+    compare: Path | None = None,
+) -> int:
+    """Show what a cache holds, one row of it as text, all of it as a page, or how it differs from another.
 
     Parameters
     ----------
@@ -80,21 +89,46 @@ def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: s
     row
         Show this row: each token beside the teacher's first choices.
     tokens
-        Positions of the row to show, as A:B.
+        Positions of the row or of the page's rows to show, as A:B.
+    html
+        Write a page for a browser to this file; it needs no network.
+    rows
+        Rows whose text the page shows, as A,B,C; a few spread ones where not given.
+    compare
+        Folder of another cache: show what differs in settings and content.
     """
     from teacher_cache import inspect as view
+    from teacher_cache.compare import compare_caches, render_comparison
+    from teacher_cache.inspect_page import parse_rows, write_page
+    from teacher_cache.inspect_rows import parse_span, render_row, view_row
     from teacher_cache.reader import open_cache
 
+    _require_one_view(row=row, html=html, compare=compare)
+    if json and html is not None:
+        raise UserError("--json and --html: a page is no JSON; give one of them")
+    if rows is not None and html is None:
+        raise UserError(f"--rows {rows}: chooses the rows of a page; give --html FILE too, or --row N")
+    if tokens is not None and row is None and html is None:
+        raise UserError(f"--tokens {tokens}: belongs to rows; give --row N or --html FILE too")
     cache = open_cache(path, allow_unfinished=True)
-    if row is None:
-        if tokens is not None:
-            raise UserError(f"--tokens {tokens}: belongs to one row; give --row N too")
+    if html is not None:
+        print(write_page(cache, html, parse_rows(rows), parse_span(tokens) if tokens else None))
+    elif compare is not None:
+        compared = compare_caches(cache, open_cache(compare, allow_unfinished=True))
+        print_json(compared) if json else print_tables(render_comparison(compared))
+    elif row is not None:
+        positions = view_row(cache, row, *parse_span(tokens))
+        print_json([p.to_json() for p in positions]) if json else print_tables(render_row(positions))
+    else:
         summary = view.summarize(cache)
-        view.print_json(summary) if json else view.print_tables(view.render_summary(summary))
-        return 0
-    positions = view.view_row(cache, row, *_parse_span(tokens))
-    view.print_json([p.to_json() for p in positions]) if json else view.print_tables(view.render_row(positions))
+        print_json(summary) if json else print_tables(view.render_summary(summary))
     return 0
+
+
+def _require_one_view(**views: object) -> None:
+    given = [f"--{name}" for name, value in views.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: each shows something else; give one of them")
 
 
 @app.command
@@ -124,7 +158,6 @@ def verify(
     json
         Print JSON in place of a table.
     """
-    from cli_common.console import print_json, print_tables
     from teacher_cache.store import LocalStore
     from teacher_cache.verify import verify as verify_bytes
     from teacher_cache.verify_report import render_findings
@@ -159,7 +192,6 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
     deep
         Find damage by decoding everything too, not by digests alone.
     """
-    from cli_common.console import print_tables
     from teacher_cache.repair import repair as repair_cache
     from teacher_cache.settings import BuildSettings
     from teacher_cache.verify_report import render_findings
@@ -225,16 +257,6 @@ def synth(
     )
     print(f"{made}: {rows} rows of {seq_len} positions")
     return 0
-
-
-def _parse_span(tokens: str | None) -> tuple[int, int | None]:
-    if tokens is None:
-        return 0, None
-    first, colon, last = tokens.partition(":")
-    try:
-        return int(first or 0), int(last) if last else (None if colon else int(first) + 1)
-    except ValueError:
-        raise UserError(f"--tokens {tokens}: expected A:B, such as 0:40") from None
 
 
 def main() -> None:
