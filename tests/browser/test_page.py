@@ -229,7 +229,7 @@ def test_text_of_a_corpus_is_shown_and_runs_nothing(
     )
     monkeypatch.setattr(inspect_tokens, "token_decoder", lambda _: lambda token: HOSTILE[token % len(HOSTILE)])
     path = tmp_path / "report.html"
-    write_page(Cache(made.path, named, made.commits), path, None, None)
+    write_page(Cache(made.store, named, made.commits), path, None, None)
     seen = visit(path)
     for token in (3, 40, 60):
         seen.focus(token)
@@ -248,7 +248,7 @@ def test_text_of_a_corpus_is_shown_and_runs_nothing(
 @EACH_KIND
 def test_a_cache_with_nothing_in_it_yet_has_a_page_too(visit: Open, cache: Cache, tmp_path: Path) -> None:
     path = tmp_path / "empty.html"
-    write_page(Cache(cache.path, cache.manifest, {}), path, None, None)
+    write_page(Cache(cache.store, cache.manifest, {}), path, None, None)
     seen = visit(path)
     assert seen.complaints == []
     assert "No row is built yet." in seen.page.locator("main").inner_text()
@@ -261,7 +261,7 @@ def test_shards_that_stand_out_are_marked(visit: Open, cache: Cache, tmp_path: P
     statistics = {**strange.statistics, "cross_entropy": strange.positions * 40.0}
     commits = {**cache.commits, 2: strange.model_copy(update={"statistics": statistics})}
     path = tmp_path / "strange.html"
-    write_page(Cache(cache.path, cache.manifest, commits), path, None, None)
+    write_page(Cache(cache.store, cache.manifest, commits), path, None, None)
     seen = visit(path)
     assert seen.page.locator("circle.unusual title").first.text_content() == "shard 2: 40.000 nats"
     listed = seen.page.locator("ul.unusual").inner_text()

@@ -98,11 +98,11 @@ def test_what_cannot_be_compared_is_said(sampled: Cache, folder: Path, sizes: di
 
 def test_unfinished_and_longer_caches_are_compared_as_far_as_both_go(sampled: Cache, folder: Path) -> None:
     longer = other(folder, "longer", rows=30, rows_per_shard=8)
-    part = Cache(longer.path, longer.manifest, {0: longer.commits[0]})
+    part = Cache(longer.store, longer.manifest, {0: longer.commits[0]})
     content = compare_caches(sampled, part)["content"]
     assert content["common_rows"] == content["equal_tokens"] == 8
     assert content["equal_objects"]["tokens"] == [0, 0]
-    empty = compare_caches(sampled, Cache(longer.path, longer.manifest, {}))
+    empty = compare_caches(sampled, Cache(longer.store, longer.manifest, {}))
     assert empty["content"]["common_rows"] == 0
     assert "objects are not compared" in words(empty)
 

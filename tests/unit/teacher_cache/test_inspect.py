@@ -1,4 +1,5 @@
 import json
+import os
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,7 @@ from rich.console import Console
 
 from cli_common.console import print_tables
 from cli_common.errors import UserError
-from teacher_cache import Cache, inspect, open_cache
+from teacher_cache import Cache, open_cache
 from teacher_cache.cli import app
 from teacher_cache.inspect import render_summary, summarize
 from teacher_cache.inspect_rows import render_row, view_row, visible_text
@@ -111,7 +112,7 @@ def with_statistic(cache: Cache, shard: int, name: str, mean: float) -> Cache:
     commit = cache.commits[shard]
     statistics = {**commit.statistics, name: mean * commit.positions}
     return Cache(
-        cache.path, cache.manifest, {**cache.commits, shard: commit.model_copy(update={"statistics": statistics})}
+        cache.store, cache.manifest, {**cache.commits, shard: commit.model_copy(update={"statistics": statistics})}
     )
 
 
@@ -152,7 +153,7 @@ def test_a_short_shard_may_be_further_off() -> None:
 
 
 def test_an_empty_cache_has_a_summary(cache: Cache) -> None:
-    empty = Cache(cache.path, cache.manifest, {})
+    empty = Cache(cache.store, cache.manifest, {})
     summary = json.loads(json.dumps(summarize(empty)))
     assert summary["by_shard"] == {}
     assert summary["bytes_per_token"] is None
@@ -195,7 +196,7 @@ def test_only_what_is_taller_than_the_terminal_is_paged(
     text = "".join(pages) if paged else screen.written
     assert bool(pages) == paged
     assert "\x1b[1m" in text
-    assert not paged or inspect.os.environ["LESS"] == "-R"
+    assert not paged or os.environ["LESS"] == "-R"
 
 
 @pytest.mark.parametrize(("columns", "width"), [(None, 100), ("60", 60), ("wide", 100)])

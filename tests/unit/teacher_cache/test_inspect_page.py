@@ -93,13 +93,13 @@ def test_curves_are_means_of_what_the_reader_gives(cache: Cache) -> None:
 
 def test_rows_are_spread_over_the_shards_that_are_there(cache: Cache) -> None:
     assert spread_rows(cache, 4) == [0, 7, 14, 21]
-    part = Cache(cache.path, cache.manifest, {shard: cache.commits[shard] for shard in (1, 5)})
+    part = Cache(cache.store, cache.manifest, {shard: cache.commits[shard] for shard in (1, 5)})
     assert spread_rows(part, 100) == [4, 5, 6, 7, 20, 21]
-    assert spread_rows(Cache(cache.path, cache.manifest, {}), 4) == []
+    assert spread_rows(Cache(cache.store, cache.manifest, {}), 4) == []
 
 
 def test_rows_of_an_unfinished_cache_are_shown_as_far_as_they_are_there(cache: Cache, tmp_path: Path) -> None:
-    part = Cache(cache.path, cache.manifest, {1: cache.commits[1]})
+    part = Cache(cache.store, cache.manifest, {1: cache.commits[1]})
     assert [row["row"] for row in token_data(part, None, None).json["rows"]] == [4, 5, 6, 7]
     with pytest.raises(UserError, match="--rows 0: its shard is not built yet"):
         token_data(part, [0], None)
