@@ -9,7 +9,7 @@ import torch
 
 from cli_common.errors import UserError
 from student.channel_scale import channel_rms
-from student.checkpoint import TrainingState, read_weights_only
+from student.checkpoint import TrainingState
 from student.data import BatchReader
 from student.distillation_settings import DistillationSettings, FrobeniusSettings
 from student.engine import DTYPES, Processes, deepspeed_config, make_engine
@@ -17,6 +17,7 @@ from student.frozen_weights import read_frozen_weights
 from student.loss import FrobeniusTerm
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
+from student.progress import Progress
 from student.records import Records
 from student.schedule import cosine_with_warmup
 from student.settings import TargetViewSettings, TrainSettings
@@ -41,22 +42,17 @@ class Run:
     frobenius: FrobeniusTerm | None
     total_steps: int
 
-    def place(self, step: int) -> tuple[int, int]:
-        """The epoch, and the position in it, of the step that follows `step` steps."""
-        return divmod(step, self.reader.batches_per_epoch)
-
-    def state(self, step: int) -> TrainingState:
-        """What a checkpoint after `step` steps says about itself."""
-        epoch, position = self.place(step)
-        world_size = self.processes.world_size
+    def state(self, progress: Progress) -> TrainingState:
+        """What a checkpoint says about itself."""
+        epoch, position = self.reader.place(progress.steps)
         return TrainingState(
-            step=step,
+            step=progress.steps,
+            updates=progress.updates,
+            epoch_updates=progress.epoch_updates,
             epoch=epoch,
             position=position,
             cache_fingerprint=self.cache.fingerprint,
-            world_size=world_size,
-            zero_stage=self.engine.zero_optimization_stage(),
-            settings=self.settings.deciding(world_size),
+            settings=self.settings.deciding(self.processes.world_size),
         )
 
     @property
@@ -92,7 +88,6 @@ def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Proces
         deepspeed_config(settings, world_size=processes.world_size, out=out),
         lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup_steps, total_steps=total_steps),
     )
-    read_weights_only(engine)
     return Run(settings, cache, held_out, out, processes, reader, student, engine, frobenius, total_steps)
 
 

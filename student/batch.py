@@ -1,7 +1,7 @@
 """A batch on its device: what a step and an evaluation put into the student and its loss."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -40,15 +40,65 @@ class Batch:
             layout=layout,
         )
         loss_mask = torch.from_numpy(rows.loss_mask).to(device)
-        return cls(tokens[:, :-1], tokens[:, 1:], loss_mask, targets, moved(rows.hidden_mean))
+        return cls(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), loss_mask, targets, moved(rows.hidden_mean))
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+        """The batch with every tensor changed."""
+
+        def changed(fields: Any) -> dict[str, Any]:
+            return {name: change(value) for name, value in vars(fields).items() if isinstance(value, Tensor)}
+
+        return replace(self, targets=replace(self.targets, **changed(self.targets)), **changed(self))
 
 
-def micro_batches(rows: CachedRows, size: int, layout: TargetLayout, device: torch.device) -> Iterator[Batch]:
-    """Rows cut into batches of `size`, moved to the device one at a time."""
-    for first in range(0, len(rows.tokens), size):
-        yield Batch.of(rows.select(slice(first, first + size)), layout, device)
+@dataclass(frozen=True)
+class StepBatch:
+    """One process's rows of a global batch: micro-batches in host memory, and what sums of the loss are divided by.
+
+    tokens counts valid positions; sequences, rows that have one with averaged hidden states.
+    """
+
+    micro_batches: tuple[Batch, ...]
+    tokens: int
+    sequences: int
+
+    @classmethod
+    def of(
+        cls, rows: CachedRows, size: int, layout: TargetLayout, *, hidden_stride: int, pinned: bool = False
+    ) -> "StepBatch":
+        """Rows cut into batches of `size`; pinned ones are copied to a CUDA device without waiting."""
+        host = torch.device("cpu")
+        cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
+        batches = (Batch.of(part, layout, host) for part in cut)
+        sequences = rows.loss_mask[:, ::hidden_stride].any(axis=1).sum()
+        return cls(
+            tuple(batch.map(Tensor.pin_memory) if pinned else batch for batch in batches),
+            tokens=int(rows.loss_mask.sum()),
+            sequences=int(sequences),
+        )
+
+    def on(self, device: torch.device) -> Iterator[Batch]:
+        """The micro-batches on a device; on CUDA each is copied there while the one before is computed with."""
+        if device.type != "cuda":
+            yield from (batch.map(lambda tensor: tensor.to(device)) for batch in self.micro_batches)
+            return
+        copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        computing = torch.cuda.current_stream(device)
+        copies = (_start_copy(batch, device, copying) for batch in self.micro_batches)
+        coming = next(copies, None)
+        while coming is not None:
+            (batch, arrived), coming = coming, next(copies, None)
+            computing.wait_event(arrived)
+            yield batch
 
 
-def loss_counts(rows: CachedRows, hidden_stride: int) -> tuple[int, int]:
-    """What sums of the loss are divided by: valid positions, and rows that have one with averaged hidden states."""
-    return int(rows.loss_mask.sum()), int(rows.loss_mask[:, ::hidden_stride].any(axis=1).sum())
+def _start_copy(batch: Batch, device: torch.device, copying: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+    computing = torch.cuda.current_stream(device)
+
+    def copied(tensor: Tensor) -> Tensor:
+        on_device = tensor.to(device, non_blocking=True)
+        on_device.record_stream(computing)  # its memory is not the copying stream's to reuse before that is done
+        return on_device
+
+    with torch.cuda.stream(copying):
+        return batch.map(copied), copying.record_event()

@@ -1,99 +1,83 @@
-"""Checkpoints: DeepSpeed's files in a folder a step, valid once `state.json` says so, and an exact way back.
+"""Checkpoints: a folder a step, valid once `state.json` says so, and an exact way back.
 
-DeepSpeed keeps parameters and optimizer states in files of `torch.save`, which are pickles. They are read here by
-torch's restricted unpickler (`weights_only=True`), which builds tensors, plain containers and the three DeepSpeed
-classes named below and refuses everything else, where DeepSpeed itself would run whatever the file says. What
-resuming decides by lies in `state.json`, and is checked before any other file is opened.
+What DeepSpeed would write is cut to the processes and the ZeRO stage it was written with, in pickles. Here it is one
+safetensors file, whole and by name, and one JSON file, so a run continues with any number of processes and any stage,
+and nothing a file says is ever run. `state.json` is checked before the other file is opened.
 """
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
-from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
-from deepspeed.runtime.zero.config import ZeroStageEnum
-from deepspeed.utils.tensor_fragment import fragment_address
+import xxhash
 from pydantic import Field, ValidationError
-from safetensors.torch import save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 
 from cli_common.differences import differences
 from cli_common.errors import UserError
 from cli_common.files import settle_on_disk, write_atomically
 from cli_common.settings_file import FrozenSettings
-from student.engine import Processes
+from student.engine import Processes, loss_scaler
+from student.master_states import gathered_states, restore_states
+from student.progress import Progress
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
+TENSORS_FILE = "states.safetensors"
 CHECKPOINTS_KEPT = 2
-SAFE_CLASSES = [DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address]
+LOSS_SCALE_NUMBERS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
+DIGEST_BLOCK = 1 << 24
 
 
 class TrainingState(FrozenSettings):
     """Where training stands; `state.json` of a checkpoint."""
 
     step: int
-    """Optimizer steps taken."""
+    """Steps taken: global batches read."""
+    updates: int
+    """Steps that moved the parameters; fp16 skips those whose gradient overflows."""
+    epoch_updates: int
+    """Updates since the start of the epoch of the next step."""
     epoch: int
     """Epoch of the next step."""
     position: int
     """Global batch within that epoch that the next step reads."""
     cache_fingerprint: str
     """sha256 of the manifest of the cache trained on."""
-    world_size: int
-    """Processes that wrote the checkpoint."""
-    zero_stage: int
-    """ZeRO stage; states of stages 1 to 3 are cut into one part a process."""
     settings: dict[str, Any]
     """The settings that decide the numbers."""
-    files: dict[str, int] = Field(default_factory=dict)
-    """Bytes of every other file of the checkpoint."""
+    loss_scale: dict[str, float | None] = Field(default_factory=dict)
+    """fp16's dynamic loss scale and what it counts."""
+    tensors_bytes: int = 0
+    """Size of the file of tensors."""
+    tensors_xxh3_128: str = ""
+    """Its digest."""
 
-
-class WeightsOnlyCheckpointEngine(TorchCheckpointEngine):  # type: ignore[misc]
-    """DeepSpeed's reader and writer of checkpoint files, reading without running what a pickle may ask for."""
-
-    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
-        """Write one file; raises `UserError` when the disk is full or the folder cannot be written."""
-        try:
-            super().save(state_dict, path)
-        except (OSError, RuntimeError) as error:
-            remedy = "make room or choose another --out, then run the same command again; earlier checkpoints are kept"
-            raise UserError(f"{path}: the checkpoint cannot be written ({error}); {remedy}") from error
-
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Read one file; raises `UserError` when it is damaged or holds anything but states."""
-        try:
-            with torch.serialization.safe_globals(SAFE_CLASSES):
-                return torch.load(path, map_location=map_location, weights_only=True)
-        except Exception as error:  # the unpickler fails in as many ways as a file can be damaged
-            remedy = f"remove {Path(path).parent} to continue from the checkpoint before it"
-            raise UserError(f"{path}: not readable as a checkpoint ({str(error).splitlines()[0]}); {remedy}") from error
-
-
-def read_weights_only(engine: Any) -> None:
-    """Make an engine's checkpoints go through `WeightsOnlyCheckpointEngine`, unless its JSON chose another writer."""
-    if type(engine.checkpoint_engine) is TorchCheckpointEngine:
-        reader = WeightsOnlyCheckpointEngine()
-        reader.zipfile_serialization = engine.checkpoint_engine.zipfile_serialization
-        engine.checkpoint_engine = reader
+    @property
+    def progress(self) -> Progress:
+        return Progress(self.step, self.updates, self.epoch_updates)
 
 
 def save_checkpoint(engine: Any, out: Path, state: TrainingState, processes: Processes) -> None:
     """Write a checkpoint and drop all but the newest two; every process calls this.
 
     `state.json` is written last and atomically: a folder without it is no checkpoint.
+    Raises `UserError` when the disk is full or the folder cannot be written.
     """
     folder = out / FOLDER / f"step_{state.step:08d}"
-    engine.save_checkpoint(str(folder.parent), tag=folder.name, exclude_frozen_parameters=True)
-    if processes.rank == 0:
-        files = {path.name: settle_on_disk(path) for path in sorted(folder.iterdir()) if path.name != STATE_FILE}
-        write_atomically(
-            folder / STATE_FILE, state.model_copy(update={"files": files}).model_dump_json(indent=1).encode()
-        )
+    first = processes.rank == 0
+    states = gathered_states(engine, updates=state.updates)
+    # Only the first process keeps what all of them gather.
+    kept = {name: whole.to("cpu", copy=True).contiguous() for name, whole in states if first}
+    if first:
+        try:
+            _write(folder, kept, state.model_copy(update={"loss_scale": _loss_scale(engine)}))
+        except (OSError, SafetensorError) as error:
+            remedy = "make room or choose another --out, then run the same command again; earlier checkpoints are kept"
+            raise UserError(f"{folder}: the checkpoint cannot be written ({error}); {remedy}") from error
         _drop_old(folder.parent)
     torch.distributed.barrier()
 
@@ -109,10 +93,9 @@ def find_checkpoint(out: Path) -> tuple[Path, TrainingState] | None:
         state = TrainingState.model_validate_json(finished[-1].read_bytes())
     except ValidationError as error:
         raise UserError(f"{finished[-1]}: not the state of a checkpoint; {remedy}") from error
-    for name, size in state.files.items():
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != size:
-            raise UserError(f"{path}: missing or not {size} bytes long, as it was written; {remedy}")
+    tensors = folder / TENSORS_FILE
+    if not tensors.is_file() or tensors.stat().st_size != state.tensors_bytes:
+        raise UserError(f"{tensors}: missing or not {state.tensors_bytes} bytes long, as it was written; {remedy}")
     return folder, state
 
 
@@ -128,22 +111,41 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
     if changed:
         key, before, now = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+        how = " (processes × micro_batch_size × gradient_accumulation)" if key == "training.global_batch" else ""
         raise UserError(
-            f"{folder}: a checkpoint with {key} {before}, now {now}{more}; set it back or give another --out"
-        )
-    parts = found.zero_stage > 0 or wanted.zero_stage > 0
-    if parts and (found.world_size, found.zero_stage) != (wanted.world_size, wanted.zero_stage):
-        raise UserError(
-            f"{folder}: written by {found.world_size} processes with ZeRO {found.zero_stage}, these are "
-            f"{wanted.world_size} with ZeRO {wanted.zero_stage}; use the same or give another --out"
+            f"{folder}: a checkpoint with {key} {before}, now {now}{more}; set it back{how} or give another --out"
         )
 
 
-def load_checkpoint(engine: Any, folder: Path) -> None:
-    """Put parameters, optimizer, scheduler and loss scale back as they were; frozen parameters stay as they are."""
-    loaded, _ = engine.load_checkpoint(str(folder.parent), tag=folder.name, load_module_strict=False)
-    if loaded is None:
-        raise UserError(f"{folder}: DeepSpeed finds no checkpoint here; remove it to continue from the one before it")
+def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
+    """Put parameters, optimizer, learning rate and loss scale back as they were; every process calls this.
+
+    Raises `UserError` when the tensors are not those that were written.
+    """
+    path = folder / TENSORS_FILE
+    if _digest(path) != state.tensors_xxh3_128:
+        raise UserError(f"{path}: not as it was written; remove {folder} to continue from the checkpoint before it")
+    with safe_open(path, framework="pt") as tensors:
+        restore_states(engine, tensors.get_tensor, updates=state.updates)
+    restore_learning_rate(engine, state.updates)
+    scaler = loss_scaler(engine)
+    for name, value in state.loss_scale.items():
+        if hasattr(scaler, name):
+            setattr(scaler, name, value)
+    engine.global_steps, engine.skipped_steps = state.step, state.step - state.updates
+    engine.global_samples = state.step * engine.train_batch_size()
+
+
+def restore_learning_rate(engine: Any, updates: int) -> None:
+    """Put the schedule of the learning rate where it is after some updates."""
+    scheduler = engine.lr_scheduler
+    rates = [
+        base * multiplier(updates) for base, multiplier in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+    ]
+    counts = {"last_epoch": updates, "_step_count": updates + 1, "_last_lr": rates}
+    scheduler.load_state_dict(scheduler.state_dict() | counts)
+    for group, rate in zip(scheduler.optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
 
 
 def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> None:
@@ -160,6 +162,29 @@ def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> N
             tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in trainable.items()}
             write_atomically(path, save(tensors))
     torch.distributed.barrier()
+
+
+def _write(folder: Path, tensors: dict[str, torch.Tensor], state: TrainingState) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / STATE_FILE).unlink(missing_ok=True)
+    path = folder / TENSORS_FILE
+    save_file(tensors, path)
+    size = settle_on_disk(path)
+    finished = state.model_copy(update={"tensors_bytes": size, "tensors_xxh3_128": _digest(path)})
+    write_atomically(folder / STATE_FILE, finished.model_dump_json(indent=1).encode())
+
+
+def _digest(path: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(DIGEST_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _loss_scale(engine: Any) -> dict[str, float | None]:
+    scaler = loss_scaler(engine)
+    return {name: getattr(scaler, name) for name in LOSS_SCALE_NUMBERS if hasattr(scaler, name)}
 
 
 def _drop_old(folder: Path) -> None:

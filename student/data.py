@@ -1,12 +1,12 @@
 """Which rows a step reads: an order that depends on (seed, epoch) alone, sliced over processes.
 
 Shards are permuted; windows of a few shards are read whole, which is what the cache does fastest, and their rows
-permuted in memory. Consecutive slices of that order are the global batches, so a position (epoch, batch) says
+permuted in memory. Consecutive slices of that order are the global batches, so a number of steps says
 all that resuming takes, and the number of processes only decides who reads which part of a batch.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,12 +34,27 @@ def epoch_windows(shards: Sequence[range], *, seed: int, epoch: int) -> list[tup
     return windows
 
 
-class BatchReader:
-    """Reads this process's rows of the global batch at any (epoch, position).
+@dataclass(frozen=True)
+class Window:
+    """What one process reads at one time: rows of a few shards, in the order of an epoch.
 
-    The global batch at `position` is the rows [position * G, (position + 1) * G) of the epoch's order, and
-    process r of W reads its r-th slice of G / W rows: put together over processes it is the same batch for
-    every W. The rows at the end of an epoch that do not fill a global batch are left out of that epoch.
+    first and last are places in that order, one past the end; rows are this process's among them.
+    """
+
+    epoch: int
+    first: int
+    last: int
+    shards: list[int]
+    rows: NDArray[np.int64]
+
+
+class BatchReader:
+    """Reads this process's rows of the global batch of any step.
+
+    Steps count from 0 over all epochs. The global batch at position p of an epoch is the rows
+    [p * G, (p + 1) * G) of the epoch's order, and process r of W reads its r-th slice of G / W rows: put together
+    over processes it is the same batch for every W. The rows at the end of an epoch that do not fill a global
+    batch are left out of that epoch.
     """
 
     def __init__(self, cache: Cache, *, seed: int, global_batch: int, rank: int = 0, world_size: int = 1) -> None:
@@ -50,61 +65,62 @@ class BatchReader:
                 f"{cache.path}: {len(cache)} rows, fewer than one global batch of {global_batch}; lower "
                 "--training.micro-batch-size or --training.gradient-accumulation, or build a larger cache"
             )
-        self._cache, self._shards, self._seed = cache, cache.shards, seed
-        self._starts = np.array([shard.start for shard in self._shards])
+        self.cache = cache
+        self._seed = seed
         self._global, self._local, self._rank = global_batch, global_batch // world_size, rank
-        self._epoch = -1
-        self._in_memory: dict[int, CachedRows] = {}
+        self._orders: dict[int, _EpochOrder] = {}
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self._cache) // self._global
+        return len(self.cache) // self._global
 
-    def rows(self, epoch: int, position: int) -> NDArray[np.int64]:
-        """Indices (G / W,) of this process's rows in the global batch at `position` of `epoch`."""
-        self._start_epoch(epoch)
-        first = position * self._global + self._rank * self._local
-        return self._order[first : first + self._local]
+    def place(self, step: int) -> tuple[int, int]:
+        """The epoch of a step, and its position there."""
+        return divmod(step, self.batches_per_epoch)
 
-    def read(self, epoch: int, position: int) -> CachedRows:
-        """Those rows, stacked in that order; shards that later batches of the epoch do not need are let go."""
-        rows = self.rows(epoch, position)
-        self._forget_other_windows(position)
-        shard_of_row = np.searchsorted(self._starts, rows, side="right") - 1
-        pieces, places = [], []
-        for shard in np.unique(shard_of_row):
-            where = np.flatnonzero(shard_of_row == shard)
-            pieces.append(self._shard(int(shard)).select(rows[where] - self._starts[shard]))
-            places.append(where)
-        return _concatenate(pieces).select(np.argsort(np.concatenate(places)))
+    def rows(self, step: int) -> NDArray[np.int64]:
+        """Indices (G / W,) of this process's rows in the global batch of a step."""
+        epoch, position = self.place(step)
+        return self._order(epoch).rows[position * self._local : (position + 1) * self._local]
 
-    def _start_epoch(self, epoch: int) -> None:
-        if epoch == self._epoch:
-            return
-        windows = epoch_windows(self._shards, seed=self._seed, epoch=epoch)
-        self._order = np.concatenate([rows for _, rows in windows])
-        self._window_ends = np.cumsum([len(rows) for _, rows in windows])
-        self._window_of = {shard: window for window, (members, _) in enumerate(windows) for shard in members}
-        self._epoch = epoch
+    def read(self, step: int) -> CachedRows:
+        """Those rows, stacked in that order, read one by one: what `batches_ahead` gives, only slower."""
+        return self.cache.rows(self.rows(step))
 
-    def _forget_other_windows(self, position: int) -> None:
-        edges = np.array([position * self._global, (position + 1) * self._global - 1])
-        first, last = np.searchsorted(self._window_ends, edges, side="right")
-        wanted = {shard for shard in self._in_memory if first <= self._window_of[shard] <= last}
-        self._in_memory = {shard: rows for shard, rows in self._in_memory.items() if shard in wanted}
+    def windows(self, steps: range) -> Iterator[Window]:
+        """The windows that some consecutive steps read from, in the order they are first needed."""
+        while steps:
+            epoch, position = self.place(steps.start)
+            count = min(len(steps), self.batches_per_epoch - position)
+            first, last = position * self._global, (position + count) * self._global
+            for window in self._order(epoch).windows:
+                if window.first < last and first < window.last:
+                    yield window
+            steps = steps[count:]
 
-    def _shard(self, shard: int) -> CachedRows:
-        if shard not in self._in_memory:
-            self._in_memory[shard] = self._cache.rows(self._shards[shard])
-        return self._in_memory[shard]
+    def _order(self, epoch: int) -> "_EpochOrder":
+        if epoch not in self._orders:
+            # Reading ahead is in the next epoch already while the last batches of this one are put together.
+            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
+            windows = self._cut(epoch)
+            self._orders[epoch] = _EpochOrder(windows, np.concatenate([window.rows for window in windows]))
+        return self._orders[epoch]
+
+    def _cut(self, epoch: int) -> list[Window]:
+        windows, first = [], 0
+        for shards, rows in epoch_windows(self.cache.shards, seed=self._seed, epoch=epoch):
+            places = np.arange(first, first + len(rows))
+            whole = places < self.batches_per_epoch * self._global
+            mine = places % self._global // self._local == self._rank
+            windows.append(Window(epoch, first, first + len(rows), shards, rows[whole & mine]))
+            first += len(rows)
+        return windows
 
 
-def _concatenate(pieces: Sequence[CachedRows]) -> CachedRows:
-    columns = {name: [getattr(piece, name) for piece in pieces] for name in vars(pieces[0])}
-    joined: dict[str, Any] = {
-        name: None if arrays[0] is None else np.concatenate(arrays) for name, arrays in columns.items()
-    }
-    return CachedRows(**joined)
+@dataclass(frozen=True)
+class _EpochOrder:
+    windows: list[Window]
+    rows: NDArray[np.int64]
 
 
 def _permutation(random: np.random.Philox, count: int) -> NDArray[np.int64]:

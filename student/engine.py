@@ -7,6 +7,7 @@ it would build on a CPU is a shared-memory all-reduce for inference (half a minu
 
 import contextlib
 import json
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -141,18 +142,56 @@ def make_engine(
     )
     scheduler = LambdaLR(optimizer, multiplier)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    _undo_first_step(engine)
     return engine
+
+
+def backward(engine: Any, loss: Tensor) -> None:
+    """`engine.backward` of a loss that is already divided, so that it may be called for several micro-batches.
+
+    Without ZeRO, DeepSpeed's fp16 optimizer divides the gradients by a loss scale that its engine
+    only multiplies by under ZeRO; here it is multiplied by in both.
+    """
+    scale = loss_scaler(engine).cur_scale if _is_16_bit_without_zero(engine) else 1.0
+    engine.backward(loss * scale, scale_wrt_gas=False)
 
 
 def gradient_norm(engine: Any) -> float | None:
     """The norm of the whole gradient before clipping, where DeepSpeed does not tell it; call before `engine.step()`.
 
-    Without ZeRO and in float32 the engine clips without keeping the norm. Returns None in every other case.
+    Without ZeRO the engine keeps no norm in float32 and one of scaled gradients in fp16. None under ZeRO;
+    infinite where a gradient overflows.
     """
-    if engine.zero_optimization_stage() or engine.fp16_enabled() or engine.bfloat16_enabled():
+    if engine.zero_optimization_stage():
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    return float(torch.nn.utils.get_total_norm(gradients))
+    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norm = float(torch.linalg.vector_norm(torch.stack(norms)))
+    if _is_16_bit_without_zero(engine):
+        norm /= loss_scaler(engine).cur_scale
+    return norm if math.isfinite(norm) else math.inf
+
+
+def loss_scaler(engine: Any) -> Any:
+    """DeepSpeed's object with the loss scale (`cur_scale`) and what it counts; None in float32 without ZeRO."""
+    optimizer = engine.optimizer
+    return optimizer.loss_scale_config if _is_16_bit_without_zero(engine) else getattr(optimizer, "loss_scaler", None)
+
+
+def _is_16_bit_without_zero(engine: Any) -> bool:
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+
+    return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
+
+
+def _undo_first_step(engine: Any) -> None:
+    """Take back the step of zero gradients by which DeepSpeed makes AdamW's states in 16 bits without ZeRO.
+
+    It counts as an update in AdamW's correction of its moments, and it decays the weights.
+    """
+    if _is_16_bit_without_zero(engine):
+        engine.optimizer.refresh_fp32_params()
+        engine.basic_optimizer.state.clear()
 
 
 def _require_valid(config: dict[str, Any], settings: TrainSettings) -> None:

@@ -12,6 +12,7 @@ from student.assemble import Run, assemble
 from student.checkpoint import find_checkpoint, load_checkpoint, require_same_run, save_trained
 from student.engine import Processes
 from student.evaluate import Measures, measure, recorded
+from student.progress import Progress
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_cache.reader import open_cache
@@ -21,12 +22,15 @@ TRAINED_FILE = "trained.safetensors"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured)."""
+    """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured),
+    and the share of the steps' time spent waiting for data (None if there were no steps).
+    """
 
     run: Run
     resumed_at: int
     before: Measures | None
     after: Measures | None
+    waiting: float | None
 
 
 def run_job(settings: TrainSettings, cache_path: Path, out: Path, processes: Processes) -> Outcome:
@@ -39,26 +43,27 @@ def run_job(settings: TrainSettings, cache_path: Path, out: Path, processes: Pro
         raise UserError(f"--out {out}: is a file; give a folder")
     run = assemble(settings, open_cache(cache_path), out, processes)
     start = _continue(run)
-    before = measure(run, 0) if start == 0 else recorded(run, 0)
-    train(run, start)
+    before = recorded(run, 0) if start.steps else measure(run, 0)
+    waiting = train(run, start)
     after = measure(run, run.total_steps)
     save_trained(run.student, out / TRAINED_FILE, processes)
-    return Outcome(run, start, before, after)
+    return Outcome(run, start.steps, before, after, waiting)
 
 
-def _continue(run: Run) -> int:
-    """Load the newest checkpoint if there is one; the number of steps done."""
+def _continue(run: Run) -> Progress:
+    """Load the newest checkpoint if there is one; how far it had come."""
     found = find_checkpoint(run.out)
-    start = 0
+    start = Progress()
     if found is not None:
         folder, state = found
-        require_same_run(folder, state, run.state(state.step))
-        load_checkpoint(run.engine, folder)
-        start = state.step
+        start = state.progress
+        require_same_run(folder, state, run.state(start))
+        load_checkpoint(run.engine, folder, state)
     if run.processes.rank == 0:
-        _prepare_folder(run, start)
-        if start:
-            print(f"student-train: {run.out}: continuing after step {start} of {run.total_steps}", file=sys.stderr)
+        _prepare_folder(run, start.steps)
+        if found is not None:
+            done = f"continuing after step {start.steps} of {run.total_steps}"
+            print(f"student-train: {run.out}: {done}", file=sys.stderr)
     torch.distributed.barrier()
     return start
 

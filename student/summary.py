@@ -37,6 +37,8 @@ def print_summary(outcome: Outcome) -> None:
         console.print(f"{sample[0]} │ {sample[1]}", markup=False, highlight=False)
     counts = run.student.parameter_counts()
     console.print(f"trained {counts.trainable:,} of {counts.total:,} parameters", highlight=False)
+    if outcome.waiting is not None:
+        console.print(f"waiting for data: {outcome.waiting:.1%} of the steps' time", highlight=False)
     for name in (TRAINED_FILE, "metrics.jsonl", "checkpoints"):
         console.print(str(run.out / name), highlight=False, soft_wrap=True)
 

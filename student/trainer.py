@@ -1,6 +1,7 @@
 """The loop: schedule → batch → hidden states → loss → backward → step."""
 
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -9,21 +10,26 @@ from torch import Tensor
 
 from cli_common.progress import ProgressLine
 from student.assemble import Run
-from student.batch import Batch, loss_counts, micro_batches
+from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
-from student.engine import gradient_norm
+from student.engine import backward, gradient_norm
 from student.evaluate import measure
+from student.feed import batches_ahead
 from student.loss import DistillationLoss, distillation_loss
+from student.progress import Progress
 from student.schedule import Coefficients, distillation_at
 from teacher_cache.decode import CachedRows
+
+NO_CURVES = {"step", "epoch", "tokens", "applied"}
 
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimizer step, over all processes; a line of `metrics.jsonl`.
+    """One step, over all processes; a line of `metrics.jsonl`.
 
     step counts from 1; loss as in Eq. 38; cross_entropy and kl (at T, without its square) a valid token in nats,
-    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones.
+    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones; applied is false where fp16
+    skipped the update because a gradient overflowed.
     """
 
     step: int
@@ -38,30 +44,62 @@ class StepMetrics:
     beta: float
     learning_rate: float
     tokens: int
+    applied: bool
 
 
-def train(run: Run, start: int) -> None:
-    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last."""
-    settings, first = run.settings, run.processes.rank == 0
-    line: AbstractContextManager[ProgressLine | None]
-    line = ProgressLine("training", run.total_steps, start) if first else nullcontext()
-    with line as progress:
-        for step in range(start, run.total_steps):
+def train(run: Run, start: Progress) -> float | None:
+    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last.
+
+    Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
+    """
+    done, waited, taken = start, 0.0, 0.0
+    with _progress_line(run, start) as line, _batches(run, start) as batches:
+        while done.steps < run.total_steps:
             began = time.perf_counter()
-            epoch, position = run.place(step)
-            coefficients = distillation_at(settings.distillation, epoch=epoch, step_in_epoch=position, global_step=step)
-            metrics = take_step(run, run.reader.read(epoch, position), coefficients, step, epoch)
-            if progress is not None:
+            batch = next(batches)
+            wait = time.perf_counter() - began
+            metrics = take_step(run, batch, _coefficients(run, done), done.steps, run.reader.place(done.steps)[0])
+            seconds = time.perf_counter() - began
+            waited, taken = waited + wait, taken + seconds
+            done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
+            if line is not None:
                 _record(run, metrics)
-                progress.update(step + 1, _words(metrics, time.perf_counter() - began))
-            done, last = step + 1, step + 1 == run.total_steps
-            if done % settings.training.checkpoint_every == 0 or last:
-                save_checkpoint(run.engine, run.out, run.state(done), run.processes)
-            if settings.evaluation.every and done % settings.evaluation.every == 0 and not last:
-                measure(run, done)
+                line.update(done.steps, _words(metrics, seconds, wait, done))
+            _keep_and_measure(run, done)
+    return waited / taken if taken else None
 
 
-def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int, epoch: int) -> StepMetrics:
+def _progress_line(run: Run, start: Progress) -> AbstractContextManager[ProgressLine | None]:
+    first = run.processes.rank == 0
+    return ProgressLine("training", run.total_steps, start.steps) if first else nullcontext()
+
+
+def _batches(run: Run, start: Progress) -> AbstractContextManager[Iterator[StepBatch]]:
+    pinned, stride = run.processes.device.type == "cuda", run.cache.manifest.hidden.stride
+    size, layout = run.settings.training.micro_batch_size, run.cache.layout
+
+    def prepare(rows: CachedRows) -> StepBatch:
+        return StepBatch.of(rows, size, layout, hidden_stride=stride, pinned=pinned)
+
+    return batches_ahead(run.reader, range(start.steps, run.total_steps), prepare)
+
+
+def _coefficients(run: Run, done: Progress) -> Coefficients:
+    epoch, _ = run.reader.place(done.steps)
+    return distillation_at(
+        run.settings.distillation, epoch=epoch, step_in_epoch=done.epoch_updates, global_step=done.updates
+    )
+
+
+def _keep_and_measure(run: Run, done: Progress) -> None:
+    settings, last = run.settings, done.steps == run.total_steps
+    if done.steps % settings.training.checkpoint_every == 0 or last:
+        save_checkpoint(run.engine, run.out, run.state(done), run.processes)
+    if settings.evaluation.every and done.steps % settings.evaluation.every == 0 and not last:
+        measure(run, done.steps)
+
+
+def take_step(run: Run, step_batch: StepBatch, coefficients: Coefficients, step: int, epoch: int) -> StepMetrics:
     """One optimizer step on this process's rows of a global batch.
 
     Sums are divided once, by the valid positions and sequences of the whole step over all processes and
@@ -69,16 +107,14 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
     division by the number of micro-batches is left off.
     """
     processes, engine = run.processes, run.engine
-    hidden_stride = run.cache.manifest.hidden.stride
-    counts = torch.tensor(loss_counts(rows, hidden_stride), dtype=torch.float64, device=processes.device)
+    counts = torch.tensor([step_batch.tokens, step_batch.sequences], dtype=torch.float64, device=processes.device)
     tokens, sequences = (max(count, 1.0) for count in processes.sum(counts).tolist())
     totals = torch.zeros(4, dtype=torch.float64, device=processes.device)
     norm = None
-    size = run.settings.training.micro_batch_size
-    for batch in micro_batches(rows, size, run.cache.layout, processes.device):
+    for batch in step_batch.on(processes.device):
         hidden_states = engine(batch.inputs)
         loss = loss_of(run, batch, hidden_states, coefficients, tokens, sequences)
-        engine.backward(loss.total * processes.world_size, scale_wrt_gas=False)
+        backward(engine, loss.total * processes.world_size)
         sums = loss.sums
         totals += torch.stack([loss.total.detach(), sums.cross_entropy, sums.kl, sums.frobenius])
         if engine.is_gradient_accumulation_boundary():
@@ -95,6 +131,7 @@ def take_step(run: Run, rows: CachedRows, coefficients: Coefficients, step: int,
         gradient_norm=float(engine.get_global_grad_norm() or 0.0) if norm is None else norm,
         learning_rate=learning_rate,
         tokens=int(tokens),
+        applied=engine.was_step_applied(),
         **vars(coefficients),
     )
 
@@ -120,13 +157,15 @@ def loss_of(
 def _record(run: Run, metrics: StepMetrics) -> None:
     run.metrics.append(vars(metrics))
     if run.engine.monitor.enabled:
-        values = {name: value for name, value in vars(metrics).items() if name not in ("step", "epoch", "tokens")}
+        values = {name: value for name, value in vars(metrics).items() if name not in NO_CURVES}
         run.engine.monitor.write_events([(f"train/{name}", value, metrics.step) for name, value in values.items()])
 
 
-def _words(metrics: StepMetrics, seconds: float) -> str:
+def _words(metrics: StepMetrics, seconds: float, wait: float, done: Progress) -> str:
+    skipped = done.steps - done.updates
     return (
         f"loss {metrics.loss:.4f} CE {metrics.cross_entropy:.4f} KL {metrics.kl:.4f} F {metrics.frobenius:.3f} "
         f"|g| {metrics.gradient_norm:.3f} α {metrics.alpha:.3f} T {metrics.temperature:.3f} "
-        f"lr {metrics.learning_rate:.2e} {metrics.tokens / seconds:,.0f} tok/s"
+        f"lr {metrics.learning_rate:.2e} {metrics.tokens / seconds:,.0f} tok/s wait {wait / seconds:.1%}"
+        + (f" skipped {skipped:,}" if skipped else "")
     )

@@ -1,14 +1,16 @@
-"""Checkpoint files: read without running them, whole or refused."""
+"""Checkpoint files: nothing in them is run, and they are whole or refused."""
 
 import pickle
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cli_common.errors import UserError
-from student.checkpoint import CHECKPOINTS_KEPT, TrainingState, WeightsOnlyCheckpointEngine, _drop_old, find_checkpoint
+from student.checkpoint import CHECKPOINTS_KEPT, TrainingState, _drop_old, find_checkpoint, load_checkpoint
+from student.progress import Progress
 from student.records import Records
 
 
@@ -22,40 +24,30 @@ class Evil:
         return Path.touch, (self.path,)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_that_runs_code_is_refused_before_it_runs(tmp_path: Path, zipped: bool) -> None:
-    file, created = tmp_path / "step_00000001" / "states.pt", tmp_path / "created"
-    file.parent.mkdir()
-    torch.save({"optimizer": Evil(created)}, file, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match=f"not readable as a checkpoint .* remove {file.parent}"):
-        WeightsOnlyCheckpointEngine().load(str(file), map_location="cpu")
+def test_a_pickle_in_place_of_tensors_is_refused_and_not_run(tmp_path: Path) -> None:
+    created = tmp_path / "created"
+    folder = write(tmp_path, 1)
+    (folder / "states.safetensors").write_bytes(pickle.dumps(Evil(created)))
+    state = TrainingState.model_validate_json((folder / "state.json").read_bytes())
+    with pytest.raises(UserError, match=f"not as it was written; remove {folder}"):
+        load_checkpoint(None, folder, state)
     assert not created.exists()
-    file.write_bytes(pickle.dumps(Evil(created)))
-    with pytest.raises(UserError, match="not readable as a checkpoint"):
-        WeightsOnlyCheckpointEngine().load(str(file), map_location="cpu")
-    assert not created.exists()
-
-
-def test_a_checkpoint_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
-    engine = WeightsOnlyCheckpointEngine()
-    engine.zipfile_serialization = True
-    with pytest.raises(UserError, match=r"cannot be written .* earlier checkpoints are kept"):
-        engine.save({"a": torch.zeros(1)}, str(tmp_path / "missing" / "states.pt"))
 
 
 def write(out: Path, step: int, *, finished: bool = True) -> Path:
     folder = out / "checkpoints" / f"step_{step:08d}"
     folder.mkdir(parents=True)
-    (folder / "states.pt").write_bytes(b"1234")
+    (folder / "states.safetensors").write_bytes(b"1234")
     state = TrainingState(
         step=step,
+        updates=step,
+        epoch_updates=step,
         epoch=0,
         position=step,
         cache_fingerprint="",
-        world_size=1,
-        zero_stage=0,
         settings={},
-        files={"states.pt": 4},
+        tensors_bytes=4,
+        tensors_xxh3_128="0" * 32,
     )
     if finished:
         (folder / "state.json").write_text(state.model_dump_json())
@@ -70,12 +62,21 @@ def test_the_newest_finished_checkpoint_counts(tmp_path: Path) -> None:
     found = find_checkpoint(tmp_path)
     assert found is not None
     assert (found[0], found[1].step) == (newest, 100)
-    (newest / "states.pt").write_bytes(b"123")
+    (newest / "states.safetensors").write_bytes(b"123")
     with pytest.raises(UserError, match=f"not 4 bytes long, as it was written; remove {newest}"):
         find_checkpoint(tmp_path)
     (newest / "state.json").write_text("{}")
     with pytest.raises(UserError, match=f"not the state of a checkpoint; remove {newest}"):
         find_checkpoint(tmp_path)
+
+
+@given(applied=st.lists(st.booleans(), max_size=30), epoch=st.integers(1, 7))
+def test_updates_are_the_steps_that_were_applied(applied: list[bool], epoch: int) -> None:
+    progress = Progress()
+    for step, was_applied in enumerate(applied, start=1):
+        progress = progress.after_step(applied=was_applied, ends_epoch=step % epoch == 0)
+    in_this_epoch = applied[len(applied) - len(applied) % epoch :]
+    assert progress == Progress(len(applied), sum(applied), sum(in_this_epoch))
 
 
 def test_old_and_unfinished_checkpoints_are_dropped(tmp_path: Path) -> None:

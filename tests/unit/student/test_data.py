@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from cli_common.errors import UserError
 from student.data import WINDOW_SHARDS, BatchReader, epoch_windows
-from teacher_cache.decode import CachedRows
 from teacher_cache.reader import Cache, open_cache
 from teacher_cache.synthetic import make_synthetic_cache
 
@@ -51,39 +50,37 @@ def test_processes_together_read_the_same_global_batches(cache: Cache, world_siz
     alone = BatchReader(cache, seed=7, global_batch=6)
     together = [BatchReader(cache, seed=7, global_batch=6, rank=r, world_size=world_size) for r in range(world_size)]
     assert alone.batches_per_epoch == ROWS // 6
-    for position in range(alone.batches_per_epoch):
-        parts = [reader.rows(1, position) for reader in together]
-        assert np.array_equal(np.concatenate(parts), alone.rows(1, position))
+    for step in range(2 * alone.batches_per_epoch):
+        parts = [reader.rows(step) for reader in together]
+        assert np.array_equal(np.concatenate(parts), alone.rows(step))
 
 
-def assert_same(read: CachedRows, expected: CachedRows) -> None:
-    for name, array in vars(expected).items():
-        assert np.array_equal(getattr(read, name), array), name
-
-
-def test_a_batch_holds_the_cache_rows_in_order_over_windows_and_epochs(cache: Cache) -> None:
+def test_global_batches_are_consecutive_slices_of_the_epochs_order(cache: Cache) -> None:
     reader = BatchReader(cache, seed=7, global_batch=10)
     for epoch in range(3):
-        for position in range(reader.batches_per_epoch):
-            assert_same(reader.read(epoch, position), cache.rows(reader.rows(epoch, position)))
+        order = np.concatenate([rows for _, rows in epoch_windows(cache.shards, seed=7, epoch=epoch)])
+        for position in range(4):
+            step = 4 * epoch + position
+            assert reader.place(step) == (epoch, position)
+            assert np.array_equal(reader.rows(step), order[10 * position : 10 * position + 10])
 
 
-def test_reading_may_start_anywhere(cache: Cache) -> None:
-    from_the_start = BatchReader(cache, seed=7, global_batch=10)
-    for position in range(3):
-        from_the_start.read(2, position)
-    assert_same(BatchReader(cache, seed=7, global_batch=10).read(2, 3), from_the_start.read(2, 3))
-
-
-def test_a_shard_is_read_once_an_epoch_and_then_let_go(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[range] = []
-    rows = type(cache).rows
-    monkeypatch.setattr(type(cache), "rows", lambda self, index: (read.append(index), rows(self, index))[1])
-    reader = BatchReader(cache, seed=7, global_batch=2)
-    for position in range(reader.batches_per_epoch):
-        reader.read(0, position)
-        assert len(reader._in_memory) <= 2 * WINDOW_SHARDS
-    assert sorted(shard.start for shard in read) == [shard.start for shard in cache.shards]
+@given(
+    world_size=st.sampled_from([1, 2, 5]), first=st.integers(0, 11), count=st.integers(1, 12), rank=st.integers(0, 4)
+)
+def test_windows_hold_what_the_steps_read_in_the_order_they_read_it(
+    cache: Cache, world_size: int, first: int, count: int, rank: int
+) -> None:
+    reader = BatchReader(cache, seed=7, global_batch=10, rank=rank % world_size, world_size=world_size)
+    windows = list(reader.windows(range(first, first + count)))
+    wanted = np.concatenate([reader.rows(step) for step in range(first, first + count)])
+    held = np.concatenate([window.rows for window in windows])
+    start = int(np.flatnonzero([np.array_equal(held[i : i + len(wanted)], wanted) for i in range(len(held))])[0])
+    keys = [(window.epoch, window.first) for window in windows]
+    assert keys == sorted(set(keys))
+    if world_size == 1:
+        assert start < len(windows[0].rows), "the first window is not needed"
+        assert len(held) - start - len(wanted) < len(windows[-1].rows), "the last window is not needed"
 
 
 def test_fewer_rows_than_one_global_batch_is_an_error_with_a_remedy(cache: Cache) -> None:

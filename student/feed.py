@@ -1,0 +1,93 @@
+"""Batches ready before they are asked for: shards read ahead by threads, batches put together by another.
+
+Decoding, copying and casting let Python's lock go (pcodec, zstd, NumPy and torch all do), so threads are enough, and
+nothing is forked beside torch's own. In memory are this process's rows of the windows that the batch in the making
+reads from and of the window after them, a shard or two being decoded, and a few finished batches.
+"""
+
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student.background import Background
+from student.data import BatchReader, Window
+from teacher_cache.decode import CachedRows
+
+BATCHES_AHEAD = 3
+WINDOWS_AHEAD = 1
+LOADERS = 2
+
+T = TypeVar("T")
+
+
+def batches_ahead(
+    reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]
+) -> AbstractContextManager[Iterator[T]]:
+    """What `prepare` makes of `reader.read(step)` for each step, made beforehand; use it in a `with` statement.
+
+    An error of the reader or of `prepare` is raised by the consumer's next call, as it is.
+    """
+    return Background(_prepared(reader, steps, prepare), BATCHES_AHEAD)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One shard's rows that this process trains on in an epoch: numbers (n,) rising, and the n rows."""
+
+    numbers: NDArray[np.int64]
+    rows: CachedRows
+
+
+class WindowReader:
+    """`BatchReader.read` of consecutive steps: every shard is read whole, once an epoch, before it is needed."""
+
+    def __init__(self, reader: BatchReader, steps: range, loaders: ThreadPoolExecutor) -> None:
+        self._reader, self._steps, self._loaders = reader, steps, loaders
+        self._pieces: dict[tuple[int, int], list[Future[Piece]]] = {}
+
+    def read(self, step: int) -> CachedRows:
+        """This process's rows of the global batch of `step`, as `BatchReader.read` stacks them."""
+        needed = list(self._reader.windows(range(step, step + 1)))
+        coming = islice(self._reader.windows(range(step, self._steps.stop)), len(needed) + WINDOWS_AHEAD)
+        wanted = {(window.epoch, window.first): window for window in coming}
+        self._pieces = {key: pieces for key, pieces in self._pieces.items() if key in wanted}
+        for key, window in wanted.items():
+            if key not in self._pieces:
+                self._pieces[key] = [self._loaders.submit(self._load, window, shard) for shard in window.shards]
+        pieces = [future.result() for window in needed for future in self._pieces[window.epoch, window.first]]
+        return stack_rows(pieces, self._reader.rows(step))
+
+    def _load(self, window: Window, shard: int) -> Piece:
+        within = self._reader.cache.shards[shard]
+        numbers = np.sort(window.rows[(window.rows >= within.start) & (window.rows < within.stop)])
+        rows = self._reader.cache.rows(within)
+        return Piece(numbers, rows if len(numbers) == len(within) else rows.select(numbers - within.start))
+
+
+def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:
+    """Some of the pieces' rows, in the order wanted, copied once."""
+    numbers = np.concatenate([piece.numbers for piece in pieces])
+    sources = [(piece.rows, place) for piece in pieces for place in range(len(piece.numbers))]
+    order = np.argsort(numbers)
+    found = [sources[index] for index in order[np.searchsorted(numbers, wanted, sorter=order)]]
+    fields: dict[str, Any] = {
+        name: None if array is None else np.stack([getattr(rows, name)[place] for rows, place in found])
+        for name, array in vars(pieces[0].rows).items()
+    }
+    return CachedRows(**fields)
+
+
+def _prepared(reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]) -> Generator[T, None, None]:
+    loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="shards")
+    try:
+        windows = WindowReader(reader, steps, loaders)
+        for step in steps:
+            yield prepare(windows.read(step))
+    finally:
+        loaders.shutdown(wait=True, cancel_futures=True)

@@ -1,0 +1,126 @@
+"""What training has made of the parameters, by name and whole: float32 parameters and AdamW's moments.
+
+DeepSpeed keeps them in five ways: float32 parameters alone, copies beside 16-bit ones, and for ZeRO 1, 2 and 3 flat
+buffers cut into one part a process. Here they have one form, whatever the number of processes and the
+stage, so a run may continue with others. Every process calls these functions, in step with the others.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
+from torch import Tensor
+from torch.nn import Parameter, functional
+
+PARAMETER = "parameter"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def gathered_states(engine: Any, *, updates: int) -> Iterator[tuple[str, Tensor]]:
+    """`parameter/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter, float32, one at a time.
+
+    Before the first update there are no moments.
+    """
+    masters = _unpartitioned_masters(engine)
+    for name, parameter in _trained(engine):
+        yield f"{PARAMETER}/{name}", _master(parameter, masters)
+        for moment in MOMENTS if updates else ():
+            yield f"{moment}/{name}", _moment(engine, parameter, moment, masters)
+
+
+def restore_states(engine: Any, stored: Callable[[str], Tensor], *, updates: int) -> None:
+    """Put every trained parameter and its moments back; `stored` gives the tensor of a name."""
+    if updates:
+        _make_moments(engine, updates)
+    masters = _unpartitioned_masters(engine)
+    for name, parameter in _trained(engine):
+        master = stored(f"{PARAMETER}/{name}")
+        _set_parameter(parameter, master)
+        _set(engine, parameter, master, None, masters)
+        for moment in MOMENTS if updates else ():
+            _set(engine, parameter, stored(f"{moment}/{name}"), moment, masters)
+
+
+def _trained(engine: Any) -> Iterator[tuple[str, Parameter]]:
+    return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+
+
+def _unpartitioned_masters(engine: Any) -> dict[Parameter, Tensor] | None:
+    """Each parameter's float32 self where one process holds all of it; None under ZeRO and its like."""
+    if engine.optimizer is engine.basic_optimizer:
+        return {parameter: parameter for _, parameter in _trained(engine)}
+    if isinstance(engine.optimizer, FP16_UnfusedOptimizer):
+        groups = zip(engine.optimizer.fp16_groups, engine.optimizer.fp32_groups, strict=True)
+        return {low: high for lows, highs in groups for low, high in zip(lows, highs, strict=True)}
+    return None
+
+
+def _master(parameter: Parameter, masters: dict[Parameter, Tensor] | None) -> Tensor:
+    whole: Tensor = safe_get_full_fp32_param(parameter) if masters is None else masters[parameter].detach()
+    return whole
+
+
+def _moment(engine: Any, parameter: Parameter, moment: str, masters: dict[Parameter, Tensor] | None) -> Tensor:
+    if masters is None:
+        whole: Tensor = safe_get_full_optimizer_state(parameter, moment)
+        return whole
+    state: Tensor = engine.basic_optimizer.state[masters[parameter]][moment]
+    return state
+
+
+def _make_moments(engine: Any, updates: int) -> None:
+    """Give AdamW its states, which it otherwise makes at its first step, and show them to DeepSpeed."""
+    groups = engine.basic_optimizer.param_groups
+    held = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
+    for tensor in held or [tensor for group in groups for tensor in group["params"]]:
+        engine.basic_optimizer.state[tensor] = {
+            "step": torch.tensor(float(updates)),
+            **{moment: torch.zeros_like(tensor, requires_grad=False) for moment in MOMENTS},
+        }
+    if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _set_parameter(parameter: Parameter, master: Tensor) -> None:
+    """The parameter the student computes with, rounded to its own precision."""
+    partitioned = hasattr(parameter, "ds_id")
+    with deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=partitioned), torch.no_grad():
+        if not partitioned or torch.distributed.get_rank() == 0:
+            parameter.copy_(master)
+
+
+def _set(
+    engine: Any, parameter: Parameter, whole: Tensor, moment: str | None, masters: dict[Parameter, Tensor] | None
+) -> None:
+    """Put a float32 tensor where the optimizer looks for a parameter (`moment` None) or one of its moments."""
+    if masters is not None:
+        held = masters[parameter]
+        with torch.no_grad():
+            (held if moment is None else engine.basic_optimizer.state[held][moment]).copy_(whole)
+    elif hasattr(parameter, "ds_id"):
+        part = _own_part(parameter, whole)
+        if moment is None:
+            safe_set_local_fp32_param(parameter, part)
+        else:
+            safe_set_local_optimizer_state(parameter, part, moment)
+    elif moment is None:
+        safe_set_full_fp32_param(parameter, whole)
+    else:
+        safe_set_full_optimizer_state(parameter, whole, moment)
+
+
+def _own_part(parameter: Any, whole: Tensor) -> Tensor:
+    """This process's part under ZeRO 3: equal parts, the last one filled up with zeros."""
+    size = parameter.ds_tensor.numel()
+    padded = functional.pad(whole.flatten(), (0, size * torch.distributed.get_world_size() - whole.numel()))
+    return padded[torch.distributed.get_rank() * size :][:size]

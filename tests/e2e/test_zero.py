@@ -1,0 +1,188 @@
+"""DeepSpeed in all its stages and precisions: two processes of each agree with one; a run may change between them."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from several_jobs import let_fp16_run_on_a_cpu, run
+from small_training import make_uneven_cache, small_settings, trace, weights
+from student.assemble import assemble
+from student.engine import Processes, joined_processes, quiet_deepspeed
+from student.job import run_job
+from student.schedule import cosine_with_warmup, distillation_at
+from teacher_cache.reader import open_cache
+
+TESTS = Path(__file__).parents[1]
+ROUNDING = {"fp32": 1e-5, "bf16": 2**-8, "fp16": 2**-11}
+"""Largest relative difference. Stages add gradients up in another order, and in 16 bits round the sums elsewhere."""
+ALONE = ["--training.micro_batch_size=2", "--training.gradient_accumulation=2"]
+TWO = ["--training.micro_batch_size=1", "--training.gradient_accumulation=2"]
+MOVES = {"two at ZeRO 2 to one at ZeRO 0": (2, "fp32"), "two at ZeRO 3 to one at ZeRO 1": (3, "fp16")}
+
+
+def stage_file(folder: Path, stage: int, **fp16: Any) -> Path:
+    path = folder / f"zero{stage}.json"
+    scale = {"initial_scale_power": 8, "hysteresis": 1, **fp16}
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "fp16": scale}))
+    return path
+
+
+@pytest.fixture(scope="module")
+def only_process() -> Iterator[Processes]:
+    with quiet_deepspeed(), pytest.MonkeyPatch.context() as patch, joined_processes() as processes:
+        let_fp16_run_on_a_cpu(patch)
+        yield processes
+
+
+@pytest.fixture
+def alone(only_process: Processes) -> Iterator[Processes]:
+    with quiet_deepspeed():
+        yield only_process
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_uneven_cache(tmp_path_factory.mktemp("zero") / "cache")
+
+
+def options(deepspeed: Path, precision: str, *more: str) -> list[str]:
+    return [f"--deepspeed={deepspeed}", f"--training.precision={precision}", "--optimizer.weight_decay=0.1", *more]
+
+
+def job(cache: Path, out: Path, chosen: list[str], stop_at: int | None = None) -> dict[str, Any]:
+    return {"cache": str(cache), "out": str(out), "options": chosen, "stop_at": stop_at}
+
+
+@pytest.fixture(scope="module")
+def two_processes(cache: Path, only_process: Processes, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what two processes, started once, have left of many runs."""
+    folder = tmp_path_factory.mktemp("two")
+    stages = [stage_file(folder, stage) for stage in range(4)]
+    begun_alone = job(cache, folder / "one to two", options(stages[0], "fp32", *ALONE), stop_at=3)
+    with quiet_deepspeed():
+        run(begun_alone, only_process)
+    jobs = [
+        job(cache, folder / f"{precision} {stage}", options(file, precision, *TWO, "--training.max_steps=3"))
+        for precision in ROUNDING
+        for stage, file in enumerate(stages)
+    ]
+    for name, (stage, precision) in MOVES.items():
+        jobs.append(job(cache, folder / name, options(stages[stage], precision, *TWO), stop_at=3))
+    evaluated = [f"--evaluation.cache={cache}", "--evaluation.max_rows=27"]
+    jobs.append(job(cache, folder / "one to two", options(stages[3], "fp32", *TWO, *evaluated)))
+    launch(folder, {"stages": [str(file) for file in stages], "jobs": jobs})
+    return folder
+
+
+def launch(folder: Path, jobs: dict[str, Any]) -> None:
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("LOCAL_RANK", None)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TESTS / "several_jobs.py")]
+    done = subprocess.run(
+        [sys.executable, *command, str(file)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def assert_same_trace(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:
+    assert [record["step"] for record in found] == [record["step"] for record in expected]
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours == pytest.approx(theirs, rel=ROUNDING[precision])
+
+
+@pytest.mark.parametrize("precision", ROUNDING)
+def test_every_stage_with_two_processes_trains_to_the_trace_of_one_without_zero(
+    cache: Path, two_processes: Path, alone: Processes, tmp_path: Path, precision: str
+) -> None:
+    chosen = options(stage_file(tmp_path, 0), precision, *ALONE, "--training.max_steps=3")
+    run_job(small_settings(*chosen), cache, tmp_path / "one", alone)
+    for stage in range(4):
+        assert_same_trace(trace(two_processes / f"{precision} {stage}"), trace(tmp_path / "one"), precision)
+
+
+@pytest.mark.parametrize("name", MOVES)
+def test_a_run_continues_with_other_processes_and_another_stage(
+    cache: Path, two_processes: Path, alone: Processes, tmp_path: Path, name: str
+) -> None:
+    _, precision = MOVES[name]
+    chosen = options(stage_file(tmp_path, int(name[-1])), precision, *ALONE)
+    run_job(small_settings(*chosen), cache, tmp_path / "whole", alone)
+    outcome = run_job(small_settings(*chosen), cache, two_processes / name, alone)
+    assert outcome.resumed_at == 2
+    assert_same_trace(trace(two_processes / name), trace(tmp_path / "whole"), precision)
+
+
+def test_a_run_of_one_continues_as_two_under_zero_3(
+    cache: Path, two_processes: Path, alone: Processes, tmp_path: Path
+) -> None:
+    evaluated = [f"--evaluation.cache={cache}", "--evaluation.max_rows=27"]
+    chosen = options(stage_file(tmp_path, 0), "fp32", *ALONE, *evaluated)
+    expected = run_job(small_settings(*chosen), cache, tmp_path / "whole", alone)
+    assert expected.after is not None
+    assert_same_trace(trace(two_processes / "one to two"), trace(tmp_path / "whole"), "fp32")
+    measured = json.loads((two_processes / "one to two" / "evaluation.jsonl").read_text().splitlines()[-1])
+    assert measured["kl"] == pytest.approx(expected.after.kl, rel=1e-5)
+    assert measured["tokens"] == expected.after.tokens
+
+
+def overflowing(tmp_path: Path, stage: int, *more: str) -> list[str]:
+    """fp16 from a loss scale so large that the first gradients overflow, halved until they do not."""
+    file = stage_file(tmp_path, stage, initial_scale_power=19, loss_scale_window=3)
+    steps = ["--training.max_steps=12", "--training.epochs=2", "--training.checkpoint_every=2"]
+    return options(file, "fp16", *steps, "--optimizer.learning_rate=1e-3", *more)
+
+
+@pytest.mark.parametrize("restart", ["true", "false"])
+def test_a_skipped_step_moves_the_order_and_no_schedule(
+    cache: Path, alone: Processes, tmp_path: Path, restart: str
+) -> None:
+    wanted = small_settings(*overflowing(tmp_path, 1, f"--distillation.restart_each_epoch={restart}"))
+    outcome = run_job(wanted, cache, tmp_path / "out", alone)
+    found = trace(tmp_path / "out")
+    updates = epoch_updates = 0
+    for record in found:
+        epoch_updates = 0 if record["step"] == 9 else epoch_updates  # 32 rows are 8 batches
+        schedule = distillation_at(
+            wanted.distillation, epoch=record["epoch"], step_in_epoch=epoch_updates, global_step=updates
+        )
+        rate = cosine_with_warmup(updates, peak=1e-3, warmup_steps=2, total_steps=12)
+        assert (record["alpha"], record["temperature"]) == (schedule.alpha, schedule.temperature)
+        assert record["learning_rate"] == pytest.approx(rate)
+        assert record["applied"] == (record["gradient_norm"] != float("inf"))
+        updates, epoch_updates = updates + record["applied"], epoch_updates + record["applied"]
+    assert 4 <= updates <= 8, "some steps are skipped, some not"
+    assert outcome.run.engine.skipped_steps == 12 - updates
+    counts = [int(outcome.run.reader.read(step).loss_mask.sum()) for step in range(12)]
+    assert [record["tokens"] for record in found] == counts
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_run_that_skips_is_resumed_to_the_bit(cache: Path, alone: Processes, tmp_path: Path, stage: int) -> None:
+    chosen = overflowing(tmp_path, stage)
+    run_job(small_settings(*chosen), cache, tmp_path / "whole", alone)
+    out = tmp_path / "stopped"
+    for stop_at in (3, 11):
+        run(job(cache, out, chosen, stop_at), alone)
+    assert run_job(small_settings(*chosen), cache, out, alone).resumed_at == 10
+    assert trace(out) == trace(tmp_path / "whole")
+    assert weights(out) == weights(tmp_path / "whole")
+
+
+def test_before_the_first_update_nothing_has_moved(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    wanted = small_settings(*overflowing(tmp_path, 0, "--training.max_steps=2"))
+    run_job(wanted, cache, tmp_path / "out", alone)
+    continued = run_job(wanted, cache, tmp_path / "out", alone)
+    assert [record["applied"] for record in trace(tmp_path / "out")] == [False, False]
+    untouched = assemble(wanted, open_cache(cache), tmp_path / "untouched", alone)
+    for ours, theirs in zip(continued.run.student.parameters(), untouched.student.parameters(), strict=True):
+        assert torch.equal(ours, theirs)

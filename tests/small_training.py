@@ -1,0 +1,61 @@
+"""A tiny cache and settings that train in a second, shared by the tests of training."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from cli_common.settings_file import load_settings
+from student.settings import TrainSettings
+from teacher_cache.commits import CommitRecord
+from teacher_cache.format import digest
+from teacher_cache.synthetic import make_synthetic_cache
+
+ROWS, VOCAB, WIDTH, LENGTH = 32, 64, 32, 12
+SMALL = [
+    *("--model.blocks=2", "--model.slstm_at=[0]", "--model.heads=4", "--model.qkv_block_size=4"),
+    *("--training.micro_batch_size=2", "--training.gradient_accumulation=2", "--training.max_steps=6"),
+    *("--training.checkpoint_every=2", "--optimizer.learning_rate=1e-2"),
+]
+
+
+def make_uneven_cache(path: Path) -> Path:
+    """A cache whose rows have valid positions in unequal numbers, so that a mean of means shows."""
+    sizes = {"rows": ROWS, "seq_len": LENGTH, "vocab_size": VOCAB, "top_k": 8, "hidden_size": WIDTH}
+    make_synthetic_cache(path, **sizes, rows_per_shard=8)
+    lengths = 1 + (7 * np.arange(ROWS)) % LENGTH
+    zarr.open_group(path, mode="r+")["loss_mask"][:] = np.arange(LENGTH)[None, :] < lengths[:, None]
+    for commit in (path / "commits").iterdir():
+        content = json.loads(commit.read_text())
+        del content["digest"]
+        for key, stored in content["objects"].items():
+            data = (path / key).read_bytes()
+            stored |= {"bytes": len(data), "xxh3_128": digest(data)}
+        commit.write_bytes(CommitRecord.model_validate(content).to_bytes())
+    return path
+
+
+def small_settings(
+    *overrides: str, deepspeed: Mapping[str, Any] | None = None, folder: Path | None = None
+) -> TrainSettings:
+    """`SMALL` and overrides; a DeepSpeed JSON is written to the folder."""
+    made = load_settings(TrainSettings, None, [*SMALL, *overrides])
+    if deepspeed is None or folder is None:
+        return made
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps(deepspeed))
+    return made.model_copy(update={"deepspeed": path})
+
+
+def trace(out: Path) -> list[dict[str, Any]]:
+    """The lines of a run's `metrics.jsonl`."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(out: Path) -> bytes:
+    """A run's trained parameters."""
+    return (out / "trained.safetensors").read_bytes()

@@ -1,0 +1,182 @@
+"""The feed gives what reading batch by batch gives, reads a shard once, passes errors on, and ends with its user."""
+
+import threading
+import time
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from student.background import Background
+from student.batch import Batch, StepBatch
+from student.data import BatchReader
+from student.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
+from teacher_cache.decode import CachedRows
+from teacher_cache.reader import Cache, open_cache
+from teacher_cache.synthetic import make_synthetic_cache
+
+ROWS = 71
+SHARD = 4
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder: Path = tmp_path_factory.mktemp("feed") / "cache"
+    make_synthetic_cache(folder, rows=ROWS, seq_len=4, vocab_size=32, top_k=4, hidden_size=8, rows_per_shard=SHARD)
+    return open_cache(folder)
+
+
+@pytest.fixture(autouse=True)
+def _no_thread_is_left() -> Generator[None, None, None]:
+    yield
+    names = [thread.name for thread in threading.enumerate()]
+    assert not [name for name in names if name.startswith(("background", "shards"))]
+
+
+def as_read(rows: CachedRows) -> CachedRows:
+    return rows
+
+
+def assert_same(read: CachedRows, expected: CachedRows) -> None:
+    for name, array in vars(expected).items():
+        assert np.array_equal(getattr(read, name), array), name
+        assert getattr(read, name) is None or getattr(read, name).dtype == array.dtype
+
+
+@pytest.mark.parametrize(("global_batch", "world_size"), [(10, 1), (2, 1), (70, 1), (6, 3), (20, 2)])
+def test_it_gives_what_reading_one_by_one_gives_over_epochs(cache: Cache, global_batch: int, world_size: int) -> None:
+    for rank in range(world_size):
+        reader = BatchReader(cache, seed=7, global_batch=global_batch, rank=rank, world_size=world_size)
+        steps = range(2 * reader.batches_per_epoch + 1)
+        with batches_ahead(reader, steps, as_read) as batches:
+            for step in steps:
+                assert_same(next(batches), reader.read(step))
+            with pytest.raises(StopIteration):
+                next(batches)
+
+
+def test_it_may_start_and_end_anywhere(cache: Cache) -> None:
+    reader = BatchReader(cache, seed=7, global_batch=10)
+    for steps in (range(3, 9), range(6, 7), range(13, 15), range(5, 5)):
+        with batches_ahead(reader, steps, as_read) as batches:
+            read = list(batches)
+        assert len(read) == len(steps)
+        for step, rows in zip(steps, read, strict=True):
+            assert_same(rows, reader.read(step))
+
+
+def test_every_shard_is_read_once_an_epoch_and_not_far_ahead(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[range] = []
+    rows = Cache.rows
+    monkeypatch.setattr(Cache, "rows", lambda self, index: (read.append(index), rows(self, index))[1])
+    reader = BatchReader(cache, seed=7, global_batch=2)
+    with batches_ahead(reader, range(reader.batches_per_epoch), as_read) as batches:
+        for taken, _ in enumerate(batches, start=1):
+            # Windows: the one being trained on, one that the batches made ahead may have begun, and those ahead.
+            begun = (2 * (taken + BATCHES_AHEAD + 1) - 1) // (4 * SHARD) + 1
+            assert len(read) <= 4 * (begun + WINDOWS_AHEAD)
+    assert sorted(shard.start for shard in read) == [shard.start for shard in cache.shards]
+
+
+def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    from student import feed
+
+    kept: list[int] = []
+    stack = feed.stack_rows
+
+    def counting(pieces: list[feed.Piece], wanted: Any) -> CachedRows:
+        kept.append(sum(len(piece.rows.tokens) for piece in pieces))
+        return stack(pieces, wanted)
+
+    monkeypatch.setattr(feed, "stack_rows", counting)
+    reader = BatchReader(cache, seed=7, global_batch=8, rank=1, world_size=4)
+    with batches_ahead(reader, range(reader.batches_per_epoch), as_read) as batches:
+        list(batches)
+    assert max(kept) <= 2 * 4 * SHARD // 4
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("waiting", [True, False])
+def test_an_error_of_a_loader_arrives_as_it_was_raised(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, waiting: bool
+) -> None:
+    failure = OSError(5, "the disk is gone")
+
+    def failing(self: Cache, index: Any) -> CachedRows:
+        time.sleep(0.2 if waiting else 0)
+        raise failure
+
+    monkeypatch.setattr(Cache, "rows", failing)
+    reader = BatchReader(cache, seed=7, global_batch=10)
+    with batches_ahead(reader, range(4), as_read) as batches:
+        time.sleep(0 if waiting else 0.2)
+        for _ in range(2):
+            with pytest.raises(OSError, match="the disk is gone") as raised:
+                next(batches)
+            assert raised.value is failure
+
+
+@pytest.mark.timeout(20)
+def test_an_error_goes_before_batches_already_made() -> None:
+    def two_then_an_error() -> Generator[int, None, None]:
+        yield from range(2)
+        raise ZeroDivisionError
+
+    with Background(two_then_an_error(), 3) as items:
+        time.sleep(0.2)
+        with pytest.raises(ZeroDivisionError):
+            next(items)
+
+
+@pytest.mark.timeout(20)
+def test_leaving_early_closes_the_generator_and_ends_its_thread() -> None:
+    closed = threading.Event()
+
+    def endless() -> Generator[int, None, None]:
+        try:
+            number = 0
+            while True:
+                yield number
+                number += 1
+        finally:
+            closed.set()
+
+    with pytest.raises(KeyboardInterrupt), Background(endless(), 3) as items:  # noqa: PT012
+        assert [next(items) for _ in range(5)] == list(range(5))
+        raise KeyboardInterrupt
+    assert closed.is_set()
+
+
+@pytest.mark.timeout(20)
+def test_no_more_is_made_ahead_than_asked_for() -> None:
+    made: list[int] = []
+
+    def counting() -> Generator[int, None, None]:
+        for number in range(100):
+            made.append(number)
+            yield number
+
+    with Background(counting(), 3) as items:
+        for taken in range(1, 6):
+            next(items)
+            time.sleep(0.05)
+            assert len(made) <= taken + 3 + 1
+
+
+def test_a_step_batch_is_its_micro_batches(cache: Cache) -> None:
+    rows = cache.rows(range(7))
+    rows.loss_mask[2, 1:] = False
+    rows.loss_mask[3, :2] = False
+    batch = StepBatch.of(rows, 3, cache.layout, hidden_stride=3)
+    assert batch.tokens == rows.loss_mask.sum()
+    assert batch.sequences == 7
+    parts = list(batch.on(torch.device("cpu")))
+    assert [len(part.inputs) for part in parts] == [3, 3, 1]
+    whole = Batch.of(rows, cache.layout, torch.device("cpu"))
+    assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
+    assert torch.equal(torch.cat([part.targets.values for part in parts]), whole.targets.values)
+    rows.loss_mask[3, 3] = False
+    assert StepBatch.of(rows, 3, cache.layout, hidden_stride=3).sequences == 6
