@@ -148,6 +148,7 @@ def _held_out(path: Path, trained_on: Cache) -> Cache:
     same = {
         "tokenizer": ours.tokenizer_sha256 == theirs.tokenizer_sha256,
         "teacher": ours.teacher.weights_sha256 == theirs.teacher.weights_sha256,
+        "rows.context": ours.rows.context == theirs.rows.context,
     }
     for name, is_same in same.items():
         if not is_same:
