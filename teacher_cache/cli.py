@@ -19,7 +19,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings a
 
 
 @app.command
-def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
+def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
     """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
 
     Parameters
@@ -27,14 +27,14 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
     config
         YAML file with the settings; configs/ has complete examples.
     out
-        Folder of the cache; overrides `out` in the settings.
+        Folder of the cache, or its URL: s3://BUCKET/PREFIX, gs:// or az://. Overrides `out` in the settings.
     """
     from teacher_cache.build import build as build_cache
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    folder = out or (Path(settings.out) if settings.out else None)
-    if folder is None:
+    folder = out or settings.out
+    if not folder:
         raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
     report = build_cache(settings, folder)
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
@@ -45,7 +45,7 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
 
 
 @app.command
-def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: bool = False) -> int:
+def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
     """Say what a build will take - tokens, bytes by array, time, error - from a short calibration; writes nothing.
 
     Parameters
@@ -53,7 +53,7 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     config
         YAML file with the settings, as for build.
     out
-        Folder the cache would go to; its disk's free space is shown.
+        Folder or URL the cache would go to; its disk's free space is shown.
     json
         Print JSON in place of tables.
     """
@@ -62,19 +62,19 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    made = make_plan(settings, out or (Path(settings.out) if settings.out else None))
+    made = make_plan(settings, out or settings.out)
     print_json(made.to_json()) if json else print_tables(render_plan(made))
     return 0
 
 
 @app.command
-def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
+def inspect(path: str, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
     """Show what a cache holds, or one row of it as text.
 
     Parameters
     ----------
     path
-        Folder of the cache; it may be unfinished.
+        Folder or URL of the cache; it may be unfinished.
     json
         Print JSON in place of tables.
     row
@@ -99,7 +99,7 @@ def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: s
 
 @app.command
 def verify(
-    path: Path,
+    path: str,
     *,
     deep: bool = False,
     teacher: bool = False,
@@ -112,7 +112,7 @@ def verify(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     deep
         Decode everything too, and check that it can be true.
     teacher
@@ -125,18 +125,17 @@ def verify(
         Print JSON in place of a table.
     """
     from cli_common.console import print_json, print_tables
-    from teacher_cache.store import LocalStore
+    from teacher_cache.store import open_existing
     from teacher_cache.verify import verify as verify_bytes
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    store = open_existing(path)
     if deep:
         from teacher_cache.verify_content import verify_bytes_and_content
 
-        findings = verify_bytes_and_content(LocalStore(path))
+        findings = verify_bytes_and_content(store)
     else:
-        findings = verify_bytes(LocalStore(path))
+        findings = verify_bytes(store)
     if (teacher or teacher_model) and findings.is_sound:
         from teacher_cache.reader import open_cache
         from teacher_cache.verify_teacher import verify_teacher
@@ -147,13 +146,13 @@ def verify(
 
 
 @app.command
-def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) -> int:
+def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -> int:
     """Put damaged shards of a cache into quarantine and build them again, from the settings that made it.
 
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     config
         YAML file with the settings the cache was built with.
     deep
@@ -164,8 +163,6 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
     from teacher_cache.settings import BuildSettings
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
     report = repair_cache(path, load_settings(BuildSettings, config, overrides), deep=deep)
     if report.folder is not None:
         print(f"{len(report.quarantined)} damaged objects are in {report.folder}; remove it when you have looked at it")
@@ -176,7 +173,7 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
 
 @app.command
 def synth(
-    path: Path,
+    path: str,
     *,
     rows: int = 256,
     seq_len: int = 128,
@@ -192,7 +189,7 @@ def synth(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     rows
         Rows in the cache.
     seq_len
