@@ -1,15 +1,50 @@
 """An S3 server on loopback, and a proxy before it that counts requests and inflicts faults on them."""
 
 import http.client
+import logging
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from moto.server import ThreadedMotoServer
+
 BUCKET = "bucket"
 HOP_HEADERS = {"connection", "transfer-encoding", "keep-alive", "content-length", "date", "server"}
+
+
+@contextmanager
+def s3_server() -> Iterator[int]:
+    """The port of a server with one empty bucket; it ends with the block."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    try:
+        port = server.get_host_and_port()[1]
+        ask(port, f"/{BUCKET}", "PUT")
+        yield port
+    finally:
+        server.stop()
+
+
+def ask(port: int, path: str, method: str, data: bytes | None = None) -> None:
+    """A request outside the protocol under test."""
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, method=method)
+    urllib.request.urlopen(request, timeout=30).close()
+
+
+def environment(endpoint: str) -> dict[str, str]:
+    """What obstore takes its endpoint and credentials from."""
+    return {
+        "AWS_ENDPOINT_URL": endpoint,
+        "AWS_ALLOW_HTTP": "true",
+        "AWS_ACCESS_KEY_ID": "somebody",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
 
 
 @dataclass(frozen=True)
@@ -63,6 +98,7 @@ class Proxy:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
     proxy: Proxy
     server_port: int
 
