@@ -42,6 +42,8 @@ def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Pa
     """
     from student.settings import TrainSettings
 
+    if ":/" in str(out):
+        raise UserError(f"--out {out}: checkpoints go to a local folder; give one")
     settings = load_settings(TrainSettings, config, overrides)
     settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
     _run(settings, cache, out or Path("runs") / _name(cache))

@@ -2,8 +2,10 @@
 
 import errno
 import re
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from obstore.exceptions import (
     AlreadyExistsError,
@@ -29,10 +31,16 @@ NOT_SUPPORTED = re.compile(r"status code: 501\b|<Code>NotImplemented")
 NO_ANSWER = re.compile("error sending request|body error|operation timed out")
 SERVER_ERROR = re.compile(r"status code: (429|5\d\d)\b")
 
+BROKEN_BODY = "request or response body error"
+TRIES = 5
+
 CONDITIONAL_PUT = (
     "the store has no conditional puts, without which two builders could spoil each other's work; "
     "build into a local folder and copy it there"
 )
+
+
+AnswerT = TypeVar("AnswerT")
 
 
 @contextmanager
@@ -51,6 +59,24 @@ def failures_named(where: str) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, "no such object", where) from error
     except (BaseError, NotImplementedError, OSError) as error:
         raise UserError(explain(where, error)) from error
+
+
+def ask(where: str, request: Callable[[], AnswerT]) -> AnswerT:
+    """What a request about `where` gives, with failures as `failures_named` has them.
+
+    obstore asks again after server errors, silence and dropped connections; here what it leaves is asked again:
+    listings and refusals whose body breaks off. So a request that came through may come twice.
+    """
+    broken = 0
+    while True:
+        try:
+            with failures_named(where):
+                return request()
+        except UserError as error:
+            broken += 1
+            if BROKEN_BODY not in str(error.__cause__) or broken == TRIES:
+                raise
+            time.sleep(0.05 * 2**broken)
 
 
 def explain(where: str, error: Exception) -> str:

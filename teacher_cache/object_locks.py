@@ -15,10 +15,10 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import obstore
-from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from cli_common.errors import UserError
-from teacher_cache.object_failures import CONDITIONAL_PUT, failures_named
+from teacher_cache.object_failures import CONDITIONAL_PUT, ask
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion
@@ -131,34 +131,36 @@ class Lease:
         """Let the lock go; where the store does not let us, the lease runs out by itself."""
         self._ending.set()
         self._thread.join()
-        with suppress(UserError, FileNotFoundError, BaseError):
+        with suppress(UserError, FileNotFoundError):
             # The removal has no condition, so it must come long before anybody may take the lock over.
             if time.monotonic() - self._renewed >= self._seconds / 2:
                 self._renew()
             self.require()
-            with failures_named(self.where):
-                obstore.delete(self._store, self.key)
+            ask(self.where, lambda: obstore.delete(self._store, self.key))
 
     def _keep(self) -> None:
-        while not self._is_lost and not self._ending.wait(self._seconds / BEATS_A_LEASE):
+        beat = pause = self._seconds / BEATS_A_LEASE
+        while not self._is_lost and not self._ending.wait(pause):
             try:
-                self._renew()
+                pause = beat if self._renew() else beat / 4
             except Exception as error:  # whatever it is, `require` tells the thread that does the work
-                self._trouble = error
+                self._trouble, pause = error, beat / 4
 
-    def _renew(self) -> None:
+    def _renew(self) -> bool:
+        """Rewrite the lock's object; whether that came through at once."""
         started = time.monotonic()
         self._beat += 1
         version = put_if(self._store, self.key, self._content(), self._version, self.where)
         if version is not None:
             self._version, self._renewed = version, started
-            return
+            return True
         # An earlier renewal that seemed to fail may have come through.
         found = _read(self._store, self.key, self.where)
         if found is not None and json.loads(found[0])["owner"] == self._owner:
             self._version = found[1]
         else:
             self._is_lost = True
+        return False
 
     def _content(self) -> bytes:
         return json.dumps({"owner": self._owner, "beat": self._beat}).encode()
@@ -170,8 +172,7 @@ def put_if(store: "ObjectStore", key: str, data: bytes, mode: "PutMode", where: 
     A put whose answer got lost may have come through, and its repetition then fails: the object itself tells.
     """
     try:
-        with failures_named(where):
-            return _version(obstore.put(store, key, data, mode=mode, use_multipart=False))
+        return _version(ask(where, lambda: obstore.put(store, key, data, mode=mode, use_multipart=False)))
     except (AlreadyExistsError, PreconditionError):
         found = _read(store, key, where)
         return found[1] if found is not None and found[0] == data else None
@@ -185,17 +186,18 @@ def put_if(store: "ObjectStore", key: str, data: bytes, mode: "PutMode", where: 
 def read_version(store: "ObjectStore", key: str, where: str) -> "UpdateVersion | None":
     """The version of an object, None where there is none."""
     try:
-        with failures_named(where):
-            return _version(obstore.head(store, key))
+        return _version(ask(where, lambda: obstore.head(store, key)))
     except FileNotFoundError:
         return None
 
 
 def _read(store: "ObjectStore", key: str, where: str) -> "tuple[bytes, UpdateVersion] | None":
+    def get() -> "tuple[bytes, UpdateVersion]":
+        found = obstore.get(store, key)
+        return bytes(found.bytes()), _version(found.meta)
+
     try:
-        with failures_named(where):
-            found = obstore.get(store, key)
-            return bytes(found.bytes()), _version(found.meta)
+        return ask(where, get)
     except FileNotFoundError:
         return None
 

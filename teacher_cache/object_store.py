@@ -19,7 +19,7 @@ from zarr.storage import WrapperStore
 from cli_common.errors import UserError
 from cli_common.files import BLOCK_BYTES
 from teacher_cache.format import LOCKS_FOLDER
-from teacher_cache.object_failures import PREFIXES, failures_named
+from teacher_cache.object_failures import PREFIXES, ask, failures_named
 from teacher_cache.object_locks import BEATS_A_LEASE, Lease, Locks, put_if
 
 STORES: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
@@ -52,10 +52,10 @@ class ObjectStore:
     def __init__(self, url: str, patience: Patience | None = None) -> None:
         self.path = url.rstrip("/")
         patience = patience or PATIENCE
-        beat = patience.lease / BEATS_A_LEASE
         self._reads = _client(self.path, tries=10, outage=patience.outage, silence=patience.silence)
         self._writes = _client(self.path, tries=10, outage=patience.lease, silence=patience.silence)
-        self._hasty = _client(self.path, tries=3, outage=beat, silence=beat)
+        beat = patience.lease / BEATS_A_LEASE
+        self._hasty = _client(self.path, tries=6, outage=2 * beat, silence=beat)
         self._locks = Locks(self._hasty, self.path, patience.lease)
         self._held: set[Lease] = set()
 
@@ -65,21 +65,18 @@ class ObjectStore:
 
     def exists(self) -> bool:
         """Whether any object is there; the first question, so it is given up early."""
-        with failures_named(self.path):
-            return next(iter(obstore.list(self._hasty, chunk_size=1)), None) is not None
+        return ask(self.path, lambda: next(iter(obstore.list(self._hasty, chunk_size=1)), None)) is not None
 
     def names(self, folder: str = "") -> set[str]:
         """What lies directly in a folder."""
-        with failures_named(self.where(folder)):
-            found = obstore.list_with_delimiter(self._reads, folder)
+        found = ask(self.where(folder), lambda: obstore.list_with_delimiter(self._reads, folder))
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {name for name in (path.rpartition("/")[2] for path in paths) if name[0] != "."}
 
     def publish(self, key: str, data: bytes) -> None:
         """Make `data` the object at `key`; not where a lock that is held here was lost."""
         self._require_locks()
-        with failures_named(self.where(key)):
-            obstore.put(self._writes, key, data)
+        ask(self.where(key), lambda: obstore.put(self._writes, key, data))
 
     def create(self, key: str, data: bytes) -> bool:
         """Make `data` the object at `key` unless there is another; whether the object is `data` now."""
@@ -88,8 +85,7 @@ class ObjectStore:
 
     def read(self, key: str) -> bytes:
         """The whole object; raises `FileNotFoundError`."""
-        with failures_named(self.where(key)):
-            return bytes(obstore.get(self._reads, key).bytes())
+        return ask(self.where(key), lambda: bytes(obstore.get(self._reads, key).bytes()))
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
         """Small objects, in order, several requests under way at once; raises `FileNotFoundError`."""
@@ -105,27 +101,25 @@ class ObjectStore:
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
         try:
-            with failures_named(self.where(key)):
-                return obstore.head(self._reads, key)["size"]
+            return ask(self.where(key), lambda: obstore.head(self._reads, key))["size"]
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Every object under a folder, however deep: its key and its bytes; one listing."""
-        with failures_named(self.where(folder)):
-            found = [meta for batch in obstore.list(self._reads, folder or None) for meta in batch]
+        found = ask(self.where(folder), lambda: obstore.list(self._reads, folder or None).collect())
         return {meta["path"]: meta["size"] for meta in found if not _is_hidden(meta["path"].removeprefix(folder))}
 
     def remove(self, key: str) -> None:
         """Remove an object if it is there."""
         self._require_locks()
-        with suppress(FileNotFoundError), failures_named(self.where(key)):
-            obstore.delete(self._writes, key)
+        with suppress(FileNotFoundError):
+            ask(self.where(key), lambda: obstore.delete(self._writes, key))
 
     def move(self, key: str, to: str) -> None:
         """Give an object another key; raises `FileNotFoundError`."""
-        with failures_named(self.where(key)):
-            obstore.rename(self._writes, key, to)
+        ask(self.where(key), lambda: obstore.copy(self._writes, key, to))
+        self.remove(key)
 
     def remove_leftovers(self, key: str) -> None:
         """Nothing: a put that was not finished left nothing that anybody sees."""
@@ -194,7 +188,11 @@ def _client(url: str, *, tries: int, outage: float, silence: float) -> Any:
     retries = {
         "max_retries": tries,
         "retry_timeout": timedelta(seconds=outage),
-        "backoff": {"init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=outage / 12), "base": 2},
+        "backoff": {
+            "init_backoff": timedelta(seconds=outage / 600),
+            "max_backoff": timedelta(seconds=outage / 12),
+            "base": 2,
+        },
     }
     if not bucket:
         raise UserError(f"{url}: names no bucket; write {scheme}://BUCKET/PREFIX")

@@ -24,16 +24,11 @@ def s3_server() -> Iterator[int]:
     server.start()
     try:
         port = server.get_host_and_port()[1]
-        ask(port, f"/{BUCKET}", "PUT")
+        request = urllib.request.Request(f"http://127.0.0.1:{port}/{BUCKET}", method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
         yield port
     finally:
         server.stop()
-
-
-def ask(port: int, path: str, method: str, data: bytes | None = None) -> None:
-    """A request outside the protocol under test."""
-    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, method=method)
-    urllib.request.urlopen(request, timeout=30).close()
 
 
 def environment(endpoint: str) -> dict[str, str]:

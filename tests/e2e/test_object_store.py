@@ -13,8 +13,10 @@ import pytest
 import yaml
 from e2e_corpus import write_text_corpus
 
+from cli_common.errors import UserError
 from damageable import SIZES, contents, stored
 from object_server import Fault, Proxy, Request
+from student import cli as student_cli
 from student.data import BatchReader
 from teacher_cache.build import build
 from teacher_cache.cli import app
@@ -233,6 +235,16 @@ def test_a_student_trains_from_a_url_as_from_a_folder(s3: Proxy, url: str, tmp_p
     trained = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in places}
     assert trained["url"] == trained["folder"]
     assert s3.count("GET", "hidden/mean/c/") > 0
+
+
+def test_a_students_folder_is_local_and_named_after_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="checkpoints go to a local folder"):
+        student_cli.train(cache="s3://bucket/cache", out=Path("s3://bucket/run"))
+    folders = []
+    monkeypatch.setattr(student_cli, "_run", lambda settings, cache, out: folders.append(out))
+    student_cli.train(cache="s3://bucket/caches/paper/")
+    student_cli.train(cache="caches/paper")
+    assert folders == [Path("runs/paper")] * 2
 
 
 def test_a_second_builder_of_the_same_shard_finds_it_done_or_says_that_it_differs(s3: Proxy, url: str) -> None:

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,14 +13,15 @@ import pytest
 
 from cli_common.errors import UserError
 from damageable import SIZES, contents, stored
-from object_server import Fault, Proxy, Request, ask
+from object_server import Fault, Proxy, Request
 from teacher_cache.format import CacheCorruptError
 from teacher_cache.object_store import ObjectStore, Patience
 from teacher_cache.reader import open_cache
 from teacher_cache.store import open_store
 from teacher_cache.synthetic import make_synthetic_cache
+from teacher_cache.verify import verify
 
-LEASE = 1.0
+LEASE = 1.6
 NAME = "shard-00003"
 KEY = f".locks/{NAME}"
 FAULTS = {
@@ -41,22 +41,19 @@ def impatient(url: str) -> ObjectStore:
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_passes_is_waited_out(s3: Proxy, url: str, name: str) -> None:
-    store = open_store(url)
-    for count, data in enumerate((b"", b"some bytes", bytes(100_000))):
-        for method, step in (("PUT", "publish"), ("GET", "read"), ("GET", "blocks"), ("HEAD", "size")):
-            key = f"object-{count}"
-            s3.times(2 if name != "silence" else 1, FAULTS[name], method, key)
-            given = {
-                "publish": lambda key=key, data=data: store.publish(key, data),
-                "read": lambda key=key: store.read(key),
-                "blocks": lambda key=key: b"".join(store.blocks(key)),
-                "size": lambda key=key: store.size(key),
-            }[step]()
-            assert given == {"publish": None, "read": data, "blocks": data, "size": len(data)}[step]
-        if name == "silence":
-            break
-    s3.times(2, FAULTS[name], "GET", "/")
-    assert len(store.sizes()) == count + 1
+    store, times = open_store(url), 1 if name == "silence" else 2
+    for data in (bytes(100_000), b"") if name != "silence" else (b"some bytes",):
+        s3.times(times, FAULTS[name], "PUT", "object")
+        store.publish("object", data)
+        s3.times(times, FAULTS[name], "GET", "object")
+        assert store.read("object") == data
+        if name != "silence":
+            s3.times(times, FAULTS[name], "GET", "object")
+            assert b"".join(store.blocks("object")) == data
+            s3.times(times, FAULTS[name], "HEAD", "object")
+            assert store.size("object") == len(data)
+    s3.times(times, FAULTS[name], "GET", "/")
+    assert store.sizes() == {"object": len(data)}
 
 
 @pytest.mark.parametrize("name", [name for name in FAULTS if name != "dropped within"])
@@ -73,12 +70,13 @@ def test_an_object_is_created_once_whatever_becomes_of_the_answer(s3: Proxy, url
 
 
 def test_a_cache_built_and_read_through_faults_is_the_same(s3: Proxy, url: str, tmp_path: Path) -> None:
-    faults = itertools.cycle([*(fault for name, fault in FAULTS.items() if name != "silence"), *6 * [None], None])
+    kinds = [fault for name, fault in FAULTS.items() if name != "silence"]
+    faults = itertools.cycle([what for fault in kinds for what in (fault, fault, None)])
     s3.fault = lambda request: next(faults)
-    make_synthetic_cache(url, **SIZES)
-    assert stored(url) == contents(Path(make_synthetic_cache(tmp_path / "local", **SIZES)))
-    cache = open_cache(url)
-    assert len(cache.rows(range(len(cache))).tokens) == SIZES["rows"]
+    sizes = {**SIZES, "rows": 4}
+    make_synthetic_cache(url, **sizes)
+    assert stored(url) == contents(Path(make_synthetic_cache(tmp_path / "local", **sizes)))
+    assert len(open_cache(url).rows(range(4)).tokens) == 4
 
 
 def test_a_store_that_fails_while_rows_are_read_is_no_damage(s3: Proxy, url: str) -> None:
@@ -92,25 +90,25 @@ def test_a_store_that_fails_while_rows_are_read_is_no_damage(s3: Proxy, url: str
     assert len(cache.rows(range(4)).tokens) == 4
 
 
-@pytest.fixture
-def dead_owner(s3: Proxy, url: str) -> None:
-    """A lock whose holder was killed."""
-    holder = f"""
-import time
+HOLDER = """
+import sys, time
 from teacher_cache.object_store import ObjectStore, Patience
-with ObjectStore({url!r}, Patience(lease={LEASE})).lock({NAME!r}):
-    print("held", flush=True); time.sleep(600)
+with ObjectStore(sys.argv[1], Patience(lease=float(sys.argv[3]))).lock(sys.argv[2]):
+    print("held", flush=True)
+    time.sleep(600)
 """
-    with subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE, text=True) as process:
+
+
+def test_a_lock_is_kept_while_its_owner_lives_and_then_goes_to_exactly_one(s3: Proxy, url: str) -> None:
+    command = [sys.executable, "-c", HOLDER, url, NAME, str(LEASE)]
+    observer = impatient(url)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
-        with impatient(url).lock(NAME, patience=1.5 * LEASE) as held:
-            assert not held, "its owner lives"
+        with observer.lock(NAME, patience=1.2 * LEASE) as held:
+            assert not held
+        assert not observer.is_abandoned(NAME)
         process.kill()
-
-
-@pytest.mark.usefixtures("dead_owner")
-def test_a_dead_owners_lock_goes_to_exactly_one(url: str) -> None:
     waiting, taken = threading.Barrier(4), []
 
     def contend(_: int) -> None:
@@ -120,7 +118,7 @@ def test_a_dead_owners_lock_goes_to_exactly_one(url: str) -> None:
         with store.lock(NAME, patience=2 * LEASE) as held:
             if held:
                 taken.append(time.monotonic() - started)
-                time.sleep(2.5 * LEASE)
+                time.sleep(1.2 * LEASE)
 
     with ThreadPoolExecutor(4) as threads:
         list(threads.map(contend, range(4)))
@@ -129,17 +127,18 @@ def test_a_dead_owners_lock_goes_to_exactly_one(url: str) -> None:
     assert impatient(url).names(".locks") == set()
 
 
-@pytest.mark.usefixtures("dead_owner")
-def test_whether_an_owner_lives_is_found_out_within_a_lease(url: str) -> None:
+def test_whether_an_owner_lives_is_found_out_within_a_lease(s3: Proxy, url: str) -> None:
     store = impatient(url)
+    store.publish(KEY, b'{"owner": "dead", "beat": 3}')
     with store.lock(NAME) as held:
         assert not held
     started = time.monotonic()
     assert store.is_abandoned(NAME)
     assert LEASE / 2 < time.monotonic() - started < 2 * LEASE
-    with impatient(url).lock("shard-00004"):
-        assert not store.is_abandoned("shard-00004")
-    assert store.is_abandoned("shard-00004")
+    with store.lock(NAME) as held:
+        assert held
+        assert not impatient(url).is_abandoned(NAME)
+    assert store.is_abandoned(NAME)
 
 
 def test_a_lock_that_cannot_be_renewed_stops_the_work(s3: Proxy, url: str) -> None:
@@ -186,58 +185,51 @@ def test_a_renewal_that_came_through_unanswered_keeps_the_lock(s3: Proxy, url: s
     assert store.names(".locks") == set()
 
 
-def wrong_endpoint(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def wrong_endpoint(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
 
 
-def silence(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def silence(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     s3.fault = lambda request: Fault(delay=1.0, forward=False)
 
 
-def plain_http(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def plain_http(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     patch.delenv("AWS_ALLOW_HTTP")
 
 
-def unknown_key(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
-    ask(s3_port, "/moto-api/reset-auth", "POST", b"0")
+def unknown_key(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("moto.settings.INITIAL_NO_AUTH_ACTION_COUNT", 0)
 
 
-def expired_token(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def expired_token(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     s3.fault = lambda request: Fault(status=400, code="ExpiredToken")
 
 
-def unconditional(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def unconditional(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     s3.fault = lambda request: Fault(without=frozenset({"if-none-match"}))
 
 
-def unconditional_updates(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def unconditional_updates(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     s3.fault = lambda request: Fault(without=frozenset({"if-match"}))
 
 
-def refuses_conditions(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def refuses_conditions(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     def refuse(request: Request) -> Fault | None:
         return Fault(status=501, code="NotImplemented") if "if-none-match" in request.headers else None
 
     s3.fault = refuse
 
 
-def without_obstore(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def without_obstore(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "obstore", None)
     for name in ("object_store", "object_locks", "object_failures"):
         patch.delitem(sys.modules, f"teacher_cache.{name}")
 
 
-def nothing(s3: Proxy, s3_port: int, patch: pytest.MonkeyPatch) -> None:
+def nothing(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     pass
 
 
-@pytest.fixture
-def permissive_again(s3_port: int) -> Iterator[None]:
-    yield
-    ask(s3_port, "/moto-api/reset-auth", "POST", b"inf")
-
-
-@pytest.mark.usefixtures("permissive_again")
 @pytest.mark.parametrize(
     ("wrong", "path", "said"),
     [
@@ -258,9 +250,9 @@ def permissive_again(s3_port: int) -> Iterator[None]:
     ],
 )  # fmt: skip
 def test_one_line_says_what_is_wrong(
-    s3: Proxy, s3_port: int, url: str, wrong, path, said: str, monkeypatch: pytest.MonkeyPatch
+    s3: Proxy, url: str, wrong, path, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong(s3, s3_port, monkeypatch)
+    wrong(s3, monkeypatch)
     path = path or url
     started = time.monotonic()
     with pytest.raises(UserError, match=rf"^{path}(/\S*)?: {said}") as caught:
@@ -271,8 +263,6 @@ def test_one_line_says_what_is_wrong(
 
 
 def test_gone_between_listing_and_reading_is_a_fault_not_a_crash(s3: Proxy, url: str) -> None:
-    from teacher_cache.verify import verify
-
     make_synthetic_cache(url, **SIZES)
     store = open_store(url)
     s3.fault = lambda request: (
