@@ -142,7 +142,7 @@ def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLS
     return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
 
 
-def _held_out(path: Path, trained_on: Cache) -> Cache:
+def _held_out(path: str, trained_on: Cache) -> Cache:
     held_out = open_cache(path)
     ours, theirs = trained_on.manifest, held_out.manifest
     same = {

@@ -20,7 +20,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings a
 
 
 @app.command
-def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
+def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
     """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
 
     Parameters
@@ -28,14 +28,14 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
     config
         YAML file with the settings; configs/ has complete examples.
     out
-        Folder of the cache; overrides `out` in the settings.
+        Folder of the cache, or its URL: s3://BUCKET/PREFIX, gs:// or az://. Overrides `out` in the settings.
     """
     from teacher_cache.build import build as build_cache
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    folder = out or (Path(settings.out) if settings.out else None)
-    if folder is None:
+    folder = out or settings.out
+    if not folder:
         raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
     report = build_cache(settings, folder)
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
@@ -46,7 +46,7 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
 
 
 @app.command
-def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: bool = False) -> int:
+def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
     """Say what a build will take - tokens, bytes by array, time, error - from a short calibration; writes nothing.
 
     Parameters
@@ -54,7 +54,7 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     config
         YAML file with the settings, as for build.
     out
-        Folder the cache would go to; its disk's free space is shown.
+        Folder or URL the cache would go to; its disk's free space is shown.
     json
         Print JSON in place of tables.
     """
@@ -62,28 +62,28 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    made = make_plan(settings, out or (Path(settings.out) if settings.out else None))
+    made = make_plan(settings, out or settings.out)
     print_json(made.to_json()) if json else print_tables(render_plan(made))
     return 0
 
 
 @app.command
 def inspect(
-    path: Path,
+    path: str,
     *,
     json: bool = False,
     row: int | None = None,
     tokens: str | None = None,
     html: Path | None = None,
     rows: str | None = None,
-    compare: Path | None = None,
+    compare: str | None = None,
 ) -> int:
     """Show what a cache holds, one row of it as text, all of it as a page, or how it differs from another.
 
     Parameters
     ----------
     path
-        Folder of the cache; it may be unfinished.
+        Folder or URL of the cache; it may be unfinished.
     json
         Print JSON in place of tables.
     row
@@ -133,7 +133,7 @@ def _require_one_view(**views: object) -> None:
 
 @app.command
 def verify(
-    path: Path,
+    path: str,
     *,
     deep: bool = False,
     teacher: bool = False,
@@ -146,7 +146,7 @@ def verify(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     deep
         Decode everything too, and check that it can be true.
     teacher
@@ -158,18 +158,17 @@ def verify(
     json
         Print JSON in place of a table.
     """
-    from teacher_cache.store import LocalStore
+    from teacher_cache.store import open_existing
     from teacher_cache.verify import verify as verify_bytes
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    store = open_existing(path)
     if deep:
         from teacher_cache.verify_content import verify_bytes_and_content
 
-        findings = verify_bytes_and_content(LocalStore(path))
+        findings = verify_bytes_and_content(store)
     else:
-        findings = verify_bytes(LocalStore(path))
+        findings = verify_bytes(store)
     if (teacher or teacher_model) and findings.is_sound:
         from teacher_cache.reader import open_cache
         from teacher_cache.verify_teacher import verify_teacher
@@ -180,13 +179,13 @@ def verify(
 
 
 @app.command
-def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) -> int:
+def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -> int:
     """Put damaged shards of a cache into quarantine and build them again, from the settings that made it.
 
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     config
         YAML file with the settings the cache was built with.
     deep
@@ -196,8 +195,6 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
     from teacher_cache.settings import BuildSettings
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
     report = repair_cache(path, load_settings(BuildSettings, config, overrides), deep=deep)
     if report.folder is not None:
         print(f"{len(report.quarantined)} damaged objects are in {report.folder}; remove it when you have looked at it")
@@ -208,7 +205,7 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
 
 @app.command
 def synth(
-    path: Path,
+    path: str,
     *,
     rows: int = 256,
     seq_len: int = 128,
@@ -224,7 +221,7 @@ def synth(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     rows
         Rows in the cache.
     seq_len
