@@ -30,9 +30,10 @@ import transformers
 from torch import Tensor
 
 from cli_common.settings_file import load_settings
-from student.batch import Batch
+from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.divergence import TermWeights
+from student.feed import batches_ahead
 from student.frozen_weights import read_frozen_weights
 from student.fused_loss import fused_loss
 from student.loss import dense_distillation_loss, distillation_loss, total_loss
@@ -41,6 +42,7 @@ from student.models.xlstm import XLSTMStudent, build_student
 from student.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache import open_cache
+from teacher_cache.decode import CachedRows
 from teacher_cache.reader import Cache
 from teacher_cache.settings import TargetSettings
 from teacher_cache.synthetic import make_synthetic_cache
@@ -148,7 +150,7 @@ def build(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online
 
 def first_batch(cache: Cache, sizes: Sizes, device: torch.device) -> Batch:
     """The first rows."""
-    return Batch.of(cache.rows(range(sizes.rows)), cache.layout, device)
+    return Batch.of(cache.rows(range(sizes.rows)), cache, device)
 
 
 def make_teacher(sizes: Sizes, seed: int) -> Any:
@@ -206,15 +208,23 @@ def ratios(times: dict[str, list[Taken]], case: str, other: str) -> dict[str, fl
 
 
 def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.device, batches: int, seed: int) -> float:
-    """Time spent waiting for rows, of all the time of an epoch that trains on them."""
+    """Time spent waiting for batches that are made ahead, of all the time of steps on them but the first."""
     cache = open_cache(folder / "sparse")
     reader = BatchReader(cache, seed=seed, global_batch=sizes.rows)
-    waited, started = 0.0, time.perf_counter()
-    for position in range(batches):
-        asked = time.perf_counter()
-        rows = reader.read(0, position)
-        waited += time.perf_counter() - asked
-        bench.train_on(Batch.of(rows, cache.layout, device), "cached")
+
+    def prepare(rows: CachedRows) -> StepBatch:
+        return StepBatch.of(rows, sizes.rows, cache, pinned=device.type == "cuda")
+
+    waited, started = 0.0, 0.0
+    with batches_ahead(reader, range(batches + 1), prepare) as feed:
+        for step in range(batches + 1):
+            asked = time.perf_counter()
+            batch = next(feed)
+            waited += time.perf_counter() - asked
+            if step == 0:
+                waited, started = 0.0, time.perf_counter()
+            for part in batch.on(device):
+                bench.train_on(part, "cached")
     if device.type == "cuda":
         torch.cuda.synchronize()
     return waited / (time.perf_counter() - started)

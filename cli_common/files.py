@@ -5,6 +5,8 @@ import tempfile
 from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
+BLOCK_BYTES = 2**22
+"""Read at once where a file or an object is only looked through."""
 
 
 def write_atomically(path: Path, data: bytes) -> None:

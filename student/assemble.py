@@ -142,12 +142,13 @@ def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLS
     return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
 
 
-def _held_out(path: Path, trained_on: Cache) -> Cache:
+def _held_out(path: str, trained_on: Cache) -> Cache:
     held_out = open_cache(path)
     ours, theirs = trained_on.manifest, held_out.manifest
     same = {
         "tokenizer": ours.tokenizer_sha256 == theirs.tokenizer_sha256,
         "teacher": ours.teacher.weights_sha256 == theirs.teacher.weights_sha256,
+        "rows.context": ours.rows.context == theirs.rows.context,
     }
     for name, is_same in same.items():
         if not is_same:

@@ -11,22 +11,27 @@ from torch import Tensor
 
 from student.divergence import TeacherTargets
 from teacher_cache.decode import CachedRows
-from teacher_cache.format import TargetLayout
+from teacher_cache.reader import Cache
 
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, labels (B, T) int64; loss_mask (B, T) bool; targets; hidden_mean (B, ceil(T/stride), d) or None."""
+    """inputs, labels (B, T) int64; loss_mask (B, T) bool; targets; hidden_mean (B, ceil(T/stride), d) or None.
+
+    document_start (B, T) bool where the teacher saw no further back than its document, else None: the student's state
+    is reset there, so that both see the same context.
+    """
 
     inputs: Tensor
+    document_start: Tensor | None
     labels: Tensor
     loss_mask: Tensor
     targets: TeacherTargets
     hidden_mean: Tensor | None
 
     @classmethod
-    def of(cls, rows: CachedRows, layout: TargetLayout, device: torch.device) -> "Batch":
-        """Rows of a cache of this layout as tensors; position t's label is tokens[t + 1]."""
+    def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
+        """Rows of a cache as tensors; position t's label is tokens[t + 1]."""
 
         def moved(array: NDArray[Any] | None) -> Tensor | None:
             return None if array is None else torch.from_numpy(array).to(device)
@@ -37,10 +42,18 @@ class Batch:
             values=moved(rows.values),
             log_mass=moved(rows.log_mass),
             final_hidden=moved(rows.final_hidden),
-            layout=layout,
+            layout=cache.layout,
         )
         loss_mask = torch.from_numpy(rows.loss_mask).to(device)
-        return cls(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), loss_mask, targets, moved(rows.hidden_mean))
+        apart = cache.manifest.rows.context == "document"
+        return cls(
+            inputs=tokens[:, :-1].contiguous(),
+            document_start=moved(rows.document_start) if apart else None,
+            labels=tokens[:, 1:].contiguous(),
+            loss_mask=loss_mask,
+            targets=targets,
+            hidden_mean=moved(rows.hidden_mean),
+        )
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed."""
@@ -63,14 +76,12 @@ class StepBatch:
     sequences: int
 
     @classmethod
-    def of(
-        cls, rows: CachedRows, size: int, layout: TargetLayout, *, hidden_stride: int, pinned: bool = False
-    ) -> "StepBatch":
+    def of(cls, rows: CachedRows, size: int, cache: Cache, *, pinned: bool = False) -> "StepBatch":
         """Rows cut into batches of `size`; pinned ones are copied to a CUDA device without waiting."""
         host = torch.device("cpu")
         cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
-        batches = (Batch.of(part, layout, host) for part in cut)
-        sequences = rows.loss_mask[:, ::hidden_stride].any(axis=1).sum()
+        batches = (Batch.of(part, cache, host) for part in cut)
+        sequences = rows.loss_mask[:, :: cache.manifest.hidden.stride].any(axis=1).sum()
         return cls(
             tuple(batch.map(Tensor.pin_memory) if pinned else batch for batch in batches),
             tokens=int(rows.loss_mask.sum()),

@@ -22,7 +22,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
 @app.default
-def train(*overrides: Overrides, cache: Path, config: Path | None = None, out: Path | None = None) -> int:
+def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Path | None = None) -> int:
     """Train an xLSTM student from a cache of its teacher, by δ-distillation.
 
     One process as it is; several with `torchrun --nproc-per-node N -m student` in front. Run the same command
@@ -34,7 +34,7 @@ def train(*overrides: Overrides, cache: Path, config: Path | None = None, out: P
     Parameters
     ----------
     cache
-        Folder of the cache, as `teacher-cache build` wrote it.
+        Folder or URL of the cache, as `teacher-cache build` wrote it.
     config
         YAML file with the settings; configs/ has complete examples. Without it the paper's.
     out
@@ -42,9 +42,11 @@ def train(*overrides: Overrides, cache: Path, config: Path | None = None, out: P
     """
     from student.settings import TrainSettings
 
+    if ":/" in str(out):
+        raise UserError(f"--out {out}: checkpoints go to a local folder; give one")
     settings = load_settings(TrainSettings, config, overrides)
     settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
-    _run(settings, cache, out or Path("runs") / cache.resolve().name)
+    _run(settings, cache, out or Path("runs") / _name(cache))
     return 0
 
 
@@ -66,7 +68,7 @@ def _call() -> int | None:
     return result
 
 
-def _run(settings: "TrainSettings", cache: Path, out: Path) -> None:
+def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
     from student.engine import joined_processes, quiet_deepspeed
 
     with quiet_deepspeed():
@@ -83,6 +85,11 @@ def _run(settings: "TrainSettings", cache: Path, out: Path) -> None:
                 raise UserError(f"{where}: cannot be written ({error.strerror}); {remedy}") from error
             if processes.rank == 0:
                 _print_summary(outcome)
+
+
+def _name(cache: str) -> str:
+    """The last part of a folder or URL."""
+    return cache.rstrip("/").rpartition("/")[2] if "://" in cache else Path(cache).resolve().name
 
 
 def _beside(deepspeed: Path | None, config: Path | None) -> Path | None:

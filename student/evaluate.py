@@ -66,8 +66,8 @@ def evaluate(run: Run, cache: Cache, rows: int) -> Measures:
     with torch.no_grad():
         for first in range(0, rows, size * processes.world_size):
             share = _share(cache, first + processes.rank * size, size, rows)
-            batch = Batch.of(share, cache.layout, processes.device)
-            hidden_states = run.engine(batch.inputs)
+            batch = Batch.of(share, cache, processes.device)
+            hidden_states = run.engine(batch.inputs, batch.document_start)
             total += evaluation_sums(hidden_states, run.student.head, batch.labels, batch.loss_mask, batch.targets)
     run.engine.train()
     sums = torch.tensor([total.cross_entropy, total.kl, total.agreement, total.tokens], dtype=torch.float64)

@@ -33,7 +33,7 @@ class Outcome:
     waiting: float | None
 
 
-def run_job(settings: TrainSettings, cache_path: Path, out: Path, processes: Processes) -> Outcome:
+def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
     """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
 
     Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `evaluation.jsonl`, `trained.safetensors`.

@@ -60,8 +60,8 @@ class TargetViewSettings(FrozenSettings):
 class EvaluationSettings(FrozenSettings):
     """Held-out rows, measured before and after training."""
 
-    cache: Path | None = None
-    """A cache of held-out text, built with the same teacher; without it nothing is measured."""
+    cache: str | None = None
+    """Folder or URL of a cache of held-out text, built with the same teacher; without it nothing is measured."""
     max_rows: int | None = Field(None, ge=1)
     """Measure only the first rows."""
     every: int | None = Field(None, ge=1)

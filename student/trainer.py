@@ -75,11 +75,10 @@ def _progress_line(run: Run, start: Progress) -> AbstractContextManager[Progress
 
 
 def _batches(run: Run, start: Progress) -> AbstractContextManager[Iterator[StepBatch]]:
-    pinned, stride = run.processes.device.type == "cuda", run.cache.manifest.hidden.stride
-    size, layout = run.settings.training.micro_batch_size, run.cache.layout
+    size, pinned = run.settings.training.micro_batch_size, run.processes.device.type == "cuda"
 
     def prepare(rows: CachedRows) -> StepBatch:
-        return StepBatch.of(rows, size, layout, hidden_stride=stride, pinned=pinned)
+        return StepBatch.of(rows, size, run.cache, pinned=pinned)
 
     return batches_ahead(run.reader, range(start.steps, run.total_steps), prepare)
 
@@ -113,7 +112,7 @@ def take_step(run: Run, step_batch: StepBatch, coefficients: Coefficients, step:
     totals = torch.zeros(4, dtype=torch.float64, device=processes.device)
     norm = None
     for batch in step_batch.on(processes.device):
-        hidden_states = engine(batch.inputs)
+        hidden_states = engine(batch.inputs, batch.document_start)
         loss = loss_of(run, batch, hidden_states, coefficients, tokens, sequences)
         backward(engine, loss.total * processes.world_size)
         sums = loss.sums

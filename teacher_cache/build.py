@@ -31,7 +31,7 @@ from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store, open_store
 from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.writer import CacheWriter, manifest_differences
@@ -41,7 +41,7 @@ from teacher_cache.writer import CacheWriter, manifest_differences
 class BuildReport:
     """What a call of `build` did."""
 
-    path: Path
+    path: Path | str
     shards_built: int
     shards_found: int
     shards_elsewhere: int
@@ -49,26 +49,28 @@ class BuildReport:
     seconds: float
 
 
-def build(settings: BuildSettings, out: Path) -> BuildReport:
+def build(settings: BuildSettings, out: str | Path) -> BuildReport:
     """Build the cache that `settings` describe at `out`, or continue it.
 
     Shards with a commit record are kept. Raises `UserError` on settings, corpus, teacher or folder at fault.
     """
     started = time.monotonic()
-    store = LocalStore(out)
+    store = open_store(out)
     if _is_already_built(store, settings):
-        return BuildReport(out, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
+        return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
     files = teacher.files()
     writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
     pending = writer.pending_shards()
     built = _build_shards(settings, teacher, writer, pending)
+    if abandoned := writer.abandoned_shards():
+        built += _build_shards(settings, teacher, writer, abandoned)
     elsewhere = len(writer.pending_shards())
     if not elsewhere:
         store.clear_locks()
     found = writer.manifest.shard_count - built - elsewhere
-    return BuildReport(out, built, found, elsewhere, time.monotonic() - started)
+    return BuildReport(store.path, built, found, elsewhere, time.monotonic() - started)
 
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
@@ -161,13 +163,13 @@ def _compute(settings: BuildSettings) -> dict[str, int]:
     return {"batch_size": settings.compute.batch_size}
 
 
-def _is_already_built(store: LocalStore, settings: BuildSettings) -> bool:
+def _is_already_built(store: Store, settings: BuildSettings) -> bool:
     """Whether a finished cache made with these settings is there, found out without loading the teacher."""
     existing = read_manifest(store)
     if existing is None or settings_differences(existing, settings):
         return False
     same_extent = settings.rows.count in (None, existing.rows.count)
-    return same_extent and is_intact(store, existing) and open_cache(store.root, allow_unfinished=True).is_finished
+    return same_extent and is_intact(store, existing) and open_cache(store.path, allow_unfinished=True).is_finished
 
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:

@@ -21,12 +21,16 @@ class CheckedStore(WrapperStore[Store]):
         self._expected = expected
         self._where = where
         self._unchecked = set(expected) if digests else set()
+        self._in_parts: tuple[str, Buffer] | None = None
 
     def _with_store(self, store: Store) -> "CheckedStore":
         return CheckedStore(store, self._expected, where=self._where, digests=bool(self._unchecked))
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
         """Bytes of an object; raises `CacheCorruptError` where they are not those that were committed."""
+        if byte_range is not None and self._in_parts is not None and self._in_parts[0] == key:
+            return _part(self._in_parts[1], byte_range)
+        self._in_parts = None
         if key not in self._unchecked:
             found = await self._store.get(key, prototype, byte_range)
             if found is None and key in self._expected:
@@ -36,7 +40,10 @@ class CheckedStore(WrapperStore[Store]):
         self._check(key, whole)
         self._unchecked.discard(key)
         assert whole is not None
-        return whole if byte_range is None else whole[_slice(byte_range, len(whole))]
+        if byte_range is None:
+            return whole
+        self._in_parts = (key, whole)  # Zarr asks for an index first and for chunks then
+        return _part(whole, byte_range)
 
     def _check(self, key: str, whole: Buffer | None) -> None:
         stored = self._expected[key]
@@ -48,10 +55,10 @@ class CheckedStore(WrapperStore[Store]):
             raise CacheCorruptError(f"{self._where}/{key}: its bytes are not those that were written; {REPAIR}")
 
 
-def _slice(byte_range: ByteRequest, length: int) -> slice:
+def _part(whole: Buffer, byte_range: ByteRequest) -> Buffer:
     if isinstance(byte_range, RangeByteRequest):
-        return slice(byte_range.start, byte_range.end)
+        return whole[byte_range.start : byte_range.end]
     if isinstance(byte_range, OffsetByteRequest):
-        return slice(byte_range.offset, length)
+        return whole[byte_range.offset :]
     assert isinstance(byte_range, SuffixByteRequest)
-    return slice(max(0, length - byte_range.suffix), length)
+    return whole[max(0, len(whole) - byte_range.suffix) :]

@@ -6,6 +6,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
+from cli_common.console import print_json, print_tables
 from cli_common.errors import UserError, run_command
 from cli_common.progress import duration
 from cli_common.settings_file import load_settings
@@ -19,7 +20,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings a
 
 
 @app.command
-def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
+def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
     """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
 
     Parameters
@@ -27,14 +28,14 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
     config
         YAML file with the settings; configs/ has complete examples.
     out
-        Folder of the cache; overrides `out` in the settings.
+        Folder of the cache, or its URL: s3://BUCKET/PREFIX, gs:// or az://. Overrides `out` in the settings.
     """
     from teacher_cache.build import build as build_cache
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    folder = out or (Path(settings.out) if settings.out else None)
-    if folder is None:
+    folder = out or settings.out
+    if not folder:
         raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
     report = build_cache(settings, folder)
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
@@ -45,7 +46,7 @@ def build(config: Path, *overrides: Overrides, out: Path | None = None) -> int:
 
 
 @app.command
-def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: bool = False) -> int:
+def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
     """Say what a build will take - tokens, bytes by array, time, error - from a short calibration; writes nothing.
 
     Parameters
@@ -53,53 +54,86 @@ def plan(config: Path, *overrides: Overrides, out: Path | None = None, json: boo
     config
         YAML file with the settings, as for build.
     out
-        Folder the cache would go to; its disk's free space is shown.
+        Folder or URL the cache would go to; its disk's free space is shown.
     json
         Print JSON in place of tables.
     """
-    from teacher_cache.inspect import print_json, print_tables
     from teacher_cache.plan import make_plan, render_plan
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
-    made = make_plan(settings, out or (Path(settings.out) if settings.out else None))
+    made = make_plan(settings, out or settings.out)
     print_json(made.to_json()) if json else print_tables(render_plan(made))
     return 0
 
 
 @app.command
-def inspect(path: Path, *, json: bool = False, row: int | None = None, tokens: str | None = None) -> int:
-    """Show what a cache holds, or one row of it as text.
+def inspect(
+    path: str,
+    *,
+    json: bool = False,
+    row: int | None = None,
+    tokens: str | None = None,
+    html: Path | None = None,
+    rows: str | None = None,
+    compare: str | None = None,
+) -> int:
+    """Show what a cache holds, one row of it as text, all of it as a page, or how it differs from another.
 
     Parameters
     ----------
     path
-        Folder of the cache; it may be unfinished.
+        Folder or URL of the cache; it may be unfinished.
     json
         Print JSON in place of tables.
     row
         Show this row: each token beside the teacher's first choices.
     tokens
-        Positions of the row to show, as A:B.
+        Positions of the row or of the page's rows to show, as A:B.
+    html
+        Write a page for a browser to this file; it needs no network.
+    rows
+        Rows whose text the page shows, as A,B,C; a few spread ones where not given.
+    compare
+        Folder of another cache: show what differs in settings and content.
     """
     from teacher_cache import inspect as view
+    from teacher_cache.compare import compare_caches, render_comparison
+    from teacher_cache.inspect_page import parse_rows, write_page
+    from teacher_cache.inspect_rows import parse_span, render_row, view_row
     from teacher_cache.reader import open_cache
 
+    _require_one_view(row=row, html=html, compare=compare)
+    if json and html is not None:
+        raise UserError("--json and --html: a page is no JSON; give one of them")
+    if rows is not None and html is None:
+        raise UserError(f"--rows {rows}: chooses the rows of a page; give --html FILE too, or --row N")
+    if tokens is not None and row is None and html is None:
+        raise UserError(f"--tokens {tokens}: belongs to rows; give --row N or --html FILE too")
     cache = open_cache(path, allow_unfinished=True)
-    if row is None:
-        if tokens is not None:
-            raise UserError(f"--tokens {tokens}: belongs to one row; give --row N too")
+    if html is not None:
+        print(write_page(cache, html, parse_rows(rows), parse_span(tokens) if tokens else None))
+    elif compare is not None:
+        compared = compare_caches(cache, open_cache(compare, allow_unfinished=True))
+        print_json(compared) if json else print_tables(render_comparison(compared))
+    elif row is not None:
+        positions = view_row(cache, row, *parse_span(tokens))
+        print_json([p.to_json() for p in positions]) if json else print_tables(render_row(positions))
+    else:
         summary = view.summarize(cache)
-        view.print_json(summary) if json else view.print_tables(view.render_summary(summary))
-        return 0
-    positions = view.view_row(cache, row, *_parse_span(tokens))
-    view.print_json([p.to_json() for p in positions]) if json else view.print_tables(view.render_row(positions))
+        print_json(summary) if json else print_tables(view.render_summary(summary))
     return 0
+
+
+def _require_one_view(**views: object) -> None:
+    given = [f"--{name}" for name, value in views.items() if value is not None]
+    if len(given) > 1:
+        raise UserError(f"{' and '.join(given)}: each shows something else; give one of them")
 
 
 @app.command
 def verify(
-    path: Path,
+    path: str,
     *,
     deep: bool = False,
     teacher: bool = False,
@@ -112,7 +146,7 @@ def verify(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     deep
         Decode everything too, and check that it can be true.
     teacher
@@ -124,19 +158,17 @@ def verify(
     json
         Print JSON in place of a table.
     """
-    from cli_common.console import print_json, print_tables
-    from teacher_cache.store import LocalStore
+    from teacher_cache.store import open_existing
     from teacher_cache.verify import verify as verify_bytes
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    store = open_existing(path)
     if deep:
         from teacher_cache.verify_content import verify_bytes_and_content
 
-        findings = verify_bytes_and_content(LocalStore(path))
+        findings = verify_bytes_and_content(store)
     else:
-        findings = verify_bytes(LocalStore(path))
+        findings = verify_bytes(store)
     if (teacher or teacher_model) and findings.is_sound:
         from teacher_cache.reader import open_cache
         from teacher_cache.verify_teacher import verify_teacher
@@ -147,25 +179,22 @@ def verify(
 
 
 @app.command
-def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) -> int:
+def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -> int:
     """Put damaged shards of a cache into quarantine and build them again, from the settings that made it.
 
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     config
         YAML file with the settings the cache was built with.
     deep
         Find damage by decoding everything too, not by digests alone.
     """
-    from cli_common.console import print_tables
     from teacher_cache.repair import repair as repair_cache
     from teacher_cache.settings import BuildSettings
     from teacher_cache.verify_report import render_findings
 
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
     report = repair_cache(path, load_settings(BuildSettings, config, overrides), deep=deep)
     if report.folder is not None:
         print(f"{len(report.quarantined)} damaged objects are in {report.folder}; remove it when you have looked at it")
@@ -176,7 +205,7 @@ def repair(path: Path, *overrides: Overrides, config: Path, deep: bool = False) 
 
 @app.command
 def synth(
-    path: Path,
+    path: str,
     *,
     rows: int = 256,
     seq_len: int = 128,
@@ -192,7 +221,7 @@ def synth(
     Parameters
     ----------
     path
-        Folder of the cache.
+        Folder or URL of the cache.
     rows
         Rows in the cache.
     seq_len
@@ -225,16 +254,6 @@ def synth(
     )
     print(f"{made}: {rows} rows of {seq_len} positions")
     return 0
-
-
-def _parse_span(tokens: str | None) -> tuple[int, int | None]:
-    if tokens is None:
-        return 0, None
-    first, colon, last = tokens.partition(":")
-    try:
-        return int(first or 0), int(last) if last else (None if colon else int(first) + 1)
-    except ValueError:
-        raise UserError(f"--tokens {tokens}: expected A:B, such as 0:40") from None
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ LOG_MASS_FLOOR = -60.0
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
 TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
+LOCKS_FOLDER = ".locks"
 GROUP_KEY = "zarr.json"
 
 SCALE_GROUP = 64

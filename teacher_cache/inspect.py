@@ -1,24 +1,20 @@
-"""What a cache holds, for a person: a summary of the whole and a row's text beside the teacher's choices."""
+"""What a cache holds, for a person: a summary of the whole as a JSON value and as tables for a terminal."""
 
-import json
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
-from transformers import AutoTokenizer
 
-from cli_common.errors import UserError
 from cli_common.progress import byte_size
 from teacher_cache.format import array_specs
+from teacher_cache.inspect_shards import outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.reader import Cache
 from teacher_cache.statistics import REPORTED_TEMPERATURES, mean_statistics
-
-CHOICES_SHOWN = 5
 
 
 def summarize(cache: Cache) -> dict[str, Any]:
@@ -32,6 +28,7 @@ def summarize(cache: Cache) -> dict[str, Any]:
     means = mean_statistics(commits)
     arrays = _bytes_by_array(cache, positions)
     total = sum(array["bytes"] or 0 for array in arrays.values())
+    figures = shard_figures(cache)
     return {
         "path": str(cache.path),
         "format_version": manifest.format_version,
@@ -54,6 +51,8 @@ def summarize(cache: Cache) -> dict[str, Any]:
         "entropy": _by_temperature(means, "entropy"),
         "cross_entropy": means.get("cross_entropy"),
         "agreement": means.get("agreement"),
+        "by_shard": shards_to_json(figures),
+        "unusual": outlier_sentences(cache, figures),
     }
 
 
@@ -92,36 +91,47 @@ def _entries(means: dict[str, float]) -> dict[str, float] | None:
 
 def render_summary(summary: dict[str, Any]) -> Group:
     """The summary as tables for a terminal."""
-    return Group(_identity_table(summary), _bytes_table(summary), _temperature_table(summary))
+    tables = [_identity_table(summary), _bytes_table(summary), _temperature_table(summary)]
+    if summary["by_shard"]:
+        tables.append(_shards_table(summary))
+    unusual = [Padding(Text(f"unusual: {sentence}"), (0, 0, 0, 2)) for sentence in summary["unusual"]]
+    return Group(*tables, *unusual)
 
 
-def _identity_table(summary: dict[str, Any]) -> Table:
+def identity_facts(summary: dict[str, Any]) -> dict[str, str]:
+    """What made the cache and how far it is, in words by name."""
     teacher, tokenizer, rows = summary["teacher"], summary["tokenizer"], summary["rows"]
     shards = summary["shards"]
-    table = Table(box=None, show_header=False, title=f"teacher cache {summary['path']}", title_justify="left")
-    table.add_column(style="bold")
-    table.add_column(overflow="fold")
     finished = shards["done"] == shards["planned"]
-    facts = {
+    return {
         "teacher": f"{teacher['name']} ({teacher['model_type']}, {teacher['num_layers']} layers × "
         f"{teacher['hidden_size']}, {teacher['dtype']}, weights {teacher['weights_sha256'][:12]})",
         "tokenizer": f"{tokenizer['vocab_size']:,} tokens of {teacher['padded_vocab_size']:,} head rows "
         f"({tokenizer['sha256'][:12]})",
-        "corpus": _corpus_words(summary["corpus"]),
+        "corpus": corpus_words(summary["corpus"]),
         "rows": f"{summary['rows_done']:,} of {rows['count']:,}, {rows['mode']}, {rows['seq_len']} positions each",
         "tokens": f"{summary['tokens']:,} counted positions",
         "targets": _target_words(summary),
         "hidden states": _hidden_words(summary["hidden"]),
         "shards": f"{shards['done']:,} of {shards['planned']:,}" + ("" if finished else " — unfinished"),
         "size": _size_words(summary),
+        "format": f"version {summary['format_version']}",
         "fingerprint": summary["fingerprint"][:16],
     }
-    for name, words in facts.items():
-        table.add_row(name, words)
+
+
+def _identity_table(summary: dict[str, Any]) -> Table:
+    title = Text(f"teacher cache {summary['path']}", style="italic")
+    table = Table(box=None, show_header=False, title=title, title_justify="left")
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, words in identity_facts(summary).items():
+        table.add_row(name, Text(words))
     return table
 
 
-def _corpus_words(corpus: dict[str, Any]) -> str:
+def corpus_words(corpus: dict[str, Any]) -> str:
+    """Where the text came from."""
     words = [str(corpus.get("source", "?"))]
     words += [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
     return ", ".join(words)
@@ -149,31 +159,42 @@ def _size_words(summary: dict[str, Any]) -> str:
     return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes a token"
 
 
-def _bytes_table(summary: dict[str, Any]) -> Table:
+def _table(first: str, *figures: str) -> Table:
+    """A table of names and figures that breaks lines rather than leave something out."""
     table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("array")
-    for heading in ("bytes", "bytes a token", "compression"):
-        table.add_column(heading, justify="right")
-    for name, array in summary["arrays"].items():
-        if array["per_token"] is not None:
-            table.add_row(name, f"{array['bytes']:,}", f"{array['per_token']:.2f}", f"{array['ratio']:.1f} ×")
+    table.add_column(first, overflow="fold")
+    for heading in figures:
+        table.add_column(heading, justify="right", overflow="fold")
     return table
 
 
-def _temperature_table(summary: dict[str, Any]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("temperature")
-    for temperature in REPORTED_TEMPERATURES:
-        table.add_column(f"{temperature:g}", justify="right")
-    lines = {
+def _bytes_table(summary: dict[str, Any]) -> Table:
+    table = _table("array", "bytes", "bytes a token", "share", "compression")
+    for name, array in summary["arrays"].items():
+        if array["per_token"] is not None:
+            share = f"{array['bytes'] / summary['bytes']:.1%}"
+            table.add_row(name, f"{array['bytes']:,}", f"{array['per_token']:.2f}", share, f"{array['ratio']:.1f} ×")
+    return table
+
+
+def temperature_lines(summary: dict[str, Any]) -> dict[str, list[str]]:
+    """What the cache holds at the reported temperatures, in words by name; empty where a temperature is not cached."""
+    forms = {
         "retained mass": ("retained_mass", "{:.2%}"),
         "effective samples": ("effective_samples", "{:,.0f}"),
         "teacher entropy (nats)": ("entropy", "{:.3f}"),
     }
-    for words, (name, form) in lines.items():
-        cells = ["" if value is None else form.format(value) for value in summary[name].values()]
-        if any(cells):
-            table.add_row(words, *cells)
+    lines = {
+        words: ["" if value is None else form.format(value) for value in summary[name].values()]
+        for words, (name, form) in forms.items()
+    }
+    return {words: cells for words, cells in lines.items() if any(cells)}
+
+
+def _temperature_table(summary: dict[str, Any]) -> Table:
+    table = _table("temperature", *(f"{temperature:g}" for temperature in REPORTED_TEMPERATURES))
+    for words, cells in temperature_lines(summary).items():
+        table.add_row(words, *cells)
     cross_entropy = summary["cross_entropy"]
     if cross_entropy is not None:
         table.add_row("teacher cross-entropy", f"{cross_entropy:.3f} (perplexity {math.exp(cross_entropy):.1f})")
@@ -181,93 +202,9 @@ def _temperature_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-@dataclass(frozen=True)
-class PositionView:
-    """One position of a row: its token, the next one, and the teacher's first choices with p at T = 1."""
-
-    position: int
-    token: str
-    following: str
-    counted: bool
-    choices: list[tuple[str, float]]
-    remaining_mass: float
-
-    def to_json(self) -> dict[str, Any]:
-        return vars(self)
-
-
-def view_row(cache: Cache, row: int, first: int = 0, last: int | None = None) -> list[PositionView]:
-    """Positions first..last of a row as text; raises `UserError` naming `--row` or `--tokens` when out of range."""
-    length = cache.manifest.seq_len
-    last = length if last is None else last
-    if not -len(cache) <= row < len(cache):
-        raise UserError(f"--row {row}: the cache has rows 0 to {len(cache) - 1}")
-    if not 0 <= first < last <= length:
-        raise UserError(f"--tokens {first}:{last}: a row has positions 0:{length}")
-    decode, shown = _token_decoder(cache), min(CHOICES_SHOWN, cache.layout.top_k)
-    stored, targets = cache[row], cache.targets([row], temperature=_usual_temperature(cache))
-    chances = targets.probabilities[0]
-    return [
-        PositionView(
-            position=t,
-            token=decode(int(stored.tokens[t])),
-            following=decode(int(stored.tokens[t + 1])),
-            counted=bool(stored.loss_mask[t]),
-            choices=[(decode(int(targets.ids[0, t, k])), float(chances[t, k])) for k in range(shown)],
-            remaining_mass=max(0.0, 1 - float(chances[t].sum())),
-        )
-        for t in range(first, last)
-    ]
-
-
-def _usual_temperature(cache: Cache) -> float:
-    """1, or where a cache was made for other temperatures the lowest of them."""
-    nodes = cache.manifest.node_temperatures
-    return 1.0 if min(nodes) <= 1 <= max(nodes) else min(nodes)
-
-
-def _token_decoder(cache: Cache) -> Any:
-    if cache.tokenizer_folder is None:
-        return lambda token: f"<{token}>"
-    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
-    return lambda token: tokenizer.decode([token])
-
-
-def render_row(views: list[PositionView]) -> Table:
-    """A row as a table: each token, the next one, the first choices (the right one marked) and what is left."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("t", "token", "next"):
-        table.add_column(heading)
-    table.add_column("the teacher's first choices at T = 1")
-    table.add_column("rest", justify="right")
-    for view in views:
-        if not view.counted:
-            table.add_row(str(view.position), _shown(view.token), _shown(view.following), "masked", "")
-            continue
-        choices = Text("  ").join(
-            Text(f"{_shown(word)} {p:.2f}", style="bold green" if word == view.following else "")
-            for word, p in view.choices
-        )
-        table.add_row(
-            str(view.position),
-            _shown(view.token),
-            _shown(view.following),
-            choices,
-            f"{view.remaining_mass:.3f}",
-        )
+def _shards_table(summary: dict[str, Any]) -> Table:
+    table = _table("over shards", "median", "±", "lowest", "highest", "unusual")
+    for name, figure in summary["by_shard"].items():
+        cells = [figure["form"].format(figure[key]) for key in ("median", "deviation", "lowest", "highest")]
+        table.add_row(name, *cells, str(len(figure["outliers"]) or ""))
     return table
-
-
-def _shown(text: str) -> str:
-    """Text with its white space visible: `␣the`, `⏎`."""
-    return text.replace("\n", "⏎").replace("\t", "⇥").replace(" ", "␣")
-
-
-def print_json(value: Any) -> None:
-    """A JSON value on stdout."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def print_tables(*tables: Any) -> None:
-    """Tables on stdout, as wide as the terminal."""
-    Console().print(*tables, sep="\n")

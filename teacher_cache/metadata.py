@@ -14,18 +14,19 @@ from teacher_cache.format import (
     metadata_key,
     parse_manifest,
 )
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store, read_if_there
 
 GROUP_DOCUMENT = {"zarr_format": 3, "node_type": "group"}
 
 
-def read_manifest(store: LocalStore) -> Manifest | None:
+def read_manifest(store: Store) -> Manifest | None:
     """The manifest of the cache in a store, or None where there is no Zarr group."""
-    if store.size(GROUP_KEY) is None:
+    data = read_if_there(store, GROUP_KEY)
+    if data is None:
         return None
     where = store.where("")
     try:
-        document = load_json(store.read(GROUP_KEY))
+        document = load_json(data)
     except ValueError as error:
         raise CacheCorruptError(f"{where}: its zarr.json is not JSON; {REPAIR}") from error
     document = document if isinstance(document, dict) else {}
@@ -36,7 +37,7 @@ def read_manifest(store: LocalStore) -> Manifest | None:
     return manifest
 
 
-def check_metadata(store: LocalStore, manifest: Manifest) -> None:
+def check_metadata(store: Store, manifest: Manifest) -> None:
     """Raise `CacheCorruptError` unless every array is described as the manifest says, to the byte and in meaning."""
     specs = {metadata_key(spec.name): spec for spec in array_specs(manifest)}
     groups = {metadata_key(spec.name.rpartition("/")[0]) for spec in specs.values() if "/" in spec.name}
@@ -47,20 +48,19 @@ def check_metadata(store: LocalStore, manifest: Manifest) -> None:
             raise CacheCorruptError(f"{store.where(key)}: {problem}; {REPAIR}")
 
 
-def is_intact(store: LocalStore, manifest: Manifest) -> bool:
+def is_intact(store: Store, manifest: Manifest) -> bool:
     """Whether all that the manifest lists is there as it was written."""
-    return all(
-        store.size(key) is not None and digest(store.read(key)) == found for key, found in manifest.files.items()
-    )
+    found = ((read_if_there(store, key), written) for key, written in manifest.files.items())
+    return all(data is not None and digest(data) == written for data, written in found)
 
 
-def read_listed(store: LocalStore, manifest: Manifest, key: str) -> bytes:
+def read_listed(store: Store, manifest: Manifest, key: str) -> bytes:
     """An object that the manifest lists; raises `CacheCorruptError` where it is missing or not what was written."""
     if key not in manifest.files:
         raise CacheCorruptError(f"{store.where(key)}: the manifest does not list it; {REPAIR}")
-    if store.size(key) is None:
+    data = read_if_there(store, key)
+    if data is None:
         raise CacheCorruptError(f"{store.where(key)}: missing; {REPAIR}")
-    data = store.read(key)
     if digest(data) != manifest.files[key]:
         raise CacheCorruptError(f"{store.where(key)}: its bytes are not those that were written; {REPAIR}")
     return data
@@ -82,7 +82,7 @@ def array_problem(data: bytes, spec: ArraySpec, manifest: Manifest) -> str | Non
             return f"{key} is {document.get(key)!r}, the manifest says {value!r}"
     try:
         return _codec_problem(document["codecs"], [rows.rows_per_chunk, *spec.row_shape], spec.codecs)
-    except (KeyError, TypeError, IndexError, AttributeError):
+    except (KeyError, TypeError, IndexError, AttributeError, ValueError):
         return "codecs are not those of docs/format.md"
 
 

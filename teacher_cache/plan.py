@@ -22,6 +22,7 @@ from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
+from teacher_cache.store import is_url
 from teacher_cache.targets import KeptTargets, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 
@@ -57,7 +58,7 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(settings: BuildSettings, out: Path | None) -> Plan:
+def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
     """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` as `build` would."""
     started = time.monotonic()
     teacher = load_teacher(settings.teacher)
@@ -161,11 +162,12 @@ def _missed_gradient(
     return float(missed), float(gradient)
 
 
-def _free_bytes(out: Path | None) -> int | None:
+def _free_bytes(out: str | Path | None) -> int | None:
     """Room on the disk the cache would go to."""
-    if out is None:
+    if out is None or is_url(out):
         return None
-    existing = next(folder for folder in [out.absolute(), *out.absolute().parents] if folder.exists())
+    place = Path(out).absolute()
+    existing = next(folder for folder in [place, *place.parents] if folder.exists())
     return shutil.disk_usage(existing).free
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
+from cli_common.errors import UserError
 from teacher_cache import estimate
 from teacher_cache.checked_store import CheckedStore
 from teacher_cache.codec import open_array, quiet_zarr
@@ -24,16 +25,16 @@ from teacher_cache.format import (
     REPAIR,
     TOKENIZER_FOLDER,
     CacheCorruptError,
-    CacheError,
     CacheFormatError,
     CacheUnfinishedError,
     Manifest,
     TargetLayout,
     array_specs,
 )
-from teacher_cache.metadata import check_metadata, read_listed, read_manifest
+from teacher_cache.local_files import local_folder
+from teacher_cache.metadata import check_metadata, read_manifest
 from teacher_cache.randomness import Purpose, row_uniforms
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store, open_existing
 from teacher_cache.thinning import thin, thinned_layout
 
 DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)
@@ -69,7 +70,7 @@ class Cache:
 
     def __init__(
         self,
-        store: LocalStore,
+        store: Store,
         manifest: Manifest,
         commits: dict[int, CommitRecord],
         layout: TargetLayout | None = None,
@@ -86,7 +87,7 @@ class Cache:
         checked = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
         try:
             with quiet_zarr():
-                group = zarr.open_group(checked, mode="r")
+                group = zarr.open_group(checked, mode="r", zarr_format=3)
                 self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
         except DECODING_ERRORS as error:
             raise CacheCorruptError(f"{self.path}: Zarr cannot open its arrays ({error}); {REPAIR}") from error
@@ -96,8 +97,9 @@ class Cache:
         return self.manifest.rows.count
 
     @property
-    def path(self) -> Path:
-        return self.store.root
+    def path(self) -> Path | str:
+        """Folder or URL."""
+        return self.store.path
 
     @property
     def fingerprint(self) -> str:
@@ -118,24 +120,21 @@ class Cache:
         """Safetensors file of the teacher's embedding and LM head.
 
         `embedding.weight` (V_padded, d), `lm_head.weight` of the same shape where untied, `lm_head.bias` if any.
-        Raises `CacheCorruptError` when it is not what was written.
+        Of a cache in an object store it is a copy, see `local_folder`. Raises `CacheCorruptError` when it is not what
+        was written.
         """
-        self._check_file(FROZEN_WEIGHTS_KEY)
-        return self.path / FROZEN_WEIGHTS_KEY
+        return self._local_folder([FROZEN_WEIGHTS_KEY]) / FROZEN_WEIGHTS_KEY
 
     @property
     def tokenizer_folder(self) -> Path | None:
         """Folder for `AutoTokenizer.from_pretrained`; None for a synthetic cache. Raises `CacheCorruptError`."""
         if not self.manifest.tokenizer.has_files:
             return None
-        for key in self.manifest.files:
-            if key.startswith(f"{TOKENIZER_FOLDER}/"):
-                self._check_file(key)
-        return self.path / TOKENIZER_FOLDER
+        keys = [key for key in self.manifest.files if key.startswith(f"{TOKENIZER_FOLDER}/")]
+        return self._local_folder(keys) / TOKENIZER_FOLDER
 
-    def _check_file(self, key: str) -> None:
-        if self._check_digests:
-            read_listed(self.store, self.manifest, key)
+    def _local_folder(self, keys: Sequence[str]) -> Path:
+        return local_folder(self.store, self.manifest, keys, check_digests=self._check_digests)
 
     def __getitem__(self, row: int) -> CachedRows:
         """One row; raises `IndexError` past the end and `CacheUnfinishedError` in a shard not built yet."""
@@ -208,7 +207,7 @@ class Cache:
             if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
                 return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
             return np.asarray(array.oindex[index])
-        except CacheError:
+        except UserError:
             raise
         except DECODING_ERRORS as error:
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
@@ -237,34 +236,32 @@ def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digest
     `CacheCorruptError` (metadata or a commit record that is not what was written, a committed object that is
     missing or has another size).
     """
-    root = Path(path)
-    if not root.exists():
-        raise CacheFormatError(f"{root}: no such folder; give the path of a cache that teacher-cache build wrote")
-    store = LocalStore(root)
+    store = open_existing(path)
     manifest = read_manifest(store)
     if manifest is None:
-        raise CacheFormatError(f"{root}: no teacher cache here; give the folder that teacher-cache build wrote")
+        raise CacheFormatError(f"{path}: no teacher cache here; give the folder that teacher-cache build wrote")
     check_metadata(store, manifest)
     commits = _read_commits(store, manifest)
     if not allow_unfinished and len(commits) < manifest.shard_count:
         done = f"{len(commits)} of {manifest.shard_count} shards"
-        raise CacheUnfinishedError(f"{root}: unfinished, {done} are built; run teacher-cache build again to continue")
+        raise CacheUnfinishedError(f"{path}: unfinished, {done} are built; run teacher-cache build again to continue")
     return Cache(store, manifest, commits, check_digests=check_digests)
 
 
-def _read_commits(store: LocalStore, manifest: Manifest) -> dict[int, CommitRecord]:
+def _read_commits(store: Store, manifest: Manifest) -> dict[int, CommitRecord]:
     """Records of the shards that count, by shard; each object they name must be there in its size."""
     commits = {}
     sizes = store.sizes()
-    for key in sorted(key for key in sizes if key.startswith(f"{COMMITS_FOLDER}/")):
-        record = parse_commit(store.read(key), key, manifest, store.where(key))
+    keys = sorted(key for key in sizes if key.startswith(f"{COMMITS_FOLDER}/"))
+    for key, data in zip(keys, store.read_all(keys), strict=True):
+        record = parse_commit(data, key, manifest, store.where(key))
         if covers(record, manifest):
             _require_objects(store, record, sizes)
             commits[record.shard] = record
     return commits
 
 
-def _require_objects(store: LocalStore, record: CommitRecord, sizes: Mapping[str, int]) -> None:
+def _require_objects(store: Store, record: CommitRecord, sizes: Mapping[str, int]) -> None:
     """Zarr reads a missing object as zeros, so existence and size are checked before anything is read."""
     for key, stored in record.objects.items():
         if key not in sizes:

@@ -8,7 +8,7 @@ from teacher_cache.commits import commit_key
 from teacher_cache.format import CacheCorruptError, CacheError, array_specs
 from teacher_cache.metadata import read_manifest
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store, open_existing
 from teacher_cache.verify import Findings, verify
 from teacher_cache.verify_content import verify_bytes_and_content
 
@@ -20,18 +20,18 @@ class RepairReport:
     """What a repair has done: keys put aside, and where; shards built again; what a last look has found."""
 
     quarantined: list[str]
-    folder: Path | None
+    folder: str | None
     shards_built: int
     findings: Findings
 
 
-def repair(path: Path, settings: BuildSettings, *, deep: bool = False) -> RepairReport:
+def repair(path: str | Path, settings: BuildSettings, *, deep: bool = False) -> RepairReport:
     """Verify a cache, put what is damaged into quarantine, and build that anew from the settings that made it.
 
     What is built is equal, to the byte on the same machine, to what a sound build gives. Raises `CacheError` when the
     settings are not those of the cache.
     """
-    store = LocalStore(path)
+    store = open_existing(path)
     settings = _settings_of(store, settings)
     folder, moved, built = _new_folder(store), [], 0
     # With the manifest itself lost, shards can be judged only when it has been written again.
@@ -43,14 +43,14 @@ def repair(path: Path, settings: BuildSettings, *, deep: bool = False) -> Repair
         built += build(settings, path).shards_built
     else:
         findings = _look(store, deep)
-    return RepairReport(moved, path / folder if moved else None, built, findings)
+    return RepairReport(moved, store.where(folder) if moved else None, built, findings)
 
 
-def _look(store: LocalStore, deep: bool) -> Findings:
+def _look(store: Store, deep: bool) -> Findings:
     return verify_bytes_and_content(store) if deep else verify(store)
 
 
-def _settings_of(store: LocalStore, settings: BuildSettings) -> BuildSettings:
+def _settings_of(store: Store, settings: BuildSettings) -> BuildSettings:
     """The settings with the cache's number of rows; refused where they make another cache."""
     try:
         manifest = read_manifest(store)
@@ -60,11 +60,11 @@ def _settings_of(store: LocalStore, settings: BuildSettings) -> BuildSettings:
         return settings
     differences = settings_differences(manifest, settings)
     if differences:
-        raise CacheError(f"{store.root}: was made otherwise: {differences[0]}; give the settings it was built with")
+        raise CacheError(f"{store.path}: was made otherwise: {differences[0]}; give the settings it was built with")
     return settings.model_copy(update={"rows": settings.rows.model_copy(update={"count": manifest.rows.count})})
 
 
-def _quarantine(store: LocalStore, findings: Findings, folder: str) -> list[str]:
+def _quarantine(store: Store, findings: Findings, folder: str) -> list[str]:
     """Put every faulty object aside, and with one object of a shard the whole shard; the keys that moved."""
     keys = {fault.key for fault in findings.faults if fault.kind != "content"}
     shards = {fault.shard for fault in findings.faults if fault.shard is not None}
@@ -77,15 +77,15 @@ def _quarantine(store: LocalStore, findings: Findings, folder: str) -> list[str]
     return there + [commit_key(shard) for shard in shards]
 
 
-def _move(store: LocalStore, key: str, folder: str) -> bool:
+def _move(store: Store, key: str, folder: str) -> bool:
     if store.size(key) is None:
         return False
     store.move(key, f"{folder}/{key}")
     return True
 
 
-def _new_folder(store: LocalStore) -> str:
+def _new_folder(store: Store) -> str:
     """A quarantine of its own for each repair, numbered: clocks go back."""
-    taken = [p.name for p in (store.root / QUARANTINE_FOLDER).glob("*")]
+    taken = store.names(QUARANTINE_FOLDER)
     number = 1 + max((int(name) for name in taken if name.isdecimal()), default=0)
     return f"{QUARANTINE_FOLDER}/{number:04d}"

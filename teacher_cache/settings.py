@@ -115,7 +115,7 @@ class BuildSettings(FrozenSettings):
     """Everything `teacher-cache build` is told."""
 
     out: str | None = None
-    """Folder of the cache; `--out` overrides it."""
+    """Folder or URL of the cache; `--out` overrides it."""
     teacher: TeacherSettings
     corpus: CorpusSettings
     rows: RowSettings

@@ -1,81 +1,234 @@
-"""A cache's objects in a local folder: published whole or not at all, and locked while somebody makes them."""
+"""A cache's objects: published whole or not at all, and locked while somebody makes them."""
 
 import errno
 import os
+import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
+import zarr.abc.store
 import zarr.storage
 from filelock import FileLock, Timeout
 
 from cli_common.errors import UserError
-from cli_common.files import remove_leftovers, write_atomically
+from cli_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
+from teacher_cache.format import LOCKS_FOLDER, CacheError, CacheFormatError
 
-LOCKS_FOLDER = ".locks"
-BLOCK_BYTES = 2**22
-"""Read at once where an object is only looked through."""
+URL = re.compile(r"\w+:/")
+SCHEMES = ("s3", "gs", "az")
+NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
+
+
+class Store(Protocol):
+    """Where a cache is. Keys are relative paths with `/`; names that begin with a dot are nobody's objects.
+
+    A reader sees a published object whole or not at all, whenever the writer dies. Whatever cannot be done raises
+    `UserError` with a remedy.
+    """
+
+    @property
+    def path(self) -> Path | str:
+        """The folder or URL, as `open_store` takes it."""
+
+    def where(self, key: str) -> str:
+        """An object as a person finds it, for messages; the place itself where the key is empty."""
+        ...
+
+    def exists(self) -> bool:
+        """Whether there is something to look at."""
+        ...
+
+    def names(self, folder: str = "") -> set[str]:
+        """What lies directly in a folder."""
+        ...
+
+    def publish(self, key: str, data: bytes) -> None:
+        """Make `data` the object at `key`."""
+        ...
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Make `data` the object at `key` unless there is another; whether the object is `data` now."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """The whole object; raises `FileNotFoundError`."""
+        ...
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
+        """Small objects, in order; raises `FileNotFoundError`."""
+        ...
+
+    def blocks(self, key: str) -> Iterator[bytes]:
+        """The object piece by piece; raises `FileNotFoundError`."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object, None where there is none."""
+        ...
+
+    def sizes(self, folder: str = "") -> dict[str, int]:
+        """Every object under a folder, however deep: its key and its bytes."""
+        ...
+
+    def remove(self, key: str) -> None:
+        """Remove an object if it is there."""
+        ...
+
+    def move(self, key: str, to: str) -> None:
+        """Give an object another key; raises `FileNotFoundError`."""
+        ...
+
+    def remove_leftovers(self, key: str) -> None:
+        """Remove what writers of `key` that died left unfinished; nobody else may be writing it."""
+        ...
+
+    def lock(self, name: str, patience: float = 0.0) -> AbstractContextManager[bool]:
+        """Hold the lock of this name, or be told False when a living process holds it for so many seconds.
+
+        Whoever gets one looks again whether the work is done.
+        """
+        ...
+
+    def is_abandoned(self, name: str) -> bool:
+        """Whether nobody alive holds the lock of this name, which may take a while to find out."""
+        ...
+
+    def clear_locks(self) -> None:
+        """Remove what locks leave behind, if nobody holds one."""
+        ...
+
+    def zarr(self) -> zarr.abc.store.Store:
+        """The same objects, as Zarr reads them."""
+        ...
+
+
+def is_url(path: str | Path) -> bool:
+    """Whether a path is meant for an object store."""
+    return URL.match(str(path)) is not None
+
+
+def open_store(path: str | Path) -> Store:
+    """The store at a folder or at a URL (s3://, gs://, az://).
+
+    Raises `UserError` where the URL is of another kind, obstore is not installed, or its bucket cannot be reached.
+    """
+    if not is_url(path):
+        return LocalStore(Path(path))
+    url = str(path)
+    scheme = url.partition(":")[0]
+    if scheme not in SCHEMES:
+        raise UserError(f"{url}: {scheme}:// is not known; give a folder, or a URL of {', '.join(SCHEMES)}")
+    if not url.startswith(f"{scheme}://"):
+        raise UserError(f"{url}: a slash is missing; write {scheme}://BUCKET/PREFIX, in Python as a str")
+    try:
+        from teacher_cache.object_store import ObjectStore
+    except ModuleNotFoundError as error:
+        if error.name != "obstore":
+            raise
+        raise UserError(f"{url}: object stores need obstore; pip install 'delta-cache[objects]'") from None
+    store = ObjectStore(url)
+    store.exists()  # what is wrong with the way there shows now, not when a teacher has been loaded
+    return store
+
+
+def open_existing(path: str | Path) -> Store:
+    """The store of a cache that is to be read; raises `CacheFormatError` where there is nothing."""
+    store = open_store(path)
+    if not store.exists():
+        raise CacheFormatError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
+    return store
+
+
+def read_if_there(store: Store, key: str) -> bytes | None:
+    """The whole object, None where there is none."""
+    try:
+        return store.read(key)
+    except NO_OBJECT:
+        return None
 
 
 class LocalStore:
-    """Objects under one folder; keys are relative paths with `/`. Names that begin with a dot are nobody's objects.
+    """Objects under one folder; see `Store`. A full disk or a refused write raises `UserError`."""
 
-    A reader sees a published object whole or not at all, whenever the writer dies.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, path: Path) -> None:
+        self.path = path
 
     def where(self, key: str) -> str:
         """An object as a person finds it, for messages."""
-        return str(self.root / key)
+        return str(self.path / key)
+
+    def exists(self) -> bool:
+        """Whether the folder is there."""
+        return self.path.exists()
+
+    def names(self, folder: str = "") -> set[str]:
+        """What lies directly in a folder; raises `CacheError` where that is a file."""
+        place = self.path / folder
+        if not place.exists():
+            return set()
+        if not place.is_dir():
+            raise CacheError(f"{place}: a file, not a folder; choose another --out")
+        return {found.name for found in place.iterdir() if found.name[0] != "."}
 
     def publish(self, key: str, data: bytes) -> None:
         """Make `data` the object at `key`. Raises `UserError` on a full disk or a refused write."""
         with self._failures_named(key):
-            write_atomically(self.root / key, data)
+            write_atomically(self.path / key, data)
+
+    def create(self, key: str, data: bytes) -> bool:
+        """Make `data` the object at `key` unless there is another, under a lock that keeps others from doing so."""
+        found = read_if_there(self, key)
+        if found is None:
+            self.publish(key, data)
+        return found in (None, data)
 
     def read(self, key: str) -> bytes:
         """The whole object; raises `FileNotFoundError`."""
-        return (self.root / key).read_bytes()
+        return (self.path / key).read_bytes()
+
+    def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
+        """Small objects, in order; raises `FileNotFoundError`."""
+        return map(self.read, keys)
 
     def blocks(self, key: str) -> Iterator[bytes]:
         """The object piece by piece; raises `FileNotFoundError`."""
-        with (self.root / key).open("rb", buffering=0) as file:
+        with (self.path / key).open("rb", buffering=0) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
 
     def size(self, key: str) -> int | None:
         """Bytes of an object, None where there is none."""
-        path = self.root / key
+        path = self.path / key
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         """Every object under a folder, however deep: its key and its bytes."""
         found = {}
-        for path, folders, names in os.walk(self.root / folder):
+        for path, folders, names in os.walk(self.path / folder):
             folders[:] = [name for name in folders if name[0] != "."]
             for name in names:
                 if name[0] != ".":
                     file = Path(path, name)
-                    found[file.relative_to(self.root).as_posix()] = file.lstat().st_size
+                    found[file.relative_to(self.path).as_posix()] = file.lstat().st_size
         return found
 
     def remove(self, key: str) -> None:
         """Remove an object if it is there."""
-        (self.root / key).unlink(missing_ok=True)
+        (self.path / key).unlink(missing_ok=True)
 
     def move(self, key: str, to: str) -> None:
         """Give an object another key; raises `FileNotFoundError`."""
         with self._failures_named(to):
-            target = self.root / to
+            target = self.path / to
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.root / key, target)
+            os.replace(self.path / key, target)
 
     def remove_leftovers(self, key: str) -> None:
         """Remove what writers of `key` that died left unfinished; nobody else may be writing it."""
-        remove_leftovers(self.root / key)
+        remove_leftovers(self.path / key)
 
     @contextmanager
     def lock(self, name: str, patience: float = 0.0) -> Iterator[bool]:
@@ -83,7 +236,7 @@ class LocalStore:
 
         The system lets a lock go when its process dies. Whoever gets one looks again whether the work is done.
         """
-        path = self.root / LOCKS_FOLDER / f"{name}.lock"
+        path = self.path / LOCKS_FOLDER / f"{name}.lock"
         with self._failures_named(f"{LOCKS_FOLDER}/{name}.lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path, timeout=patience)
@@ -97,15 +250,20 @@ class LocalStore:
                 path.unlink(missing_ok=True)
                 lock.release()
 
+    def is_abandoned(self, name: str) -> bool:
+        """Whether no living process holds the lock of this name."""
+        with self.lock(name) as held:
+            return held
+
     def clear_locks(self) -> None:
         """Remove the folder of locks if nobody holds one."""
-        folder = self.root / LOCKS_FOLDER
+        folder = self.path / LOCKS_FOLDER
         if folder.is_dir() and not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
 
-    def zarr(self) -> zarr.storage.LocalStore:
+    def zarr(self) -> zarr.abc.store.Store:
         """The same objects, as Zarr reads them."""
-        return zarr.storage.LocalStore(self.root, read_only=True)
+        return zarr.storage.LocalStore(self.path, read_only=True)
 
     @contextmanager
     def _failures_named(self, key: str) -> Iterator[None]:

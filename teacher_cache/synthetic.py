@@ -30,7 +30,7 @@ from teacher_cache.format import (
 )
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import LocalStore
+from teacher_cache.store import open_store
 from teacher_cache.targets import keep_targets
 from teacher_cache.writer import CacheWriter
 
@@ -80,7 +80,7 @@ class SyntheticSettings:
         )
 
 
-def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
+def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path | str:
     """Write a synthetic cache at `path`; keyword arguments are the fields of `SyntheticSettings`.
 
     The same settings give the same bytes. Raises `UserError` on bad sizes or a folder with other content.
@@ -89,7 +89,7 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
     source = SyntheticTeacher(settings)
     frozen = save({"embedding.weight": source.embedding, "lm_head.weight": source.head})
     files = {FROZEN_WEIGHTS_KEY: frozen}
-    store = LocalStore(Path(path))
+    store = open_store(path)
     writer = CacheWriter(store, _manifest(settings, files), files)
     for shard in writer.pending_shards():
         with writer.claim(shard) as mine:
@@ -97,7 +97,7 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path:
                 arrays, statistics = source.shard(writer.manifest, writer.manifest.shard_rows(shard))
                 writer.write_shard(shard, arrays.by_name, statistics.sums, {"torch": torch.__version__})
     store.clear_locks()
-    return Path(path)
+    return store.path
 
 
 class SyntheticTeacher:

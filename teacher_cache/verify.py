@@ -22,7 +22,7 @@ from teacher_cache.format import (
     is_metadata_key,
 )
 from teacher_cache.metadata import check_metadata, read_manifest
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store
 
 Kind = Literal["metadata", "commit", "missing", "size", "digest", "stray", "unbuilt", "content", "teacher"]
 
@@ -41,7 +41,7 @@ class Fault:
 class Findings:
     """What a verification has looked at and found."""
 
-    path: Path
+    path: Path | str
     faults: list[Fault] = field(default_factory=list)
     objects: int = 0
     bytes: int = 0
@@ -63,13 +63,13 @@ class Findings:
         }
 
 
-def verify(store: LocalStore) -> Findings:
+def verify(store: Store) -> Findings:
     """Look at every object of a cache.
 
     Raises `CacheFormatError` when there is no cache to look at, or one of another format version.
     """
     started = time.monotonic()
-    findings = Findings(store.root)
+    findings = Findings(store.path)
     sizes = store.sizes()
     manifest = _manifest(store, sizes, findings.faults)
     if manifest is not None:
@@ -88,11 +88,11 @@ def verify(store: LocalStore) -> Findings:
     return findings
 
 
-def _manifest(store: LocalStore, sizes: dict[str, int], faults: list[Fault]) -> Manifest | None:
+def _manifest(store: Store, sizes: dict[str, int], faults: list[Fault]) -> Manifest | None:
     try:
         manifest = read_manifest(store)
         if manifest is None and not any(key.startswith(f"{COMMITS_FOLDER}/") for key in sizes):
-            raise CacheFormatError(f"{store.root}: no teacher cache here; give the folder that build wrote")
+            raise CacheFormatError(f"{store.path}: no teacher cache here; give the folder that build wrote")
         if manifest is None:
             faults.append(Fault("missing", GROUP_KEY, None, "the manifest is missing"))
     except CacheCorruptError as error:
@@ -103,7 +103,7 @@ def _manifest(store: LocalStore, sizes: dict[str, int], faults: list[Fault]) -> 
     return manifest
 
 
-def _metadata_faults(store: LocalStore, manifest: Manifest) -> Iterator[Fault]:
+def _metadata_faults(store: Store, manifest: Manifest) -> Iterator[Fault]:
     """Arrays whose metadata, intact to the byte, says something else than the manifest; only hostile hands do that."""
     try:
         check_metadata(store, manifest)
@@ -112,21 +112,25 @@ def _metadata_faults(store: LocalStore, manifest: Manifest) -> Iterator[Fault]:
             yield Fault("metadata", GROUP_KEY, None, str(error))
 
 
-def _is_damaged(store: LocalStore, key: str, found: str) -> bool:
+def _is_damaged(store: Store, key: str, found: str) -> bool:
     return store.size(key) is None or _digest(store, key) != found
 
 
 def _commits(
-    store: LocalStore, manifest: Manifest, sizes: dict[str, int], faults: list[Fault]
+    store: Store, manifest: Manifest, sizes: dict[str, int], faults: list[Fault]
 ) -> Iterator[tuple[int, CommitRecord]]:
     """Sound commit records by shard; a shard without one is a fault too."""
-    for shard in range(manifest.shard_count):
-        key = commit_key(shard)
-        if key not in sizes:
-            faults.append(Fault("unbuilt", key, shard, "not built yet, or its commit record is lost"))
-            continue
+    keys = {commit_key(shard): shard for shard in range(manifest.shard_count)}
+    there = [key for key in keys if key in sizes]
+    faults += [
+        Fault("unbuilt", key, shard, "not built yet, or its commit record is lost")
+        for key, shard in keys.items()
+        if key not in sizes
+    ]
+    for key, data in zip(there, store.read_all(there), strict=True):
+        shard = keys[key]
         try:
-            record = parse_commit(store.read(key), key, manifest, store.where(key))
+            record = parse_commit(data, key, manifest, store.where(key))
         except CacheCorruptError as error:
             faults.append(Fault("commit", key, shard, str(error)))
             continue
@@ -154,7 +158,7 @@ def _unlisted(manifest: Manifest, sizes: dict[str, int], expected: Iterable[str]
 
 
 def _object_fault(
-    store: LocalStore, key: str, shard: int | None, size: int | None, digest: str, sizes: dict[str, int]
+    store: Store, key: str, shard: int | None, size: int | None, digest: str, sizes: dict[str, int]
 ) -> Fault | None:
     if key not in sizes:
         return Fault("missing", key, shard, "missing")
@@ -167,7 +171,7 @@ def _object_fault(
     return None if found == digest else Fault("digest", key, shard, "its bytes are not those that were written")
 
 
-def _digest(store: LocalStore, key: str) -> str:
+def _digest(store: Store, key: str) -> str:
     running = xxhash.xxh3_128()
     for block in store.blocks(key):
         running.update(block)

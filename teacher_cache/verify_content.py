@@ -13,7 +13,7 @@ from teacher_cache.decode import CachedRows
 from teacher_cache.estimate import log_rest
 from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, CacheError, Manifest
 from teacher_cache.reader import Cache, open_cache
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store
 from teacher_cache.verify import Fault, Findings, verify
 
 SHIFTS = (-1, 0, 1)
@@ -21,12 +21,12 @@ MASS_TOLERANCE = 1e-3
 """Relative: log-mass is rounded to 6e-5, sums over it are in float32."""
 
 
-def verify_bytes_and_content(store: LocalStore) -> Findings:
+def verify_bytes_and_content(store: Store) -> Findings:
     """Look at every object, and where all are sound at what they say."""
     started = time.monotonic()
     findings = verify(store)
     if findings.is_sound:
-        verify_content(open_cache(store.root, check_digests=False), findings)
+        verify_content(open_cache(store.path, check_digests=False), findings)
     findings.seconds = time.monotonic() - started
     return findings
 

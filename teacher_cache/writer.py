@@ -11,7 +11,7 @@ from teacher_cache.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
 from teacher_cache.format import COMMITS_FOLDER, GROUP_KEY, CacheError, Manifest, array_specs, digest, is_metadata_key
 from teacher_cache.metadata import is_intact, read_manifest
-from teacher_cache.store import LocalStore
+from teacher_cache.store import Store, read_if_there
 
 METADATA_PATIENCE = 120.0
 """Seconds to wait while another builder writes the metadata."""
@@ -20,7 +20,7 @@ METADATA_PATIENCE = 120.0
 class CacheWriter:
     """Creates a cache or continues one with the same manifest, and publishes finished shards."""
 
-    def __init__(self, store: LocalStore, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> None:
+    def __init__(self, store: Store, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> None:
         """`teacher_files` are the objects under `teacher/`, by key; the manifest comes to list them.
 
         Raises `CacheError` when the folder holds something else, or a cache made with other settings.
@@ -38,7 +38,12 @@ class CacheWriter:
 
     def pending_shards(self) -> list[int]:
         """Shards without a commit record, in order."""
-        return [s for s in range(self.manifest.shard_count) if self._store.size(commit_key(s)) is None]
+        done = self._store.sizes(COMMITS_FOLDER)
+        return [s for s in range(self.manifest.shard_count) if commit_key(s) not in done]
+
+    def abandoned_shards(self) -> list[int]:
+        """Pending shards that nobody is making: their builders died. In an object store this may take a minute."""
+        return [shard for shard in self.pending_shards() if self._store.is_abandoned(_lock_name(shard))]
 
     @property
     def is_finished(self) -> bool:
@@ -47,7 +52,7 @@ class CacheWriter:
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
         """Hold a shard while it is made; False where another process makes it, or has meanwhile made it."""
-        with self._store.lock(f"shard-{shard:05d}") as held:
+        with self._store.lock(_lock_name(shard)) as held:
             mine = held and self._store.size(commit_key(shard)) is None
             if mine:
                 for key in [*(spec.data_key(shard) for spec in array_specs(self.manifest)), commit_key(shard)]:
@@ -76,23 +81,32 @@ class CacheWriter:
             environment=dict(environment),
             identity=self.manifest.identity,
         )
-        self._store.publish(commit_key(shard), record.to_bytes())
+        if not self._store.create(commit_key(shard), record.to_bytes()):
+            self._require_same(record)
         return record
 
+    def _require_same(self, record: CommitRecord) -> None:
+        """Another builder that took this shard over has committed it: its objects must be those written here."""
+        key = commit_key(record.shard)
+        found = parse_commit(self._store.read(key), key, self.manifest, self._store.where(key))
+        if found.objects != record.objects:
+            raise CacheError(
+                f"{self._store.where(key)}: another builder has made this shard with other bytes; "
+                "run teacher-cache repair when all builders have ended"
+            )
+
     def _refuse_other_content(self) -> None:
-        root = self._store.root
-        if root.exists() and not root.is_dir():
-            raise CacheError(f"{root}: a file, not a folder; choose another --out")
+        path, names = self._store.path, self._store.names()
         existing = read_manifest(self._store)
         if existing is None:
             ours = {key.partition("/")[0] for key in self.manifest.files} | {COMMITS_FOLDER}
-            if root.is_dir() and any(p.name[0] != "." and p.name not in ours for p in root.iterdir()):
-                raise CacheError(f"{root}: a folder with other content; choose another --out or an empty folder")
+            if names - ours:
+                raise CacheError(f"{path}: a folder with other content; choose another --out or an empty folder")
             return
         changed = manifest_differences(existing, self.manifest)
         if changed:
             raise CacheError(
-                f"{root}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
+                f"{path}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
             )
         if existing.rows.count == self.manifest.rows.count and is_intact(self._store, existing):
             self.manifest = existing  # maybe by another version of Zarr, which says the same in other bytes
@@ -102,16 +116,19 @@ class CacheWriter:
         wanted = {key: data for key, data in objects.items() if digest(data) == self.manifest.files[key]}
         for key, data in {**wanted, GROUP_KEY: describe_group(self.manifest)}.items():
             self._store.remove_leftovers(key)
-            if self._store.size(key) is None or self._store.read(key) != data:
+            if read_if_there(self._store, key) != data:
                 self._store.publish(key, data)
 
     def _drop_commits_of_other_extent(self) -> None:
         """A cache that grew or shrank keeps its whole shards; a last shard of other length is built anew."""
-        for key in self._store.sizes(COMMITS_FOLDER):
-            if not covers(
-                parse_commit(self._store.read(key), key, self.manifest, self._store.where(key)), self.manifest
-            ):
+        keys = list(self._store.sizes(COMMITS_FOLDER))
+        for key, data in zip(keys, self._store.read_all(keys), strict=True):
+            if not covers(parse_commit(data, key, self.manifest, self._store.where(key)), self.manifest):
                 self._store.remove(key)
+
+
+def _lock_name(shard: int) -> str:
+    return f"shard-{shard:05d}"
 
 
 def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:

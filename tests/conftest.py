@@ -1,7 +1,9 @@
 """Shared fixtures: a tiny seeded teacher on disk, synthetic caches, quiet third-party libraries."""
 
 import os
+import uuid
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from object_server import BUCKET, Proxy, environment, proxy_before, s3_server
+from teacher_cache import object_store
 from teacher_cache.synthetic import make_synthetic_cache
 from tiny_teacher import save_tiny_teacher
 
@@ -35,6 +39,29 @@ def synthetic_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hidden_size=16,
         rows_per_shard=8,
     )
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    with s3_server() as port:
+        yield port
+
+
+@pytest.fixture
+def s3(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before an S3 server, where this process' stores look for s3:// URLs; they are not patient here."""
+    with proxy_before(s3_port) as proxy:
+        for name, value in environment(proxy.url).items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-caches"))
+        monkeypatch.setattr(object_store, "PATIENCE", object_store.Patience(lease=2.0, silence=1.0, outage=3.0))
+        yield proxy
+
+
+@pytest.fixture
+def url() -> str:
+    """A place in the bucket where nothing is."""
+    return f"s3://{BUCKET}/caches/{uuid.uuid4()}"
 
 
 @pytest.fixture(autouse=True)

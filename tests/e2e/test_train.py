@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from e2e_corpus import write_text_corpus
 
 from cli_common.errors import UserError
 from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
@@ -23,7 +24,9 @@ from student.job import run_job
 from student.loss import dense_distillation_loss, total_loss
 from student.schedule import Coefficients
 from student.settings import TrainSettings
+from teacher_cache.build import build as build_cache
 from teacher_cache.reader import open_cache
+from teacher_cache.settings import BuildSettings
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 
 
@@ -272,7 +275,7 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
     dense = open_cache(make_synthetic_cache(tmp_path / "dense", **vars(sizes)))
     run = assemble(small_settings(), dense, tmp_path / "out", alone)
     coefficients = Coefficients(alpha=0.7, temperature=temperature, beta=0.1)
-    batch = Batch.of(dense.rows(range(4)), dense.layout, alone.device)
+    batch = Batch.of(dense.rows(range(4)), dense, alone.device)
     offline = trainer.loss_of(run, batch, run.student(batch.inputs), coefficients, tokens=48, sequences=4)
     teacher = SyntheticTeacher(sizes)
     before = torch.cat([torch.zeros(4, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
@@ -301,7 +304,36 @@ def test_a_process_without_valid_positions_still_takes_part(cache: Path, alone: 
     run = assemble(small_settings(*off), open_cache(cache), tmp_path, alone)
     rows = run.reader.read(0)
     rows.loss_mask[:2] = False
-    batch = StepBatch.of(rows, 2, run.cache.layout, hidden_stride=1)
+    batch = StepBatch.of(rows, 2, run.cache)
     metrics = trainer.take_step(run, batch, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
     assert metrics.tokens == rows.loss_mask.sum()
     assert np.isfinite(metrics.loss)
+
+
+def test_where_the_teacher_saw_a_document_only_the_student_does_too(
+    alone: Processes, tiny_teacher: Path, tmp_path: Path
+) -> None:
+    """The student's states behind a start are those of the document by itself, in training as it is called there."""
+    build = {
+        "teacher": {"model": str(tiny_teacher)},
+        "corpus": {"source": str(write_text_corpus(tmp_path, words=6))},
+        "rows": {"seq_len": 32, "count": 8, "context": "document"},
+        "targets": {"top_k": 4, "samples": 8},
+    }
+    build_cache(BuildSettings.model_validate(build), tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    run = assemble(small_settings(), cache, tmp_path / "run", alone)
+    batch = Batch.of(cache.rows(range(8)), cache, alone.device)
+    assert batch.document_start is not None
+    behind = [(row, at) for row, at in batch.document_start.nonzero().tolist() if at > 0]
+    assert len(behind) >= 5
+    with torch.no_grad():
+        states = run.engine(batch.inputs, batch.document_start)
+        for row, at in behind:
+            stop = next((a for r, a in behind if r == row and a > at), 32)
+            by_itself = run.engine(batch.inputs[row : row + 1, at:stop])[0]
+            assert (states[row, at:stop] - by_itself).abs().max() < 1e-5
+        joined = run.engine(batch.inputs)
+        assert (states - joined).abs().max() > 1e-3
+    run_job(small_settings("--training.max_steps=2"), tmp_path / "cache", tmp_path / "job", alone)
+    assert [line["step"] for line in trace(tmp_path / "job")] == [1, 2]

@@ -116,7 +116,7 @@ def test_repair_gives_the_bytes_of_a_sound_build(
     assert {path: path.stat().st_mtime_ns for path in before} == before, "a sound shard was touched"
     if harm is damage:
         assert report.folder is not None
-        assert (report.folder / key).exists(), "what was damaged is kept"
+        assert (Path(report.folder) / key).exists(), "what was damaged is kept"
 
 
 def test_repair_of_a_sound_cache_does_nothing(settings: BuildSettings, sound: Path) -> None:

@@ -211,7 +211,7 @@ def make_student(path: Path, *, top_k: int = 8, **fields: Any) -> Student:
         rows=6, seq_len=10, vocab_size=90, top_k=top_k, hidden_size=40, dtype="float32", value_dtype="float32", **fields
     )
     cache = open_cache(make_synthetic_cache(path, **vars(sizes)))
-    batch = Batch.of(cache.rows(range(6)), cache.layout, torch.device("cpu"))
+    batch = Batch.of(cache.rows(range(6)), cache, torch.device("cpu"))
     frozen = read_frozen_weights(cache.frozen_weights, padded_vocab_size=90, vocab_size=90, hidden_size=40)
     assert frozen.lm_head is not None
     teacher = SyntheticTeacher(sizes)
@@ -251,7 +251,7 @@ def test_without_samples_the_rest_is_one_bucket_in_a_view_too(tmp_path: Path, te
     """A view of top_k 3 and no samples is the bucket over the three largest, from full vectors in float64."""
     case = make_student(tmp_path / "cache", samples=20)
     view = case.cache.view(top_k=3, samples=0)
-    targets = Batch.of(view.rows(range(6)), view.layout, torch.device("cpu")).targets
+    targets = Batch.of(view.rows(range(6)), view, torch.device("cpu")).targets
     found = replace(case, batch=replace(case.batch, targets=targets)).offline(temperature)
     p = torch.softmax(case.teacher_logits.double() / temperature, -1)
     q = torch.softmax(case.head.logits(case.hidden).double() / temperature, -1)

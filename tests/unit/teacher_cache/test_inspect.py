@@ -1,13 +1,18 @@
 import json
+import os
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from cli_common.console import print_tables
 from cli_common.errors import UserError
 from teacher_cache import Cache, open_cache
-from teacher_cache.inspect import render_row, render_summary, summarize, view_row
+from teacher_cache.cli import app
+from teacher_cache.inspect import render_summary, summarize
+from teacher_cache.inspect_rows import render_row, view_row, visible_text
+from teacher_cache.inspect_shards import find_outliers, outlier_sentences, shard_figures
 from teacher_cache.synthetic import make_synthetic_cache
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 12, "vocab_size": 300, "hidden_size": 64, "rows_per_shard": 4}
@@ -89,3 +94,139 @@ def test_a_row_is_shown_with_the_teachers_first_choices(cache: Cache) -> None:
 def test_a_row_or_span_that_is_not_there_is_named(cache: Cache, row: int, first: int, last: int, message: str) -> None:
     with pytest.raises(UserError, match=message):
         view_row(cache, row, first, last)
+
+
+def test_text_that_would_act_on_a_terminal_is_named() -> None:
+    assert visible_text(" a\n\t\x1b[31m\u202e\u2028é�") == "␣a⏎⇥⟨U+001B⟩[31m⟨U+202E⟩⟨U+2028⟩é�"
+
+
+def test_a_row_is_shown_as_it_is_where_it_looks_like_markup(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_cache.inspect_rows.token_decoder", lambda _: lambda _: "[/bold]\x1b")
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(render_row(view_row(cache, 0, 0, 2)))
+    assert captured.get().count("[/bold]⟨U+001B⟩") >= 5
+
+
+def with_statistic(cache: Cache, shard: int, name: str, mean: float) -> Cache:
+    commit = cache.commits[shard]
+    statistics = {**commit.statistics, name: mean * commit.positions}
+    return Cache(
+        cache.store, cache.manifest, {**cache.commits, shard: commit.model_copy(update={"statistics": statistics})}
+    )
+
+
+@pytest.fixture(scope="module")
+def many_shards(tmp_path_factory: pytest.TempPathFactory) -> Cache:
+    folder = tmp_path_factory.mktemp("inspect") / "shards"
+    return open_cache(make_synthetic_cache(folder, **{**SIZES, "rows": 21, "rows_per_shard": 2}, top_k=4))
+
+
+def test_a_shard_that_stands_out_is_named_by_rows_and_value(many_shards: Cache) -> None:
+    assert outlier_sentences(many_shards, shard_figures(many_shards)) == []
+    strange = with_statistic(many_shards, 3, "cross_entropy", 40.0)
+    summary = json.loads(json.dumps(summarize(strange)))
+    assert list(summary["by_shard"]["cross-entropy of the text"]["outliers"]) == ["3"]
+    (sentence,) = summary["unusual"]
+    assert sentence.startswith(
+        "shard 3 (rows 6 to 7): cross-entropy of the text 40.000 nats, where shards usually have "
+    )
+    console = Console(width=300)
+    with console.capture() as captured:
+        console.print(render_summary(summary))
+    assert sentence in captured.get()
+
+
+def test_outliers_are_far_from_the_median_in_robust_deviations() -> None:
+    values, even = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 100.0]), np.full(6, 10)
+    median, deviation, unusual = find_outliers(values, even)
+    assert (median, deviation) == (3.5, pytest.approx(1.4826 * 1.5))
+    assert unusual == [5]
+    assert find_outliers(values[[0, 1, 5]], even[:3])[2] == []
+    assert find_outliers(np.array([1.0] * 8 + [1.0001]), np.full(9, 10))[2] == []
+
+
+def test_a_short_shard_may_be_further_off() -> None:
+    values = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 17.0])
+    assert find_outliers(values, np.full(6, 100))[2] == [5]
+    assert find_outliers(values, np.array([100] * 5 + [10]))[2] == []
+
+
+def test_an_empty_cache_has_a_summary(cache: Cache) -> None:
+    empty = Cache(cache.store, cache.manifest, {})
+    summary = json.loads(json.dumps(summarize(empty)))
+    assert summary["by_shard"] == {}
+    assert summary["bytes_per_token"] is None
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render_summary(summary))
+    assert "unfinished" in captured.get()
+
+
+class Screen:
+    """Stands for stdout on a terminal."""
+
+    def __init__(self) -> None:
+        self.written = ""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        self.written += text
+        return len(text)
+
+    def flush(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(("lines", "paged"), [("10", True), ("500", False)])
+def test_only_what_is_taller_than_the_terminal_is_paged(
+    cache: Cache, lines: str, paged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    screen, pages = Screen(), []
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setattr("pydoc.pager", pages.append)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "90")
+    monkeypatch.setenv("LINES", lines)
+    monkeypatch.delenv("LESS", raising=False)
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    print_tables(render_summary(summarize(cache)))
+    text = "".join(pages) if paged else screen.written
+    assert bool(pages) == paged
+    assert "\x1b[1m" in text
+    assert not paged or os.environ["LESS"] == "-R"
+
+
+@pytest.mark.parametrize(("columns", "width"), [(None, 100), ("60", 60), ("wide", 100)])
+def test_a_pipe_gets_plain_whole_lines(
+    cache: Cache, columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.delenv("COLUMNS", raising=False)
+    if columns:
+        monkeypatch.setenv("COLUMNS", columns)
+    print_tables(render_summary(summarize(cache)))
+    printed = capsys.readouterr().out
+    assert "\x1b" not in printed
+    assert "…" not in printed
+    assert max(map(len, printed.splitlines())) <= width
+    assert cache.fingerprint[:16] in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rows", "1"], "--rows 1: chooses the rows of a page; give --html"),
+        (["--tokens", "0:3"], "--tokens 0:3: belongs to rows"),
+        (["--row", "1", "--html", "x.html"], "--row and --html: each shows something else"),
+        (["--json", "--html", "x.html"], "--json and --html"),
+        (["--html", "x.html", "--rows", "1;2"], "--rows 1;2: expected row numbers"),
+        (["--html", "x.html", "--rows", "10"], "--rows 10: the cache has rows 0 to 9"),
+        (["--html", "x.html", "--tokens", "5:50"], "--tokens 5:50: a row has positions 0:12"),
+    ],
+)
+def test_options_that_do_not_go_together_are_named(cache: Cache, arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        app(["inspect", str(cache.path), *arguments], result_action="return_value", exit_on_error=False)

@@ -71,3 +71,30 @@ with LocalStore(Path({str(tmp_path)!r})).lock("shard-00001") as held:
             assert held
     store.clear_locks()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_object_is_created_once(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert store.create("commits/00000.json", b"ours")
+    assert store.create("commits/00000.json", b"ours")
+    assert not store.create("commits/00000.json", b"theirs")
+    assert store.read("commits/00000.json") == b"ours"
+
+
+def test_names_are_what_lies_directly_in_a_folder(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path / "cache")
+    assert store.names() == set()
+    for key in ("zarr.json", "tokens/c/0", ".locks/a", ".quarantine/0001/zarr.json", ".quarantine/0002/zarr.json"):
+        store.publish(key, b"")
+    assert store.names() == {"zarr.json", "tokens"}
+    assert store.names(".quarantine") == {"0001", "0002"}
+    with pytest.raises(UserError, match=r"zarr\.json: a file, not a folder"):
+        store.names("zarr.json")
+
+
+def test_a_lock_is_abandoned_unless_it_is_held(tmp_path: Path) -> None:
+    store = LocalStore(tmp_path)
+    assert store.is_abandoned("shard-00001")
+    with store.lock("shard-00001"):
+        assert not LocalStore(tmp_path).is_abandoned("shard-00001")
+    assert store.is_abandoned("shard-00001")

@@ -1,0 +1,46 @@
+"""The teacher's files of a cache, where programs that read files can have them."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from cli_common.errors import UserError
+from cli_common.files import write_atomically
+from teacher_cache.format import Manifest, digest
+from teacher_cache.metadata import read_listed
+from teacher_cache.store import Store
+
+FOLDER = "delta-cache"
+
+
+def local_folder(store: Store, manifest: Manifest, keys: Sequence[str], *, check_digests: bool = True) -> Path:
+    """A folder of this machine with the objects at `keys`, which the manifest lists, as files of those names.
+
+    That is a local cache itself. Of one in an object store, files are fetched once into the user's folder for caches
+    (`$XDG_CACHE_HOME/delta-cache/FINGERPRINT`), and held to their digests at every use. Raises `CacheCorruptError`
+    when an object is not what was written.
+    """
+    if isinstance(store.path, Path):
+        for key in keys if check_digests else ():
+            read_listed(store, manifest, key)
+        return store.path
+    folder = _caches() / FOLDER / manifest.fingerprint
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / ".lock"):
+            for key in keys:
+                if not _is_there(folder / key, manifest.files.get(key)):
+                    write_atomically(folder / key, read_listed(store, manifest, key))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror}); set XDG_CACHE_HOME to another") from error
+    return folder
+
+
+def _is_there(path: Path, written: str | None) -> bool:
+    return path.is_file() and digest(path.read_bytes()) == written
+
+
+def _caches() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
