@@ -18,6 +18,7 @@ from damageable import SIZES, contents, stored
 from object_server import Fault, Proxy, Request
 from student import cli as student_cli
 from student.data import BatchReader
+from student.feed import batches_ahead
 from teacher_cache.build import build
 from teacher_cache.cli import app
 from teacher_cache.format import CacheError
@@ -180,14 +181,15 @@ def test_a_shard_is_read_with_one_request_an_object(s3: Proxy, url: str, tmp_pat
     cache, same = open_cache(url), open_cache(make_synthetic_cache(tmp_path / "local", **sizes))
     assert cache.manifest.rows.rows_per_chunk < 32
     objects = {key for commit in cache.commits.values() for key in commit.objects}
+    prefix = url.removeprefix("s3://bucket/")
     for epoch in range(2):
         readers = [BatchReader(opened, seed=1, global_batch=8) for opened in (cache, same)]
+        steps = range(epoch * readers[0].batches_per_epoch, (epoch + 1) * readers[0].batches_per_epoch)
         s3.requests.clear()
-        for position in range(readers[0].batches_per_epoch):
-            ours, theirs = (reader.read(epoch, position) for reader in readers)
-            for name, column in vars(ours).items():
-                assert np.array_equal(column, getattr(theirs, name)), name
-        prefix = url.removeprefix("s3://bucket/")
+        with batches_ahead(readers[0], steps, lambda rows: rows) as feed:
+            for step, ours in zip(steps, feed, strict=True):
+                for name, column in vars(ours).items():
+                    assert np.array_equal(column, getattr(readers[1].read(step), name)), name
         assert Counter(request.key.removeprefix(f"{prefix}/") for request in s3.requests) == Counter(objects)
 
 
