@@ -26,13 +26,14 @@ def run_stack(
     before, after = state or {}, {}
     for number, block in enumerate(stack.blocks):
         name = f"block_{number}"
-        x, after[name] = _run_block(block, x, before.get(name, {}), document_start)
+        x, after[name] = run_block(block, x, before.get(name, {}), document_start)
     return stack.post_blocks_norm(x), after
 
 
-def _run_block(
+def run_block(
     block: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
 ) -> tuple[Tensor, RecurrentState]:
+    """Inputs (B, T, d) through one of xlstm's blocks; the state is of this block alone, empty before a sequence."""
     run_layer = _run_mlstm if block.config.mlstm is not None else _run_slstm
     y, state = run_layer(block.xlstm, block.xlstm_norm(x), state, document_start)
     x = x + y

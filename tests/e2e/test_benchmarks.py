@@ -44,6 +44,23 @@ def test_throughput_prints_its_ratios(tiny_teacher: Path, tmp_path: Path) -> Non
     assert {"extraction_over_teacher", "decode_tokens_per_second"} <= figures.keys()
 
 
+def test_blocks_are_compared_and_exact(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    sizes = ["--batch", "2", "--seq-len", "24", "--width", "64", "--heads", "4", "--repeats", "1", "--threads", "1"]
+    run("blocks.py", *sizes, "--json", str(output))
+    figures = json.loads(output.read_text())
+    for part in ("slstm", "recurrence", "mlstm", "mlstm_long"):
+        assert 0 < figures[f"{part}_error"] < 1e-5
+        assert figures[f"{part}_speedup"] > 0
+
+
+def test_what_trust_costs_is_measured(tmp_path: Path) -> None:
+    output = tmp_path / "figures.json"
+    run("trust.py", "--rows", "8", "--repeats", "1", "--json", str(output))
+    figures = json.loads(output.read_text())
+    assert {"verify_over_sha256sum", "digests_share_of_read"} <= figures.keys()
+
+
 def test_bias_and_noise_are_told_apart() -> None:
     """Errors of a known bias of norm 3 and noise of norm 4 a draw, 400 draws in 50 dimensions."""
     random = torch.Generator().manual_seed(0)

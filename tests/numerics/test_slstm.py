@@ -187,17 +187,6 @@ def test_what_cannot_be_computed_is_refused() -> None:
         slstm_sequence(cell, inputs)
 
 
-def test_the_benchmark_says_how_much_faster_and_how_exact_a_block_is(tmp_path: Path) -> None:
-    output, script = tmp_path / "figures.json", Path(__file__).parents[2] / "benchmarks" / "recurrence.py"
-    sizes = ["--batch", "2", "--seq-len", "24", "--width", "32", "--heads", "2", "--repeats", "1", "--threads", "1"]
-    command = [sys.executable, str(script), *sizes, "--json", str(output)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stderr
-    figures = json.loads(output.read_text())
-    assert {"block_speedup", "recurrence_speedup", "block_forward_seconds_ours"} <= figures.keys()
-    assert 0 < figures["gradient_error_ours"] < 1e-5
-
-
 INTERPRETED = """
 import json, sys, torch
 from slstm_cases import Sequence, worst_error
