@@ -75,10 +75,13 @@ def _progress_line(run: Run, start: Progress) -> AbstractContextManager[Progress
 
 
 def _batches(run: Run, start: Progress) -> AbstractContextManager[Iterator[StepBatch]]:
-    size, pinned = run.settings.training.micro_batch_size, run.processes.device.type == "cuda"
+    size, device = run.settings.training.micro_batch_size, run.processes.device
+    pinned = device.type == "cuda"
 
     def prepare(rows: CachedRows) -> StepBatch:
-        return StepBatch.of(rows, size, run.cache, pinned=pinned)
+        # A thread begins on device 0, where pinning would open a context for every process of the host.
+        with torch.cuda.device(device) if pinned else nullcontext():
+            return StepBatch.of(rows, size, run.cache, pinned=pinned)
 
     return batches_ahead(run.reader, range(start.steps, run.total_steps), prepare)
 
