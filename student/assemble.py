@@ -81,7 +81,7 @@ def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Proces
     steps = training.epochs * reader.batches_per_epoch
     total_steps = steps if training.max_steps is None else min(steps, training.max_steps)
     warmup_steps = math.ceil(settings.optimizer.warmup_ratio * total_steps)
-    student = _student(settings, cache, processes)
+    student = initial_student(settings, cache, processes.device)
     engine = make_engine(
         student,
         settings,
@@ -121,7 +121,11 @@ def _frobenius(cache: Cache, wanted: FrobeniusSettings, device: torch.device) ->
     return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
 
 
-def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLSTMStudent:
+def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> XLSTMStudent:
+    """A student with initial weights around the frozen matrices of a cache, in the run's precision.
+
+    Raises `UserError` for a shape that does not fit the cache's teacher.
+    """
     manifest = cache.manifest
     dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
     frozen = read_frozen_weights(
@@ -139,7 +143,7 @@ def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLS
         kernels=settings.model.kernels,
     )
     # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
-    return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
+    return student.to(device=device, dtype=DTYPES[settings.training.precision])
 
 
 def _held_out(path: str, trained_on: Cache) -> Cache:

@@ -14,7 +14,7 @@ from student.engine import Processes
 from student.evaluate import Measures, measure, recorded
 from student.progress import Progress
 from student.settings import TrainSettings
-from student.trainer import train
+from student.trainer import Spent, train
 from teacher_cache.reader import open_cache
 
 TRAINED_FILE = "trained.safetensors"
@@ -23,14 +23,14 @@ TRAINED_FILE = "trained.safetensors"
 @dataclass(frozen=True)
 class Outcome:
     """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured),
-    and the share of the steps' time spent waiting for data (None if there were no steps).
+    and what the steps took.
     """
 
     run: Run
     resumed_at: int
     before: Measures | None
     after: Measures | None
-    waiting: float | None
+    spent: Spent
 
 
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
@@ -44,10 +44,10 @@ def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processe
     run = assemble(settings, open_cache(cache_path), out, processes)
     start = _continue(run)
     before = recorded(run, 0) if start.steps else measure(run, 0)
-    waiting = train(run, start)
+    spent = train(run, start)
     after = measure(run, run.total_steps)
     save_trained(run.student, out / TRAINED_FILE, processes)
-    return Outcome(run, start.steps, before, after, waiting)
+    return Outcome(run, start.steps, before, after, spent)
 
 
 def _continue(run: Run) -> Progress:

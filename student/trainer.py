@@ -47,12 +47,23 @@ class StepMetrics:
     applied: bool
 
 
-def train(run: Run, start: Progress) -> float | None:
-    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last.
+@dataclass(frozen=True)
+class Spent:
+    """What one process's steps took, evaluations and checkpoints not counted; tokens are those of all processes."""
 
-    Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
-    """
-    done, waited, taken = start, 0.0, 0.0
+    steps: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    waiting: float = 0.0
+    """Seconds of them spent waiting for data."""
+
+    def with_step(self, tokens: int, seconds: float, waiting: float) -> "Spent":
+        return Spent(self.steps + 1, self.tokens + tokens, self.seconds + seconds, self.waiting + waiting)
+
+
+def train(run: Run, start: Progress) -> Spent:
+    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last."""
+    done, spent = start, Spent()
     with _progress_line(run, start) as line, _batches(run, start) as batches:
         while done.steps < run.total_steps:
             began = time.perf_counter()
@@ -60,13 +71,13 @@ def train(run: Run, start: Progress) -> float | None:
             wait = time.perf_counter() - began
             metrics = take_step(run, batch, _coefficients(run, done), done.steps, run.reader.place(done.steps)[0])
             seconds = time.perf_counter() - began
-            waited, taken = waited + wait, taken + seconds
+            spent = spent.with_step(metrics.tokens, seconds, wait)
             done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
             if line is not None:
                 _record(run, metrics)
                 line.update(done.steps, _words(metrics, seconds, wait, done))
             _measure_and_keep(run, done)
-    return waited / taken if taken else None
+    return spent
 
 
 def _progress_line(run: Run, start: Progress) -> AbstractContextManager[ProgressLine | None]:
