@@ -30,7 +30,7 @@ $(DEPENDENCIES):
 	@rm -f $(VENV)/.dependencies-* && touch $@
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --durations 12
 
 # The fault tests at length: ten times the kills, fifty times the damage; about half an hour.
 faults: setup

@@ -1,6 +1,6 @@
 """What a distillation step costs beside one of cross-entropy alone and one with the teacher online. Ratios of one run.
 
-Usage: python benchmarks/step.py [--paper | --tiny] [--device cuda] [--repeats 7] [--seed 0] [--json FILE]
+Usage: python benchmarks/step.py [--paper | --tiny] [--rows N] [--device cuda] [--repeats 7] [--seed 0] [--json FILE]
 
 Every case is forward, loss, backward and AdamW of the same student on the same rows, with the same one-pass loss but
 for `online`: cross-entropy alone; the targets and averaged states of a cache; a cache of final states (`exact`); a
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -269,16 +269,23 @@ def _status(field: str) -> int:
 def peak_of_process(folder: Path, arguments: argparse.Namespace, case: str) -> int:
     """`peak_bytes` in a fresh process."""
     options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
+    options += ["--rows", str(sizes_of(arguments).rows)]
     command = [sys.executable, __file__, *options, "--peak", case, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
     return int(done.stdout.split()[-1])
 
 
+def sizes_of(arguments: argparse.Namespace) -> Sizes:
+    """The sizes asked for by name, with other rows a batch where they are given."""
+    sizes = SIZES[arguments.size]
+    return sizes if arguments.rows is None else replace(sizes, rows=arguments.rows)
+
+
 def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
-    sizes, device, repeats = SIZES[arguments.size], torch.device(arguments.device), arguments.repeats
+    sizes, device, repeats = sizes_of(arguments), torch.device(arguments.device), arguments.repeats
     online = arguments.size != "paper" or device.type == "cuda"
-    make_caches(folder, sizes, batches=repeats, seed=arguments.seed)
+    make_caches(folder, sizes, batches=2, seed=arguments.seed)
     memory = {case: peak_of_process(folder, arguments, case) for case in CASES if online or case != "online"}
     bench = build(folder, sizes, device, arguments.seed, online=online)
     times = time_cases(bench, device, repeats)
@@ -342,6 +349,7 @@ def main() -> None:
     )
     size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="to see that it runs")
     size.add_argument("--size", help=argparse.SUPPRESS)
+    parser.add_argument("--rows", type=int, help="rows in a batch, if not as many as the size has")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
@@ -350,7 +358,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.peak:
         case, folder = arguments.peak
-        print(peak_bytes(Path(folder), SIZES[arguments.size], case, torch.device(arguments.device), arguments.seed))
+        print(peak_bytes(Path(folder), sizes_of(arguments), case, torch.device(arguments.device), arguments.seed))
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))

@@ -15,16 +15,16 @@ class ProgressLine:
     """Counts units of work done out of a total and says how fast it goes and what is left.
 
     `update` takes the number done and a few words; time left is worked out from the work done since the
-    start of this process, so a resumed job does not flatter itself.
+    start of this process, so a resumed job does not flatter itself. Of several processes one is `shown`.
     """
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
-        self._title, self._total, self._first = title, total, done
+    def __init__(self, title: str, total: int, done: int = 0, *, shown: bool = True) -> None:
+        self._title, self._total, self._first, self._shown = title, total, done, shown
         self._started = time.monotonic()
         self._last_line = 0.0
         self._live: Progress | None = None
         console = Console(file=sys.stderr)
-        if console.is_terminal:
+        if shown and console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
                 BarColumn(bar_width=24),
@@ -51,6 +51,8 @@ class ProgressLine:
             self._live.update(self._task, completed=done, words=words)
             return
         now = time.monotonic()
+        if not self._shown:
+            return
         if done >= self._total or now - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = now
             print(f"{self._title}: {words}", file=sys.stderr, flush=True)

@@ -45,14 +45,15 @@ class BuildReport:
     shards_built: int
     shards_found: int
     shards_elsewhere: int
-    """Shards that another process is building."""
+    """Shards left to others: to another process that is building them, or outside the shards asked for."""
     seconds: float
 
 
-def build(settings: BuildSettings, out: str | Path) -> BuildReport:
-    """Build the cache that `settings` describe at `out`, or continue it.
+def build(settings: BuildSettings, out: str | Path, shards: range | None = None) -> BuildReport:
+    """Build the cache that `settings` describe at `out`, or continue it; of its shards only some where told so.
 
-    Shards with a commit record are kept. Raises `UserError` on settings, corpus, teacher or folder at fault.
+    Shards with a commit record are kept, and those that another process is building are left to it. Raises `UserError`
+    on settings, corpus, teacher or folder at fault.
     """
     started = time.monotonic()
     store = open_store(out)
@@ -62,15 +63,21 @@ def build(settings: BuildSettings, out: str | Path) -> BuildReport:
     require_fit(settings, teacher)
     files = teacher.files()
     writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
-    pending = writer.pending_shards()
-    built = _build_shards(settings, teacher, writer, pending)
-    if abandoned := writer.abandoned_shards():
+    ours = range(writer.manifest.shard_count) if shards is None else shards
+    _require_within(ours, writer.manifest.shard_count)
+    built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
+    if abandoned := [s for s in writer.abandoned_shards() if s in ours]:
         built += _build_shards(settings, teacher, writer, abandoned)
     elsewhere = len(writer.pending_shards())
     if not elsewhere:
         store.clear_locks()
     found = writer.manifest.shard_count - built - elsewhere
     return BuildReport(store.path, built, found, elsewhere, time.monotonic() - started)
+
+
+def _require_within(shards: range, count: int) -> None:
+    if shards.start < 0 or shards.stop > count or not shards:
+        raise UserError(f"--shards {shards.start}:{shards.stop}: the cache has the shards 0:{count}; name some of them")
 
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
@@ -80,7 +87,8 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     built = bytes_written = positions = 0
     done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
     started = time.monotonic()
-    with ProgressLine("build", total=manifest.rows.count, done=done) as progress:
+    first = os.environ.get("RANK", "0") == "0"
+    with ProgressLine("build", total=manifest.rows.count, done=done, shown=first) as progress:
         for shard in pending:
             with writer.claim(shard) as mine:
                 if not mine:

@@ -20,7 +20,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings a
 
 
 @app.command
-def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
+def build(config: Path, *overrides: Overrides, out: str | None = None, shards: str | None = None) -> int:
     """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
 
     Parameters
@@ -29,6 +29,9 @@ def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
         YAML file with the settings; configs/ has complete examples.
     out
         Folder of the cache, or its URL: s3://BUCKET/PREFIX, gs:// or az://. Overrides `out` in the settings.
+    shards
+        Build only these shards, as A:B without B: for a batch array, whose jobs share nothing but the cache's path.
+        Several processes without it share the work too: `torchrun --nproc-per-node N -m teacher_cache build ...`.
     """
     from teacher_cache.build import build as build_cache
     from teacher_cache.settings import BuildSettings
@@ -37,9 +40,9 @@ def build(config: Path, *overrides: Overrides, out: str | None = None) -> int:
     folder = out or settings.out
     if not folder:
         raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
-    report = build_cache(settings, folder)
+    report = build_cache(settings, folder, None if shards is None else _parse_range(shards))
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
-    elsewhere = f", {report.shards_elsewhere} being built by others" if report.shards_elsewhere else ""
+    elsewhere = f", {report.shards_elsewhere} left to others" if report.shards_elsewhere else ""
     print(f"{report.path}: {built}, {report.shards_found} found{elsewhere}, {duration(report.seconds)}")
     print(f"look at it:  teacher-cache inspect {report.path}")
     return 0
@@ -254,6 +257,13 @@ def synth(
     )
     print(f"{made}: {rows} rows of {seq_len} positions")
     return 0
+
+
+def _parse_range(shards: str) -> range:
+    first, colon, last = shards.partition(":")
+    if not (colon and first.isdecimal() and last.isdecimal()):
+        raise UserError(f"--shards {shards}: expected A:B, such as 0:100")
+    return range(int(first), int(last))
 
 
 def main() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib.util
 import io
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -253,11 +254,12 @@ def _packaged_gguf(name: str) -> Path:
 
 
 def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """On a GPU the one of this process among those a launcher started on the machine."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("teacher.device cuda: this torch sees no GPU; use auto or cpu")
-    return torch.device(name)
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def _output_head(model: PreTrainedModel, name: str) -> nn.Linear:

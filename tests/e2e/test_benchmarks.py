@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,21 +45,29 @@ def test_throughput_prints_its_ratios(tiny_teacher: Path, tmp_path: Path) -> Non
     assert {"extraction_over_teacher", "decode_tokens_per_second"} <= figures.keys()
 
 
-def test_blocks_are_compared_and_exact(tmp_path: Path) -> None:
-    output = tmp_path / "figures.json"
-    sizes = ["--batch", "2", "--seq-len", "24", "--width", "64", "--heads", "4", "--repeats", "1", "--threads", "1"]
-    run("blocks.py", *sizes, "--json", str(output))
-    figures = json.loads(output.read_text())
-    for part in ("slstm", "recurrence", "mlstm", "mlstm_long"):
-        assert 0 < figures[f"{part}_error"] < 1e-5
-        assert figures[f"{part}_speedup"] > 0
-
-
 def test_what_trust_costs_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     run("trust.py", "--rows", "8", "--repeats", "1", "--json", str(output))
     figures = json.loads(output.read_text())
     assert {"verify_over_sha256sum", "digests_share_of_read"} <= figures.keys()
+
+
+def test_all_that_a_gpu_is_asked_runs_small_here(tmp_path: Path) -> None:
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    script = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path), "--tiny"]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    assert done.returncode == 0, done.stderr
+    steps = [line.split("\t") for line in (tmp_path / "steps.tsv").read_text().splitlines()]
+    assert [name for name, *_ in steps] == ["checks", "build", "targets", "blocks", "step"]
+    failures = {name: (tmp_path / f"{name}.log").read_text()[-2000:] for name, code, _ in steps if code != "0"}
+    assert not failures
+    blocks = json.loads((tmp_path / "blocks.json").read_text())
+    for part in ("slstm", "recurrence", "mlstm", "mlstm_long"):
+        assert 0 < blocks[f"{part}_error"] < 1e-5
+        assert blocks[f"{part}_speedup"] > 0
+    table = (tmp_path / "table.md").read_text()
+    for figure in ("build_over_teacher", "slstm_speedup", "time_cached_over_ce"):
+        assert figure in table
 
 
 def test_bias_and_noise_are_told_apart() -> None:

@@ -1,6 +1,7 @@
 """Build, inspect, verify, repair and training with the cache in an object store, against a server on loopback."""
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -120,7 +121,8 @@ def test_a_killed_build_continues_with_the_same_bytes(
 
 def start_builder(config: Path, url: str) -> "subprocess.Popen[bytes]":
     command = [sys.executable, "-c", BUILDER, "build", str(config), "--out", url]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    as_here = {**os.environ, "OMP_NUM_THREADS": "1"}  # records name the number of threads
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=as_here)
 
 
 def test_two_builders_at_once_share_the_shards(

@@ -22,7 +22,8 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAUNCHER = re.compile(r"^torchrun --nproc-per-node \d+ -m student\b")
+LAUNCHER = re.compile(r"^torchrun --nproc-per-node \d+ -m (student|teacher_cache)\b")
+PROGRAMS = {"student": "student-train", "teacher_cache": "teacher-cache"}
 
 
 def blocks(document: Path, language: str) -> list[str]:
@@ -32,7 +33,7 @@ def blocks(document: Path, language: str) -> list[str]:
 def commands() -> list[str]:
     """Command lines in the order of the README, several processes shown as one."""
     lines = [line for block in blocks(README, "sh") for line in block.replace("\\\n", " ").splitlines()]
-    return [LAUNCHER.sub("student-train", line) for line in lines if line.strip()]
+    return [LAUNCHER.sub(lambda found: PROGRAMS[found[1]], line) for line in lines if line.strip()]
 
 
 def is_cheap(command: str) -> bool:
