@@ -12,7 +12,7 @@ tiny=
 [ "${1:-}" = --tiny ] && tiny=yes && shift
 wanted=" $* "
 cd "$(dirname "$0")/.."
-export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
+export PYTHONPATH="$PWD:$PWD/tests${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
 mkdir -p "$out"
 : >"$out/steps.tsv"
 
@@ -24,7 +24,7 @@ step() { # NAME SECONDS COMMAND...: a step that fails or takes too long is noted
     printf '%s\t%s\t%s\n' "$name" $? $((SECONDS - started)) >>"$out/steps.tsv"
 }
 
-checks=(python3 -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -q)
+checks=(python3 -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -q --noconftest)
 if [ "$tiny" ]; then
     step checks 60 "${checks[@]}" tests/gpu
     step build 90 python3 benchmarks/gpu_build.py --tiny --batch 2 --batches 4 --repeats 1 --json "$out/build.json"
