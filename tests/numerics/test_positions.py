@@ -67,9 +67,7 @@ def at_labels(logits: Tensor, labels: Tensor) -> Tensor:
 def test_the_student_is_that_of_whole_vectors(tmp_path: Path, kind: str, chunk_tokens: int | None) -> None:
     case = Case(tmp_path / "cache", kind)
     found = case.found(chunk_tokens=chunk_tokens)
-    torch.testing.assert_close(
-        found.cross_entropy.double(), at_labels(case.student, case.labels), rtol=1e-5, atol=1e-5
-    )
+    torch.testing.assert_close(found.cross_entropy.double(), at_labels(case.student, case.labels), rtol=1e-5, atol=1e-5)
     p = case.student.softmax(-1)
     torch.testing.assert_close(found.confidence.double(), p.amax(-1), rtol=1e-5, atol=1e-6)
     assert torch.equal(found.correct, p.argmax(-1) == case.labels)

@@ -1,5 +1,6 @@
 """Calibration errors and intervals against naive twins and known truths."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ def naive_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], edg
     """Bin by bin, as the definition has it: share of positions times the gap of means."""
     bounds = [-np.inf, *edges, np.inf]
     error = 0.0
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in pairwise(bounds):
         inside = (confidence > low) & (confidence <= high)
         if inside.any():
             error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
