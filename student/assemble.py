@@ -18,7 +18,7 @@ from student.loss import FrobeniusTerm
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
 from student.progress import Progress
-from student.records import Records
+from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.schedule import cosine_with_warmup
 from student.settings import TargetViewSettings, TrainSettings
 from teacher_cache.nodes import interpolation_weights
@@ -57,11 +57,15 @@ class Run:
 
     @property
     def metrics(self) -> Records:
-        return Records(self.out / "metrics.jsonl")
+        return Records(self.out / METRICS_FILE)
+
+    @property
+    def costs(self) -> Records:
+        return Records(self.out / COSTS_FILE)
 
     @property
     def measurements(self) -> Records:
-        return Records(self.out / "evaluation.jsonl")
+        return Records(self.out / EVALUATION_FILE)
 
 
 def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Processes) -> Run:

@@ -9,26 +9,29 @@ from cyclopts import App, CycloptsError
 from cli_common.errors import UserError, run_command
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cli_common.progress import ProgressLine
     from student.held_out import Figures, HeldOut
+    from teacher_cache.decode import CachedRows
 
 app = App(name="student-eval")
 
 
 @app.default
-def evaluate(run: Path, *, cache: str | None = None, corpus: str | None = None, json: bool = False) -> int:
+def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = None, json: bool = False) -> int:
     """Measure a trained student on held-out text, by document, beside its teacher where a cache knows it.
 
     Every number comes with a 95 % interval from resampling documents.
 
     Parameters
     ----------
-    run
-        Folder of a finished training run.
+    student
+        Folder of a finished training run, or of an export.
     cache
         Folder or URL of a cache of held-out text by the same teacher.
     corpus
-        Text to measure without the teacher: cross-entropy and perplexity, rows made as those of `--cache`, or of the
-        cache trained on.
+        Text to measure without the teacher, rows made as those of `--cache`, or of the cache trained on.
     json
         Print JSON in place of a table, with each document's means.
     """
@@ -38,7 +41,7 @@ def evaluate(run: Path, *, cache: str | None = None, corpus: str | None = None, 
     if cache is None and corpus is None:
         raise UserError("nothing to measure on; give --cache HELDOUT or --corpus FILE")
     with quiet_deepspeed():
-        found, subject = _measure(run, cache, corpus)
+        found, subject = _measure(student, cache, corpus)
     if json:
         print_json(_as_json(found, subject))
     else:
@@ -63,18 +66,31 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     """What was measured, and on what."""
     import torch
 
+    from cli_common.progress import ProgressLine
     from student.corpus_text import text_rows
     from student.held_out import measure_held_out, rows_in_order
     from student.run_files import read_summary
-    from student.trained import load_student
+    from student.trained import is_export, load_student
     from teacher_cache.reader import open_cache
 
+    if cache_path is None and is_export(path):
+        raise UserError(f"{path}: an export does not say how its rows were made; give --cache of the same teacher too")
     cache = open_cache(cache_path or read_summary(path).cache)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     student = load_student(path, cache, device)
-    size = student.settings.training.micro_batch_size
-    rows = rows_in_order(cache, size) if corpus is None else text_rows(corpus, cache, size)
-    return measure_held_out(student.model, cache, rows, device), corpus or str(cache.path)
+    if corpus is not None:
+        return measure_held_out(student.model, cache, text_rows(corpus, cache, student.rows), device), corpus
+    with ProgressLine("measuring", len(cache)) as line:
+        rows = _counted(rows_in_order(cache, student.rows), line)
+        return measure_held_out(student.model, cache, rows, device), str(cache.path)
+
+
+def _counted(rows: "Iterable[CachedRows]", line: "ProgressLine") -> "Iterator[CachedRows]":
+    done = 0
+    for part in rows:
+        yield part
+        done += len(part.tokens)
+        line.update(done, "rows")
 
 
 def _table(found: "HeldOut", subject: str) -> Any:

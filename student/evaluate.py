@@ -1,7 +1,7 @@
 """Held-out numbers while training: cross-entropy, perplexity, KL to the teacher at T = 1, agreement, calibration."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -59,9 +59,10 @@ def recorded(run: Run, step: int) -> Measures | None:
     if run.held_out is None:
         return None
     key = _key(run, run.held_out, step)
+    names = {field.name for field in fields(Measures)}
     for record in run.measurements.read():
-        if {name: record[name] for name in key} == key:
-            return Measures(**{name: value for name, value in record.items() if name not in key})
+        if record.items() >= key.items() and record.keys() >= names:
+            return Measures(**{name: record[name] for name in names})
     return None
 
 

@@ -141,8 +141,9 @@ def figures_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Figures:
         errors = [calibration_error(b.reshape(*b.shape[:-1], BINS, 3))[..., None] for b in binned]
         return np.concatenate([means / tokens, *errors], axis=-1)
 
-    names_of_all = [*names, "calibration_error", "adaptive_calibration_error"]
-    found = dict(zip(names_of_all, intervals(sums, statistic), strict=True))
+    names_of_errors = ["calibration_error", "adaptive_calibration_error"]
+    estimates = intervals(sums, statistic, distances=len(names_of_errors))
+    found = dict(zip([*names, *names_of_errors], estimates, strict=True))
     found |= {name: replace(found[name], at_least=True) for name in lower_bounds}
     return Figures(**found, perplexity=_exponential(found["cross_entropy"]))
 

@@ -14,7 +14,7 @@ from student.engine import Processes
 from student.evaluate import Measures, measure, recorded
 from student.progress import Progress
 from student.settings import TrainSettings
-from student.trainer import Spent, train
+from student.trainer import train
 from teacher_cache.reader import open_cache
 
 TRAINED_FILE = "trained.safetensors"
@@ -23,20 +23,21 @@ TRAINED_FILE = "trained.safetensors"
 @dataclass(frozen=True)
 class Outcome:
     """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured),
-    and what the steps took.
+    and the share of the steps' time spent waiting for data (None if there were no steps).
     """
 
     run: Run
     resumed_at: int
     before: Measures | None
     after: Measures | None
-    spent: Spent
+    waiting: float | None
 
 
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
     """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
 
-    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `evaluation.jsonl`, `trained.safetensors`.
+    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`, `evaluation.jsonl`,
+    `trained.safetensors`.
     Raises `UserError` when `out` belongs to another run.
     """
     if out.exists() and not out.is_dir():
@@ -44,10 +45,10 @@ def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processe
     run = assemble(settings, open_cache(cache_path), out, processes)
     start = _continue(run)
     before = recorded(run, 0) if start.steps else measure(run, 0)
-    spent = train(run, start)
+    waiting = train(run, start)
     after = measure(run, run.total_steps)
     save_trained(run.student, out / TRAINED_FILE, processes)
-    return Outcome(run, start.steps, before, after, spent)
+    return Outcome(run, start.steps, before, after, waiting)
 
 
 def _continue(run: Run) -> Progress:
@@ -75,4 +76,5 @@ def _prepare_folder(run: Run, start: int) -> None:
         raise UserError(f"--out {run.out}: cannot be made ({error.strerror}); give another folder") from error
     write_atomically(run.out / "settings.json", run.settings.model_dump_json(indent=1).encode() + b"\n")
     run.metrics.drop_after(start)
+    run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)

@@ -15,10 +15,11 @@ from cli_common.progress import byte_size, duration
 from student.measure_words import MEASURE_WORDS
 from student.report_charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
 from student.report_series import MOST_POINTS, Chart, charts
-from student.run_files import RunFiles
+from student.run_files import RunFiles, Sample
 
 REPORT_FILE = "report.html"
 NONE = "–"
+COST_SUMS = ("tokens", "seconds", "waiting")
 
 
 def write_report(runs: Sequence[RunFiles], path: Path) -> int:
@@ -119,42 +120,44 @@ def _charts(drawn: Sequence[Chart], runs: Sequence[RunFiles]) -> Markup:
 def _text(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     parts = []
     for run, name in zip(runs, names, strict=True):
-        if run.summary and run.summary.sample:
-            sample = run.summary.sample
-            heading = element("h3", name) if len(runs) > 1 else None
-            words = element("span", sample.prompt, class_="prompt")
-            parts.append(
-                join(heading, element("p", words, element("span", sample.continuation), class_="sample", dir="auto"))
-            )
+        samples = run.summary.samples if run.summary else []
+        if samples and len(runs) > 1:
+            parts.append(element("h3", name))
+        parts += [_sample(sample) for sample in samples]
     if not parts:
         return element("p", "No sample of text: the run has not finished, or its cache has no tokenizer.")
-    note = element(
-        "p", "The student's likeliest continuation of a held-out beginning, which is set in grey.", class_="note"
+    words = (
+        "A held-out beginning in grey, then how the student goes on: its likeliest tokens, and tokens drawn at T = 1."
     )
-    return join(note, *parts)
+    return join(element("p", words, class_="note"), *parts)
+
+
+def _sample(sample: Sample) -> Markup:
+    continued = {"likeliest": sample.likeliest, "drawn": sample.drawn}
+    entries = []
+    for name, words in continued.items():
+        text = element("dd", element("span", sample.prompt, class_="prompt"), element("span", words), dir="auto")
+        entries.append(element("div", element("dt", name), text))
+    return element("dl", *entries, class_="sample")
 
 
 def _costs(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     rows = [[name, *_cost_words(run)] for run, name in zip(runs, names, strict=True) if run.costs]
     if not rows:
-        return element("p", "No costs yet: they are written when student-train comes to its end.")
+        return element("p", "No step has been timed.")
     headings = ["", "steps timed", "time of the steps", "tokens a second", "waiting for data", "peak memory", "on"]
-    return table("Of the invocations that came to their end; evaluations and checkpoints not counted", headings, rows)
+    return table("Steps alone, without evaluations and checkpoints; memory of the first process", headings, rows)
 
 
 def _cost_words(run: RunFiles) -> list[str]:
-    steps, tokens, seconds, waiting = (
-        sum(line[key] for line in run.costs) for key in ("steps", "tokens", "seconds", "waiting")
-    )
-    last = run.costs[-1]
-    machine = f"{last['processes']} × {last['device']}" if last["processes"] > 1 else str(last["device"])
+    tokens, seconds, waiting = (sum(getattr(cost, name) for cost in run.costs) for name in COST_SUMS)
     return [
-        f"{steps:,} of {_steps(run):,}",
+        f"{len(run.costs):,} of {_steps(run):,}",
         duration(seconds),
         f"{tokens / seconds:,.0f}",
         f"{waiting / seconds:.1%}",
-        byte_size(max(line["peak_bytes"] for line in run.costs)),
-        f"{machine}, torch {last['torch']}",
+        byte_size(max(cost.peak_bytes for cost in run.costs)),
+        "; ".join(dict.fromkeys(cost.machine for cost in run.costs)),
     ]
 
 

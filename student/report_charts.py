@@ -34,7 +34,7 @@ def _svg(chart: Chart) -> Markup:
     dots = [
         element("circle", cx=x(step), cy=y(value), r=3, class_=line_class(line.run))
         for line in chart.lines
-        if chart.measure.held_out or len(line.steps) == 1
+        if chart.measure.source == "evaluations" or len(line.steps) == 1
         for step, value in zip(line.steps, line.values, strict=True)
     ]
     return element(

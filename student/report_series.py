@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,11 +14,11 @@ MOST_POINTS = 400
 
 @dataclass(frozen=True)
 class Measure:
-    """A curve: its key in `metrics.jsonl` (or `evaluation.jsonl`), and its name."""
+    """A curve: its key in the records it is taken from, and its name."""
 
     key: str
     name: str
-    held_out: bool = False
+    source: Literal["metrics", "evaluations", "costs"] = "metrics"
 
 
 MEASURES = (
@@ -31,9 +31,10 @@ MEASURES = (
     Measure("temperature", "T, the temperature"),
     Measure("beta", "β, the Frobenius term's weight"),
     Measure("learning_rate", "Learning rate"),
-    Measure("cross_entropy", "Held-out cross-entropy, nats a token", held_out=True),
-    Measure("kl", "Held-out KL at T = 1, nats a token", held_out=True),
-    Measure("calibration_error", "Held-out calibration error", held_out=True),
+    Measure("cross_entropy", "Held-out cross-entropy, nats a token", "evaluations"),
+    Measure("kl", "Held-out KL at T = 1, nats a token", "evaluations"),
+    Measure("calibration_error", "Held-out calibration error", "evaluations"),
+    Measure("tokens_per_second", "Tokens a second", "costs"),
 )
 
 
@@ -63,12 +64,17 @@ def charts(runs: Sequence[RunFiles]) -> list[Chart]:
 def _lines(runs: Sequence[RunFiles], measure: Measure) -> list[Line]:
     lines = []
     for number, run in enumerate(runs):
-        records = run.evaluations if measure.held_out else run.metrics
-        points = _finite(records, measure.key)
-        if len(points) > (1 if measure.held_out else 0):
+        points = _finite(_records(run, measure), measure.key)
+        if len(points) > (1 if measure.source == "evaluations" else 0):
             steps, values = _thinned(points)
             lines.append(Line(number, steps, values))
     return lines
+
+
+def _records(run: RunFiles, measure: Measure) -> list[dict[str, Any]]:
+    if measure.source == "costs":
+        return [{"step": cost.step, "tokens_per_second": cost.tokens / cost.seconds} for cost in run.costs]
+    return run.metrics if measure.source == "metrics" else run.evaluations
 
 
 def _finite(records: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:

@@ -9,19 +9,20 @@ from pydantic import BaseModel, ValidationError
 
 from cli_common.errors import UserError
 from cli_common.settings_file import FrozenSettings
-from student.records import Records
+from student.costs import StepCost
+from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.settings import TrainSettings
 
 SETTINGS_FILE = "settings.json"
 SUMMARY_FILE = "summary.json"
-COSTS_FILE = "costs.jsonl"
 
 
 class Sample(FrozenSettings):
-    """The student's text after a held-out beginning."""
+    """A held-out beginning, and how the student goes on: by its likeliest tokens, and by tokens drawn at T = 1."""
 
     prompt: str
-    continuation: str
+    likeliest: str
+    drawn: str
 
 
 class RunSummary(FrozenSettings):
@@ -39,7 +40,8 @@ class RunSummary(FrozenSettings):
     total_parameters: int
     teacher_measures: dict[str, float] | None
     """The teacher's own numbers on the held-out cache, by the names of the student's."""
-    sample: Sample | None
+    samples: list[Sample]
+    """None where the cache has no tokenizer, or a process has parts of the parameters only."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class RunFiles:
     settings: TrainSettings
     metrics: list[dict[str, Any]]
     evaluations: list[dict[str, Any]]
-    costs: list[dict[str, Any]]
+    costs: list[StepCost]
     summary: RunSummary | None
 
 
@@ -64,9 +66,9 @@ def read_run(path: Path) -> RunFiles:
     return RunFiles(
         path,
         settings,
-        metrics=_lines(path / "metrics.jsonl"),
-        evaluations=_lines(path / "evaluation.jsonl"),
-        costs=_lines(path / COSTS_FILE),
+        metrics=_lines(path / METRICS_FILE),
+        evaluations=_lines(path / EVALUATION_FILE),
+        costs=_costs(path / COSTS_FILE),
         summary=_parse(RunSummary, summary) if summary.is_file() else None,
     )
 
@@ -93,6 +95,13 @@ def _parse(model: type[ModelT], path: Path) -> ModelT:
         return model.model_validate_json(path.read_bytes())
     except (OSError, ValidationError) as error:
         raise UserError(f"{path}: not what student-train writes there; run its command again") from error
+
+
+def _costs(path: Path) -> list[StepCost]:
+    try:
+        return [StepCost(**line) for line in _lines(path)]
+    except TypeError as error:
+        raise UserError(f"{path}: not what student-train writes there; is it damaged?") from error
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

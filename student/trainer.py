@@ -12,6 +12,7 @@ from cli_common.progress import ProgressLine
 from student.assemble import Run
 from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
+from student.costs import step_cost
 from student.engine import backward, gradient_norm
 from student.evaluate import measure
 from student.feed import batches_ahead
@@ -47,23 +48,12 @@ class StepMetrics:
     applied: bool
 
 
-@dataclass(frozen=True)
-class Spent:
-    """What one process's steps took, evaluations and checkpoints not counted; tokens are those of all processes."""
+def train(run: Run, start: Progress) -> float | None:
+    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last.
 
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    waiting: float = 0.0
-    """Seconds of them spent waiting for data."""
-
-    def with_step(self, tokens: int, seconds: float, waiting: float) -> "Spent":
-        return Spent(self.steps + 1, self.tokens + tokens, self.seconds + seconds, self.waiting + waiting)
-
-
-def train(run: Run, start: Progress) -> Spent:
-    """Take the steps from `start` to the end; write a checkpoint now and then, and after the last."""
-    done, spent = start, Spent()
+    Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
+    """
+    done, waited, taken = start, 0.0, 0.0
     with _progress_line(run, start) as line, _batches(run, start) as batches:
         while done.steps < run.total_steps:
             began = time.perf_counter()
@@ -71,13 +61,14 @@ def train(run: Run, start: Progress) -> Spent:
             wait = time.perf_counter() - began
             metrics = take_step(run, batch, _coefficients(run, done), done.steps, run.reader.place(done.steps)[0])
             seconds = time.perf_counter() - began
-            spent = spent.with_step(metrics.tokens, seconds, wait)
+            waited, taken = waited + wait, taken + seconds
             done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
             if line is not None:
                 _record(run, metrics)
+                run.costs.append(vars(step_cost(metrics.step, metrics.tokens, seconds, wait, run.processes)))
                 line.update(done.steps, _words(metrics, seconds, wait, done))
             _measure_and_keep(run, done)
-    return spent
+    return waited / taken if taken else None
 
 
 def _progress_line(run: Run, start: Progress) -> AbstractContextManager[ProgressLine | None]:
