@@ -110,3 +110,14 @@ def test_a_batch_without_counted_positions_has_none(tmp_path: Path) -> None:
     case = Case(tmp_path / "cache", "sampled")
     case.batch.loss_mask[:] = False
     assert len(case.found().cross_entropy) == 0
+
+
+def test_sampled_kl_is_right_on_average_and_a_bucket_sees_less(tmp_path: Path) -> None:
+    sampled, bucket = Case(tmp_path / "sampled", "sampled"), Case(tmp_path / "bucket", "bucket")
+    found, least = sampled.found().kl, bucket.found().kl
+    assert found is not None
+    assert least is not None
+    off = found.double() - dense_kl(sampled.teacher, sampled.student, 1.0)
+    assert off.abs().max() > 0.01
+    assert off.mean().abs() < 3 * off.std() / len(off) ** 0.5
+    assert (least <= dense_kl(bucket.teacher, bucket.student, 1.0) + 1e-4).all()
