@@ -17,6 +17,7 @@ from student.frozen_weights import read_frozen_weights
 from student.loss import FrobeniusTerm
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
+from student.positions import require_temperature_one
 from student.progress import Progress
 from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.schedule import cosine_with_warmup
@@ -161,4 +162,5 @@ def _held_out(path: str, trained_on: Cache) -> Cache:
     for name, is_same in same.items():
         if not is_same:
             raise UserError(f"evaluation.cache {path}: another {name} than {trained_on.path}; build both with the same")
+    require_temperature_one(held_out, "evaluation.cache")
     return held_out

@@ -69,6 +69,7 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     from cli_common.progress import ProgressLine
     from student.corpus_text import text_rows
     from student.held_out import measure_held_out, rows_in_order
+    from student.positions import require_temperature_one
     from student.run_files import read_summary
     from student.trained import is_export, load_student
     from teacher_cache.reader import open_cache
@@ -80,6 +81,7 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     student = load_student(path, cache, device)
     if corpus is not None:
         return measure_held_out(student.model, cache, text_rows(corpus, cache, student.rows), device), corpus
+    require_temperature_one(cache, "--cache")
     with ProgressLine("measuring", len(cache)) as line:
         rows = _counted(rows_in_order(cache, student.rows), line)
         return measure_held_out(student.model, cache, rows, device), str(cache.path)

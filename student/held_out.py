@@ -70,8 +70,8 @@ class HeldOut:
 def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> HeldOut:
     """The student on rows in their order, and the teacher from what is cached of it, if anything is.
 
-    The rows are the cache's, or others of the same tokenizer and context without targets. Raises `UserError` when
-    there are no counted positions, or targets that are not known at T = 1.
+    The rows are the cache's, known at T = 1, or others of the same tokenizer and context without targets. Raises
+    `UserError` when there are no counted positions.
     """
     documents, ours, theirs, count = DocumentNumbers(), [], [], 0
     for part in rows:
@@ -83,7 +83,7 @@ def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows],
             theirs.append(_teacher_columns(student.head, batch) | document)
         count += len(part.tokens)
     if not sum(len(part["document"]) for part in ours):
-        raise UserError("nothing to measure: no position counts in these rows; give more text")
+        raise UserError("no position counts in the rows of --cache or --corpus; give more text")
     columns = _joined(ours)
     figures = figures_of(columns, lower_bounds={"kl"} if theirs and _is_bucketed(cache) else set())
     teacher = _teacher_figures(_joined(theirs), cache) if theirs else None

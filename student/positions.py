@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from cli_common.errors import UserError
 from student.divergence import Divergence, TeacherTargets, divergence_at
 from student.frozen_weights import FrozenHead
 from teacher_cache import estimate
+from teacher_cache.nodes import interpolation_weights
+from teacher_cache.reader import Cache
 
 CHUNK_LOGITS = 2**25
 """Logits that exist at a time."""
@@ -45,6 +48,16 @@ class TeacherPositions:
     correct: Tensor
 
 
+def require_temperature_one(cache: Cache, option: str) -> None:
+    """Raise a `UserError` naming the option when a cache's targets are not known at T = 1."""
+    if cache.layout.mode == "exact":
+        return
+    try:
+        interpolation_weights(cache.layout.node_temperatures, 1.0)
+    except UserError as error:
+        raise UserError(f"{option} {cache.path}: {error}; build one whose targets.temperatures begin at 1") from error
+
+
 @torch.no_grad()
 def student_positions(
     hidden_states: Tensor,  # (B, T, d)
@@ -57,7 +70,7 @@ def student_positions(
 ) -> StudentPositions:
     """The student at the counted positions, in order, beside its teacher where `targets` are given.
 
-    Raises `UserError` when the targets are not known at T = 1.
+    Raises `UserError` when the targets are not known at T = 1, see `require_temperature_one`.
     """
     hidden, next_tokens = hidden_states[loss_mask], labels[loss_mask]
     dtype = torch.promote_types(hidden.dtype, torch.float32)

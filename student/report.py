@@ -165,7 +165,7 @@ def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     """All settings of one run; of several those that differ."""
     flat = [flatten(run.settings.model_dump(mode="json")) for run in runs]
     if len(runs) == 1:
-        return pairs({key: _value(value) for key, value in flat[0].items()})
+        return pairs({key: _value(value) for key, value in flat[0].items()}, "settings")
     keys = [key for key in flat[0] if len({_value(settings.get(key)) for settings in flat}) > 1]
     if not keys:
         return element("p", "All runs have the same settings.")

@@ -240,9 +240,15 @@ def prepare(folder: Path) -> None:
         (["runs/damaged_settings", "--cache", "exact"], "settings.json: not what student-train writes there"),
         (["runs/student", "--cache", "nowhere"], "nowhere: no such folder"),
         (["runs/student", "--cache", "another"], "another: another teacher than"),
-        (["runs/student", "--cache", "warm"], "temperature 1 is outside the cached range"),
+        (
+            ["runs/student", "--cache", "warm"],
+            "--cache warm: temperature 1 is outside the cached range 1.2 to 2; build one",
+        ),
         (["runs/student", "--corpus", "nowhere.txt"], "nowhere.txt"),
-        (["runs/student", "--corpus", "empty.txt"], "empty.txt"),
+        (
+            ["runs/student", "--corpus", "empty.txt"],
+            "no position counts in the rows of --cache or --corpus; give more text",
+        ),
         (["another_model", "--cache", "exact"], "a model of type 'llama', not 'distil_xlstm'"),
         (["another_model", "--corpus", "texts"], "give --cache"),
     ],
