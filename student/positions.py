@@ -12,6 +12,7 @@ from torch.nn import functional
 from cli_common.errors import UserError
 from student.divergence import Divergence, TeacherTargets, divergence_at
 from student.frozen_weights import FrozenHead
+from student.fused_loss import valid_positions
 from teacher_cache import estimate
 from teacher_cache.nodes import interpolation_weights
 from teacher_cache.reader import Cache
@@ -74,7 +75,7 @@ def student_positions(
     """
     hidden, next_tokens = hidden_states[loss_mask], labels[loss_mask]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    divergence = None if targets is None else divergence_at(1.0, targets, loss_mask, head, dtype)
+    divergence = None if targets is None else divergence_at(1.0, targets, valid_positions(loss_mask), head, dtype)
     size = chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
     teachers: Iterator[Divergence | None] = repeat(None) if divergence is None else divergence.split(size)
     found: dict[str, list[Tensor]] = {}
