@@ -332,3 +332,13 @@ def test_a_stopped_run_that_was_continued_reports_the_same(folder: Path, monkeyp
     assert [cost.step for cost in stopped.costs] == [1, 2, 3, 4, 5, 6]
     assert stopped.summary == whole.summary
     assert (stopped.metrics, stopped.evaluations) == (whole.metrics, whole.evaluations)
+
+
+def test_a_student_of_16_bits_is_measured_in_float32_on_a_cpu(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert train(folder, "half", "--training.precision=bf16") == 0
+    student = load_student(folder / "runs" / "half", open_cache(folder / "exact"), torch.device("cpu")).model
+    assert {parameter.dtype for parameter in student.parameters()} == {student.head.weight.dtype} == {torch.float32}
+    capsys.readouterr()
+    assert run(eval_cli, folder / "runs" / "half", "--cache", folder / "exact", "--json") == 0
+    found = json.loads(capsys.readouterr().out)["student"]["cross_entropy"]["value"]
+    assert found == pytest.approx(read_run(folder / "runs" / "half").evaluations[-1]["cross_entropy"], rel=0.02)
