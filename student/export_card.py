@@ -5,18 +5,11 @@ from typing import Any
 
 import torch
 
+from student.measure_words import MEASURE_WORDS
 from student.run_files import RunFiles, RunSummary
 from teacher_cache.format import Manifest
 
 CARD_FILE = "README.md"
-MEASURES = {
-    "cross_entropy": "cross-entropy, nats a token",
-    "perplexity": "perplexity",
-    "kl": "KL from the teacher at T = 1, nats",
-    "agreement": "same first choice as the teacher",
-    "accuracy": "first choice is the next token",
-    "calibration_error": "calibration error",
-}
 LAST_STEP = ("loss", "cross_entropy", "kl", "frobenius", "temperature", "alpha")
 
 
@@ -32,7 +25,7 @@ def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes:
         "Embedding, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
         _use(has_tokenizer=manifest.tokenizer.has_files),
         "## Where it comes from\n\n" + _table(_provenance(summary, manifest)),
-        "## Held out\n\n" + _held_out(files),
+        "## Held out\n\n" + _held_out(files, summary.teacher_measures or {}),
         "## Last step of training\n\n" + _table(_last_step(files)),
         "## Numbers in the file\n\n" + _precision(files, dtypes),
         "## Settings\n\n```json\n" + json.dumps(files.settings.model_dump(mode="json"), indent=1) + "\n```",
@@ -72,13 +65,16 @@ def _provenance(summary: RunSummary, manifest: Manifest) -> dict[str, str]:
     }
 
 
-def _held_out(files: RunFiles) -> str:
+def _held_out(files: RunFiles, teacher: dict[str, float]) -> str:
     last = max(files.evaluations, key=lambda found: int(found["step"]), default=None)
     if last is None:
         return "Not measured: the run had no `evaluation.cache`."
-    found = {words: f"{last[name]:.4f}" for name, words in MEASURES.items() if last.get(name) is not None}
-    where = f"{last['rows']:,} rows of the cache {last['cache'][:12]}…, after {last['step']:,} steps"
-    return f"{where}.\n\n{_table(found)}"
+    lines = ["| | student | teacher |", "|---|---:|---:|"]
+    for name, (words, form) in MEASURE_WORDS.items():
+        cells = [form.format(found[name]) if found.get(name) is not None else "–" for found in (last, teacher)]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    where = f"Over {last['rows']:,} rows of the cache {last['cache'][:12]}…, after {last['step']:,} steps."
+    return "\n".join([where, "", *lines])
 
 
 def _last_step(files: RunFiles) -> dict[str, str]:

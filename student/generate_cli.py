@@ -69,6 +69,7 @@ def generate(
     student = load_export(export, torch.accelerator.current_accelerator() or torch.device("cpu"))
     number = 0
     while first:
+        sys.stdout.write("\n" if number else "")
         _write(student, first, sampling, max_new_tokens, number)
         number += len(first)
         first = list(islice(texts, TOGETHER))
@@ -132,7 +133,7 @@ def _write(
 
 
 class _InOrder:
-    """Prints texts one after another, the first that has not ended as it grows; keeps the others back."""
+    """Prints texts one after another, an empty line between, the first that has not ended as it grows."""
 
     def __init__(self, beginnings: Sequence[str]) -> None:
         self._kept = list(beginnings)
@@ -156,4 +157,5 @@ class _InOrder:
             if not self._ended[self._shown]:
                 break
             self._shown += 1
+            sys.stdout.write("\n" if self._shown < len(self._kept) else "")
         sys.stdout.flush()
