@@ -62,10 +62,9 @@ def _finished(files: RunFiles) -> RunSummary:
     done = files.metrics[-1]["step"] if files.metrics else 0
     again = "run its student-train command again to its end"
     if files.plan is not None and done < files.plan.total_steps:
-        missing = files.plan.total_steps - done
-        raise UserError(
-            f"{files.path}: the run has not finished, {missing:,} of {files.plan.total_steps:,} steps are missing; {again}"
-        )
+        total = files.plan.total_steps
+        missing = f"{total - done:,} of {total:,} steps are missing"
+        raise UserError(f"{files.path}: the run has not finished, {missing}; {again}")
     if files.summary is None or not (files.path / TRAINED_FILE).is_file():
         raise UserError(f"{files.path}: the run has not written its result after {done:,} steps; {again}")
     return files.summary
@@ -127,7 +126,8 @@ def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLS
 def _tensors(run: Path, cache: Cache, config: DistilXLSTMConfig) -> dict[str, Tensor]:
     """All tensors by their names in the model, checked against it."""
     with _opened(cache.frozen_weights) as frozen:
-        found = {f"student.{ours}": frozen.get_tensor(n) for n, ours in FROZEN_NAMES.items() if n in frozen.keys()}
+        names = set(frozen.keys())
+        found = {f"student.{ours}": frozen.get_tensor(n) for n, ours in FROZEN_NAMES.items() if n in names}
     try:
         found |= {f"student.{name}": tensor for name, tensor in load_file(run / TRAINED_FILE).items()}
     except (OSError, SafetensorError) as error:
@@ -182,7 +182,7 @@ def _published(out: Path) -> Iterator[Path]:
         staged.chmod(0o755)
         _require_ours(out, {file.name for file in staged.iterdir()})
         _replace(out, staged)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise UserError(f"--out {out}: cannot be written ({error}); make room or give another folder") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)

@@ -90,7 +90,7 @@ def _precision(files: RunFiles, dtypes: dict[str, torch.dtype]) -> str:
     return (
         f"Embedding and LM head are stored as the cache has them ({words(trained=False)}), trained parameters as the "
         f"student had them when training ended ({words(trained=True)}; it computed in "
-        f"{files.settings.training.precision}). Loaded in float32, as it is unless told otherwise, every number is exact."
+        f"{files.settings.training.precision}). It loads in float32 unless told otherwise; there every number is exact."
     )
 
 

@@ -48,9 +48,7 @@ def generate_tokens(
     Raises `UserError` for an empty prompt or a negative temperature.
     """
     sampling = Sampling(temperature, seed=seed)
-    steps = continue_prompts(
-        student, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token
-    )
+    steps = continue_prompts(student, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token)
     return [step[0] for step in steps if 0 in step]
 
 

@@ -85,9 +85,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
 
-    def _advance(
-        self, tokens: Tensor, past: StudentState | None, starts: Tensor | None
-    ) -> tuple[Tensor, StudentState]:
+    def _advance(self, tokens: Tensor, past: StudentState | None, starts: Tensor | None) -> tuple[Tensor, StudentState]:
         if past is None:
             hidden_states, recurrent = self.student.prefill(tokens, None, starts)
             return hidden_states, StudentState(recurrent, tokens.shape[1])

@@ -35,8 +35,8 @@ class Outcome:
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
     """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
 
-    Leaves under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`, `evaluation.jsonl`,
-    `trained.safetensors`.
+    Leaves under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
+    `evaluation.jsonl`, `trained.safetensors`.
     Raises `UserError` when `out` belongs to another run.
     """
     if out.exists() and not out.is_dir():

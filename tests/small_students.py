@@ -1,6 +1,6 @@
 """Small students with weights away from their initial state, as modules and as transformers models."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -24,17 +24,19 @@ def small_student(*, kernels: Literal["auto", "naive"] = "auto") -> XLSTMStudent
     return _moved(build_student(small_shape(), frozen, context_length=16, seed=1, kernels=kernels))
 
 
-def small_model() -> DistilXLSTMForCausalLM:
+def small_model(*, vocab_size: int = VOCAB, padded_vocab_size: int = PADDED, **more: Any) -> DistilXLSTMForCausalLM:
+    """Keyword arguments are more fields of the configuration."""
     shape = small_shape()
     config = DistilXLSTMConfig(
-        vocab_size=VOCAB,
-        padded_vocab_size=PADDED,
+        vocab_size=vocab_size,
+        padded_vocab_size=padded_vocab_size,
         hidden_size=WIDTH,
         num_hidden_layers=shape.blocks,
         num_attention_heads=shape.heads,
         slstm_at=list(shape.slstm_at),
         qkv_block_size=shape.qkv_block_size,
         tie_word_embeddings=False,
+        **more,
     )
     torch.manual_seed(3)
     model = DistilXLSTMForCausalLM(config).eval()

@@ -15,7 +15,6 @@ import torch
 from e2e_corpus import write_text_corpus
 from safetensors.torch import load_file, save_file
 
-import student
 from small_training import SMALL, make_uneven_cache
 from student import cli, export_cli, generate_cli, trainer
 from student.exported import load_export
@@ -180,19 +179,21 @@ def test_generate_follows_beams_and_samples_as_transformers_does_without_a_state
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_tensors_keep_values_and_types(tmp_path: Path, precision: str, dtype: str) -> None:
-    """Of a synthetic cache, whose LM head is its own, and has no tokenizer."""
+    """Of a synthetic cache, which has no tokenizer, as if its teacher had an LM head of its own, with a bias."""
     make_uneven_cache(tmp_path / "cache")
     assert train(tmp_path, "run", f"--training.precision={precision}") == 0
     frozen_file = open_cache(tmp_path / "cache").frozen_weights
     frozen = {name: t.to(getattr(torch, dtype)) for name, t in load_file(frozen_file).items()}
+    frozen["lm_head.weight"] = frozen["embedding.weight"].flip(0).contiguous()
+    frozen["lm_head.bias"] = frozen["embedding.weight"][:, 0].contiguous()
     with pytest.MonkeyPatch.context() as patch:
         save_file(frozen, tmp_path / "frozen.safetensors")
         patch.setattr("teacher_cache.reader.Cache.frozen_weights", tmp_path / "frozen.safetensors")
         assert run(export_cli, tmp_path / "run", "--out", tmp_path / "export") == 0
     stored = load_file(tmp_path / "export" / "model.safetensors")
     assert torch.equal(stored.pop("student.embedding"), frozen["embedding.weight"])
-    if "lm_head.weight" in frozen:
-        assert torch.equal(stored.pop("student.lm_head"), frozen["lm_head.weight"])
+    assert torch.equal(stored.pop("student.lm_head"), frozen["lm_head.weight"])
+    assert torch.equal(stored.pop("student.lm_head_bias"), frozen["lm_head.bias"])
     trained = load_file(tmp_path / "run" / "trained.safetensors")
     assert stored.keys() == {f"student.{name}" for name in trained}
     assert all(torch.equal(stored[f"student.{name}"], tensor) for name, tensor in trained.items())
@@ -201,6 +202,7 @@ def test_tensors_keep_values_and_types(tmp_path: Path, precision: str, dtype: st
 
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "export")
     assert {t.dtype for t in model.state_dict().values()} == {torch.float32}
+    assert torch.equal(model.student.head.weight, frozen["lm_head.weight"][: model.config.vocab_size].float())
     assert all(torch.equal(t, trained[name.removeprefix("student.")].float()) for name, t in model.named_parameters())
     card = (tmp_path / "export" / "README.md").read_text()
     assert f"as the cache has them ({dtype})" in card
@@ -389,9 +391,7 @@ def test_student_generate_continues_prompts_in_order_as_it_does_each_alone(
     assert many == "\n".join([alone[1]] * 10)
 
 
-def test_drawn_text_depends_on_the_seed_and_the_prompts_place(
-    folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_drawn_text_depends_on_the_seed_and_the_prompts_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [folder / "export", "--max-new-tokens", "16"]
     first, again, other = (written(capsys, *options, "--prompt", "a", "--seed", seed) for seed in ("1", "1", "2"))
     assert first == again != other
@@ -492,10 +492,3 @@ def test_a_run_is_no_export_and_a_folder_that_is_not_there_neither(
     assert "a training run; give the folder that student-export RUN --out FOLDER writes" in capsys.readouterr().err
     assert run(generate_cli, tmp_path / "none", "--prompt", "a") == 2
     assert "no such folder; give the --out folder of student-export" in capsys.readouterr().err
-
-
-def test_student_is_known_to_transformers_here_too() -> None:
-    from transformers import AutoConfig
-
-    assert student.__doc__ is not None
-    assert AutoConfig.for_model("distil_xlstm").model_type == "distil_xlstm"
