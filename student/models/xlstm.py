@@ -106,9 +106,10 @@ class XLSTMStudent(nn.Module):
 
         Equal to `forward` over the whole row up to rounding. The state passed in is used up.
         """
-        # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same.
-        if not state and self.kernels != "naive":
-            return self.prefill(tokens)
+        # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same, and
+        # would round mLSTM's memory to 16 bits at every token of a 16-bit student, which adds up.
+        if self.kernels != "naive" and (not state or self.embedding.dtype.itemsize < 4):
+            return self.prefill(tokens, state)
         hidden_states, state = self.stack.step(functional.embedding(tokens, self.embedding), state)
         return hidden_states, state
 
