@@ -4,70 +4,112 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from e2e_corpus import write_text_corpus
 
+from experiments.caches import build_caches
+from experiments.one import Job, run_job
+from experiments.plan import Folder, Plan
+from experiments.variants import all_variants
+from student.engine import Processes, joined_processes, quiet_deepspeed
+
 ROOT = Path(__file__).parents[2]
-STUDENT = ["model.heads=4", "model.qkv_block_size=4", "training.gradient_accumulation=1"]
-KINDS = ["ce", "delta", "online", "exact", "dropped-16", "frobenius", "late-unfreezing", "align-first", "ce-as-long"]
+STUDENT = ("model.heads=4", "model.qkv_block_size=4")
+WIDTH, PADDED_VOCAB, STEPS = 32, 288, 8
+KINDS = ("delta", "online", "exact", "small", "frobenius", "frobenius-weight", "linear", "late-unfreezing")
 
 
-def corpus(folder: Path) -> Path:
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
     texts = [path.read_text() for path in sorted(write_text_corpus(folder).iterdir())]
     for name, part in (("train", texts[10:]), ("heldout", texts[:10])):
         pq.write_table(pa.table({"text": part}), folder / f"{name}.parquet")
     return folder
 
 
-def run(folder: Path, teacher: Path, texts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+@pytest.fixture(scope="module")
+def folder(tiny_teacher: Path, corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """Caches, and nothing trained."""
+    made = Folder(tmp_path_factory.mktemp("experiments"))
+    options = tuple(f"--{option}" for option in STUDENT)
+    made.settle(Plan(str(tiny_teacher), str(corpus), 16, rows=16, held_out=4, epochs=2, batch=4, options=options))
+    build_caches(made, made.plan())
+    return made
+
+
+@pytest.fixture(scope="module")
+def alone() -> Iterator[Processes]:
+    with quiet_deepspeed(), joined_processes() as processes:
+        yield processes
+
+
+@pytest.fixture(scope="module")
+def results(folder: Folder, alone: Processes) -> dict[str, dict[str, Any]]:
+    """A training of each kind, with its curve."""
+    found = {}
+    for name in KINDS:
+        job = Job(folder, folder.plan(), all_variants()[name], seed=3, timing=False)
+        with quiet_deepspeed():
+            run_job(job, alone)
+        curve = [json.loads(line) for line in (job.out / "curve.jsonl").read_text().splitlines()]
+        found[name] = json.loads((job.out / "result.json").read_text()) | {"curve": curve}
+    return found
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_variant_trains(results: dict[str, dict[str, Any]], name: str) -> None:
+    result, curve = results[name], results[name]["curve"]
+    assert (result["steps"], result["tokens"]) == (STEPS, 16 * 4 * STEPS)
+    assert [point["step"] for point in curve] == [0, 2, 4, 6, 8]
+    assert curve[-1]["kl"] == result["kl"] < curve[0]["kl"]
+    assert curve[0] == results["delta"]["curve"][0], "every variant starts from the same weights"
+    assert name == "delta" or curve[-1] != results["delta"]["curve"][-1]
+
+
+def test_the_same_teacher_through_cache_or_online_teaches_the_same(results: dict[str, dict[str, Any]]) -> None:
+    last = {name: results[name]["curve"][-1]["kl"] for name in ("exact", "online")}
+    assert last["exact"] == pytest.approx(last["online"], rel=2e-3)
+
+
+def test_unfreezing_begins_late_and_trains_the_matrices(results: dict[str, dict[str, Any]]) -> None:
+    frozen, unfrozen = results["delta"], results["late-unfreezing"]
+    assert unfrozen["trained"] == frozen["trained"] + PADDED_VOCAB * WIDTH
+    assert [a == b for a, b in zip(frozen["curve"], unfrozen["curve"], strict=True)] == [True] * 4 + [False]
+
+
+def run(folder: Path, teacher: Path, corpus: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     sizes = ["--seq-len", "16", "--rows", "16", "--held-out", "4", "--epochs", "2", "--batch", "4", "--seeds", "2"]
-    where = ["--teacher", str(teacher), "--corpus", str(texts), "--jobs", "2", "--set", *STUDENT]
+    where = ["--teacher", str(teacher), "--corpus", str(corpus), "--jobs", "2", "--set", *STUDENT]
     command = [sys.executable, "-m", "experiments", str(folder), *sizes, *where, *arguments]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=250, check=False, env=environment)
 
 
-def test_every_kind_of_variant_is_trained_once_and_tabled(tiny_teacher: Path, tmp_path: Path) -> None:
-    texts, folder = corpus(tmp_path), tmp_path / "out"
-    done = run(folder, tiny_teacher, texts, "--only", *KINDS)
-    assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in folder.glob("runs/*/*/log.txt"))
-    results = {path: json.loads(path.read_text()) for path in folder.glob("runs/*/*/result.json")}
-    assert len(results) == 2 * len(KINDS)
-    for path, result in results.items():
-        assert result["steps"] == 8 or result["variant"] == "ce-as-long"
-        assert result["tokens"] == 16 * 4 * result["steps"]
-        curve = [json.loads(line) for line in (path.parent / "curve.jsonl").read_text().splitlines()]
-        assert [point["step"] for point in curve][-1] == result["steps"]
-        assert curve[-1]["cross_entropy"] == result["cross_entropy"]
-        assert curve[-1]["kl"] != curve[0]["kl"]
-    initial = {(p.parents[1] / p.parent.name / "curve.jsonl").read_text().splitlines()[0] for p in results}
-    assert len(initial) == 2, "the same seed starts every variant from the same weights"
-    page = (folder / "tables.md").read_text()
-    for words in ("teacher online", "the rest dropped", "Gradient norm before clipping", "The teacher itself", "±"):
+def test_the_command_trains_once_and_writes_tables(tiny_teacher: Path, corpus: Path, folder: Folder) -> None:
+    done = run(folder.path, tiny_teacher, corpus, "--only", "ce", "delta")
+    assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in folder.path.glob("runs/*/*/log.txt"))
+    trained = {path: path.stat().st_mtime_ns for path in folder.path.glob("runs/*/seed-4?/result.json")}
+    assert {(path.parents[1].name, path.parent.name) for path in trained} == {
+        (name, seed) for name in ("ce", "delta") for seed in ("seed-42", "seed-43")
+    }
+    page = (folder.path / "tables.md").read_text()
+    for words in ("| CE only | 8 |", "δ-distillation, cached", "The teacher itself: CE", " ± "):
         assert words in page
-    before = {path: path.stat().st_mtime_ns for path in results}
-    assert run(folder, tiny_teacher, texts, "--only", *KINDS).returncode == 0
-    assert {path: path.stat().st_mtime_ns for path in results} == before
-    other = run(folder, tiny_teacher, texts, "--only", "ce", "--epochs", "3")
+    assert run(folder.path, tiny_teacher, corpus, "--only", "ce", "delta").returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+
+
+def test_what_cannot_be_is_refused(tiny_teacher: Path, corpus: Path, folder: Folder) -> None:
+    unknown = run(folder.path, tiny_teacher, corpus, "--only", "detla")
+    assert unknown.returncode == 2
+    assert "--only detla: no such variant" in unknown.stderr
+    other = run(folder.path, tiny_teacher, corpus, "--only", "ce", "--epochs", "3")
     assert other.returncode == 2
     assert "results of another size" in other.stderr
-
-
-def test_unfreezing_trains_the_matrices(tiny_teacher: Path, tmp_path: Path) -> None:
-    texts, folder = corpus(tmp_path), tmp_path / "out"
-    assert run(folder, tiny_teacher, texts, "--only", "late-unfreezing", "delta", "--seeds", "1").returncode == 0
-    found = {
-        name: json.loads((folder / "runs" / name / "seed-42" / "result.json").read_text())
-        for name in ("delta", "late-unfreezing")
-    }
-    assert found["late-unfreezing"]["trained"] == found["delta"]["trained"] + 288 * 32
-    assert found["late-unfreezing"]["cross_entropy"] != found["delta"]["cross_entropy"]
-
-
-def test_a_variant_nobody_knows_is_refused(tiny_teacher: Path, tmp_path: Path) -> None:
-    done = run(tmp_path / "out", tiny_teacher, tmp_path, "--only", "detla")
-    assert done.returncode == 2
-    assert "--only detla: no such variant" in done.stderr
