@@ -8,7 +8,9 @@ variant with every seed in a process of its own, and writes FOLDER/tables.md.
 
 import argparse
 import json
+import math
 import sys
+import time
 from pathlib import Path
 
 from cli_common.errors import UserError, run_command
@@ -41,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=4, help="rows a step")
     add("--seeds", type=int, default=3, help="trainings of each variant")
     add("--jobs", type=int, default=1, help="trainings at a time")
+    add("--minutes", type=float, default=math.inf, help="start no training later than this")
     add("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="parts of the list to train")
     add("--only", nargs="+", help="names of variants to train, in place of parts")
     add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train laid over all variants'")
@@ -52,7 +55,7 @@ def _run(arguments: argparse.Namespace) -> int:
     folder = Folder(arguments.folder.resolve())
     if arguments.tables:
         return _write_tables(folder)
-    names = _names(arguments)
+    names, started = _names(arguments), time.monotonic()
     plan = Plan(
         teacher=_resolved(arguments.teacher),
         corpus=None if arguments.corpus is None else str(Path(arguments.corpus).resolve()),
@@ -69,10 +72,11 @@ def _run(arguments: argparse.Namespace) -> int:
     failed: list[Task] = []
     if any(all_variants()[name].as_long_as for name in names):
         failed = run_tasks([Task(folder, name, FIRST_SEED, timing=True) for name in TIMED], jobs=1)
+    left = 60 * arguments.minutes - (time.monotonic() - started)
     # Seed by seed, so that whatever is there when time runs out can be compared.
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
     if not failed:
-        failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs)
+        failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs, left)
     _write_tables(folder)
     for task in failed:
         print(f"experiments: {task.variant}, seed {task.seed} failed; see {task.out / 'log.txt'}", file=sys.stderr)

@@ -9,9 +9,9 @@ import math
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ from experiments.plan import Folder, Plan
 from experiments.schedules import Length, coefficients_at
 from experiments.unfreezing import unfreeze
 from experiments.variants import Variant, all_variants
+from student.assemble import Run, assemble
 from student.batch import Batch
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.frozen_weights import FrozenHead
@@ -32,6 +33,7 @@ from student.loss import DistillationLoss, loss_against
 from student.records import Records
 from student.schedule import Coefficients
 from student.settings import TrainSettings
+from student.trainer import LossOf, step_batches, take_step
 from teacher_cache.reader import open_cache
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher import load_teacher
@@ -101,8 +103,6 @@ class Trace:
 
 def run_job(job: Job, processes: Processes) -> None:
     """Train, measure, write."""
-    from student.assemble import assemble
-
     job.out.mkdir(parents=True, exist_ok=True)
     curve = Records(job.out / "curve.jsonl")
     for file in (job.out / "metrics.jsonl", curve.path):
@@ -126,10 +126,10 @@ def _quarters(steps: int) -> tuple[int, ...]:
     return tuple(steps * quarter // QUARTERS for quarter in range(QUARTERS))
 
 
-def _train(job: Job, run: Any, head: FrozenHead, measured_at: tuple[int, ...], measured: Any) -> Trace:
+def _train(
+    job: Job, run: Run, head: FrozenHead, measured_at: tuple[int, ...], measured: Callable[[int], Figures]
+) -> Trace:
     """All steps; held-out figures are taken between them and their time is not counted."""
-    from student.trainer import step_batches, take_step
-
     variant, trace = job.variant, Trace()
     teacher = None
     if variant.teacher == "online":
@@ -154,11 +154,11 @@ def _train(job: Job, run: Any, head: FrozenHead, measured_at: tuple[int, ...], m
     return trace
 
 
-def variant_loss(variant: Variant, account: Account) -> Any:
+def variant_loss(variant: Variant, account: Account) -> LossOf:
     """The variant's loss, as `take_step` calls it."""
 
     def loss_of(
-        run: Any, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
+        run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
     ) -> DistillationLoss:
         divergence = account(batch, coefficients.temperature) if coefficients.alpha else None
         compared = run.frobenius is not None and variant.frobenius_counts
@@ -178,7 +178,7 @@ def variant_loss(variant: Variant, account: Account) -> Any:
     return loss_of
 
 
-def _write(job: Job, run: Any, trace: Trace, figures: dict[str, float]) -> None:
+def _write(job: Job, run: Run, trace: Trace, figures: dict[str, float]) -> None:
     later = trace.norms[len(trace.norms) // 2 :]
     device = run.processes.device
     result = {

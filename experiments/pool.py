@@ -1,5 +1,6 @@
 """Trainings as processes, some at a time; what has its result is not trained again."""
 
+import math
 import os
 import subprocess
 import sys
@@ -43,16 +44,18 @@ class Task:
             )
 
 
-def run_tasks(tasks: Iterable[Task], jobs: int) -> list[Task]:
-    """Carry out those that are not done, `jobs` at a time; those that failed."""
+def run_tasks(tasks: Iterable[Task], jobs: int, seconds: float = math.inf) -> list[Task]:
+    """Carry out those that are not done, `jobs` at a time, and start none after so many seconds; those that failed."""
+    last_start = time.monotonic() + seconds
     waiting = [task for task in tasks if not task.is_done]
     threads = max(1, (os.cpu_count() or 1) // jobs)
     running: dict[Task, subprocess.Popen[bytes]] = {}
     failed, count, finished = [], len(waiting), 0
     try:
         with ProgressLine("trainings", max(1, count)) as line:
-            while waiting or running:
-                while waiting and len(running) < jobs:
+            while running or (waiting and time.monotonic() < last_start):
+                is_late = time.monotonic() >= last_start
+                while waiting and len(running) < jobs and not is_late:
                     task = waiting.pop(0)
                     running[task] = task.start(threads)
                 time.sleep(LOOK_EVERY)

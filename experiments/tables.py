@@ -22,8 +22,11 @@ COLUMNS = {
     "gradient_norm": ("\\|g\\|", 3),
     "seconds": ("seconds", 0),
 }
-JUDGED = {"cross_entropy": "CE", "kl": "KL"}
-"""Figures a verdict is about; less is better."""
+JUDGED = {"cross_entropy": -1, "kl": -1, "agreement": 1, "calibration_error": -1}
+"""Figures a verdict is about, and the sign of a gain."""
+
+DIFFERENCES = ("cross_entropy", "kl")
+"""Figures whose difference has a column."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ def page(folder: Folder) -> str:
     for result in folder.results():
         results.setdefault(str(result["variant"]), {})[int(str(result["seed"]))] = result
     sheet = Sheet(folder, folder.plan(), results)
-    tables = [render(sheet, table) for table in TABLES if any(v.name in results for v in table.variants)]
+    tables = [render(sheet, table) for table in TABLES if sum(v.name in results for v in table.variants) > 1]
     return "\n\n".join([*_setup(sheet), *tables, *norm_tables(folder, results)]) + "\n"
 
 
@@ -80,7 +83,7 @@ def _timing_words(sheet: Sheet) -> list[str]:
     if not found:
         return []
     words = ", ".join(f"{name} {1000 * result['step_seconds']:.1f} ms" for name, result in sorted(found.items()))
-    return [f"A step with nothing beside it: {words}."]
+    return [f"A step with nothing beside it: {words}. Seconds in the tables are of trainings beside each other."]
 
 
 def render(sheet: Sheet, table: Table) -> str:
@@ -99,7 +102,7 @@ def _cells(sheet: Sheet, variant: Variant, base: Variant) -> list[str]:
     if variant is base or base.name not in sheet.results:
         return [*cells, "", "", ""]
     found = {name: difference(sheet.column(variant.name, name), sheet.column(base.name, name)) for name in JUDGED}
-    return [*cells, *(_difference_words(d) for d in found.values()), verdict(found)]
+    return [*cells, *(_difference_words(found[name]) for name in DIFFERENCES), verdict(found)]
 
 
 def _difference_words(found: Difference | None) -> str:
@@ -111,7 +114,11 @@ def _difference_words(found: Difference | None) -> str:
 def verdict(found: Mapping[str, Difference | None]) -> str:
     """Which figures are better or worse beyond the seeds' spread."""
     known = {name: d for name, d in found.items() if d is not None}
-    beyond = [f"{JUDGED[name]} {'better' if d.mean < 0 else 'worse'}" for name, d in known.items() if d.is_beyond]
+    beyond = [
+        f"{COLUMNS[name][0].partition(' ')[0]} {'better' if d.mean * JUDGED[name] > 0 else 'worse'}"
+        for name, d in known.items()
+        if d.is_beyond
+    ]
     if not known or any(d.half_width is None for d in known.values()):
         return "one seed"
     return ", ".join(beyond) or "within the spread"

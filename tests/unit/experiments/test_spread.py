@@ -41,6 +41,7 @@ def test_verdicts_say_what_the_numbers_say() -> None:
     sure, unsure, one = Difference(-0.3, 0.1, 0.1), Difference(0.1, 0.2, 0.1), Difference(0.3, None, None)
     assert verdict({"cross_entropy": sure, "kl": unsure}) == "CE better"
     assert verdict({"cross_entropy": unsure, "kl": Difference(0.3, 0.1, 0.1)}) == "KL worse"
+    assert verdict({"agreement": sure, "calibration_error": sure}) == "agreement worse, ECE better"
     assert verdict({"cross_entropy": unsure, "kl": unsure}) == "within the spread"
     assert verdict({"cross_entropy": one, "kl": one}) == "one seed"
 
