@@ -123,10 +123,11 @@ def online_targets(teacher: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return found.logits, mean / (len(found.hidden_states) - 1)
 
 
-def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int) -> None:
+def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int, device: str) -> None:
     """A sparse cache of some batches and an exact one of one, of a synthetic teacher."""
     preset = TargetSettings().layout()
     shared = {"seq_len": sizes.seq_len, "vocab_size": sizes.vocab, "hidden_size": sizes.width, "seed": seed}
+    shared["device"] = device
     kept = {"top_k": min(preset.top_k, sizes.vocab), "samples": preset.samples, "hidden": "int8"}
     rows = batches * sizes.rows
     make_synthetic_cache(folder / "sparse", rows=rows, rows_per_shard=min(rows, 64), **kept, **shared)
@@ -285,7 +286,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     sizes, device, repeats = sizes_of(arguments), torch.device(arguments.device), arguments.repeats
     online = arguments.size != "paper" or device.type == "cuda"
-    make_caches(folder, sizes, batches=2, seed=arguments.seed)
+    make_caches(folder, sizes, 2, arguments.seed, arguments.device)
     memory = {case: peak_of_process(folder, arguments, case) for case in CASES if online or case != "online"}
     bench = build(folder, sizes, device, arguments.seed, online=online)
     times = time_cases(bench, device, repeats)

@@ -25,6 +25,7 @@ from teacher_cache.format import (
     TokenizerIdentity,
     canonical_json,
 )
+from teacher_cache.layer_sum import LayerSum
 from teacher_cache.settings import TeacherSettings
 
 HEAD_CHUNK_ELEMENTS = 32 * 2**20
@@ -82,14 +83,10 @@ class Teacher:
         With document_start (B, T) bool no position sees past the start of its document: positions count from there,
         which transformers takes for the border of packed sequences.
         """
-        total: list[Tensor] = []
+        total = LayerSum()
 
         def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state = output[0] if isinstance(output, tuple) else output
-            if total:
-                total[0] += state
-            else:
-                total.append(state.float())
+            total.add(output[0] if isinstance(output, tuple) else output)
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
         try:
@@ -100,8 +97,8 @@ class Teacher:
                 hook.remove()
         if not mean:
             return TeacherStates(final, None)
-        layer_sum = total[0].add_(final) if total else final.float()
-        return TeacherStates(final, layer_sum.div_(len(self._layers)))
+        total.add(final)
+        return TeacherStates(final, total.sum().div_(len(self._layers)))
 
     @torch.inference_mode()
     def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:
