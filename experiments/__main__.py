@@ -2,13 +2,14 @@
 
 Usage: python -m experiments FOLDER [--rows 400 --epochs 2 --batch 4 --seeds 3 --jobs 1 --parts 1 2 3 4] [...]
 
-Builds the caches, times the steps of CE alone, cached and online distillation one after the other, trains every
+Builds the caches, times the steps of CE alone, cached and online distillation in turns, trains every
 variant with every seed in a process of its own, and writes FOLDER/tables.md.
 """
 
 import argparse
 import json
 import math
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -22,7 +23,7 @@ from experiments.tables import page
 from experiments.variants import TABLES, all_variants
 
 FIRST_SEED = 42
-TIMED = ("ce", "delta", "online")
+ROOT = Path(__file__).parents[1]
 
 
 def main() -> None:
@@ -69,14 +70,12 @@ def _run(arguments: argparse.Namespace) -> int:
     folder.settle(plan)
     build_caches(folder, plan)
     _measure_teacher(folder)
-    failed: list[Task] = []
-    if any(all_variants()[name].as_long_as for name in names):
-        failed = run_tasks([Task(folder, name, FIRST_SEED, timing=True) for name in TIMED], jobs=1)
+    if any(all_variants()[name].as_long_as for name in names) and not folder.timing.exists():
+        subprocess.run([sys.executable, "-m", "experiments.timing", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
     left = 60 * arguments.minutes - (time.monotonic() - started)
     # Seed by seed, so that whatever is there when time runs out can be compared.
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    if not failed:
-        failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs, left)
+    failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs, left)
     _write_tables(folder)
     for task in failed:
         print(f"experiments: {task.variant}, seed {task.seed} failed; see {task.out / 'log.txt'}", file=sys.stderr)

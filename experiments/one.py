@@ -1,4 +1,4 @@
-"""One training in a process of its own: `python -m experiments.one FOLDER VARIANT SEED [--timing]`.
+"""One training in a process of its own: `python -m experiments.one FOLDER VARIANT SEED`.
 
 Leaves `metrics.jsonl`, `curve.jsonl` (held-out figures at every quarter) and, last, `result.json`.
 """
@@ -9,9 +9,9 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,21 +28,19 @@ from experiments.variants import Variant, all_variants
 from student.assemble import Run, assemble
 from student.batch import Batch
 from student.engine import Processes, joined_processes, quiet_deepspeed
-from student.frozen_weights import FrozenHead
 from student.loss import DistillationLoss, loss_against
 from student.records import Records
 from student.schedule import Coefficients
 from student.settings import TrainSettings
-from student.trainer import LossOf, step_batches, take_step
-from teacher_cache.reader import open_cache
+from student.trainer import LossOf, StepMetrics, step_batches, take_step
+from teacher_cache.reader import Cache, open_cache
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher import Teacher, load_teacher
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo-student.yaml"
-WARM_STEPS = 5
-"""Steps whose time is not counted: kernels are chosen and memory is found in them."""
-TIMING_STEPS = 30
 QUARTERS = 4
+TIMED = {"none": "ce", "cache": "delta", "online": "online"}
+"""Variants whose steps are timed, by where their teacher's distribution comes from."""
 
 
 @dataclass(frozen=True)
@@ -53,25 +51,18 @@ class Job:
     plan: Plan
     variant: Variant
     seed: int
-    timing: bool
 
     @property
     def out(self) -> Path:
-        if self.timing:
-            return self.folder.timing(self.variant.name)
         return self.folder.run(self.variant.name, self.seed)
 
     @property
     def steps(self) -> int:
         """The plan's, or as many as take the time that another variant's take."""
-        if self.timing:
-            return WARM_STEPS + TIMING_STEPS
         if self.variant.as_long_as is None:
             return self.plan.steps
-        own = TIMED[self.variant.teacher]
-        return round(
-            self.plan.steps * self.folder.step_seconds(self.variant.as_long_as) / self.folder.step_seconds(own)
-        )
+        seconds = self.folder.step_seconds()
+        return round(self.plan.steps * seconds[self.variant.as_long_as] / seconds[TIMED[self.variant.teacher]])
 
     def settings(self) -> TrainSettings:
         """The common ones with the variant's laid over them."""
@@ -88,10 +79,6 @@ class Job:
         return load_settings(TrainSettings, CONFIG, options).model_copy(update={"deepspeed": None})
 
 
-TIMED = {"none": "ce", "cache": "delta", "online": "online"}
-"""Variants that are timed, by where their teacher's distribution comes from."""
-
-
 @dataclass
 class Trace:
     """What is kept while training."""
@@ -100,58 +87,74 @@ class Trace:
     norms: list[float] = field(default_factory=list)
     tokens: int = 0
 
+    def add(self, metrics: StepMetrics, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.norms.append(metrics.gradient_norm)
+        self.tokens += metrics.tokens
+
+
+class Training:
+    """A variant's student on its way; `with Training(...) as training` reads its batches ahead."""
+
+    def __init__(self, job: Job, processes: Processes) -> None:
+        variant = job.variant
+        exact = variant.teacher not in ("cache", "none", "online")
+        cache = open_cache(job.folder.cache("exact" if exact else "sparse"))
+        self.run = assemble(job.settings(), cache, job.out, processes)
+        self.teacher_head = self.run.student.head
+        self._variant = variant
+        self._length = Length(self.run.total_steps, self.run.reader.batches_per_epoch)
+        self._loss_of = variant_loss(variant, make_account(variant.teacher, self.teacher_head, _teacher(job, cache)))
+        self._coming = step_batches(self.run, 0)
+
+    def __enter__(self) -> "Training":
+        self._batches = self._coming.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._coming.__exit__(*raised)
+
+    def step(self, step: int) -> tuple[StepMetrics, float]:
+        """Take a step; what it was, and the seconds it took."""
+        began = time.perf_counter()
+        if self._variant.unfreeze_at is not None and step == round(self._variant.unfreeze_at * self.run.total_steps):
+            unfreeze(self.run.engine, self.run.student)
+        coefficients = coefficients_at(self._variant, self.run.settings.distillation, step, self._length)
+        epoch = step // self._length.epoch
+        metrics = take_step(self.run, next(self._batches), coefficients, step, epoch, self._loss_of)
+        return metrics, time.perf_counter() - began
+
+
+def _teacher(job: Job, cache: Cache) -> Teacher | None:
+    """The teacher as it built the cache, where steps run it."""
+    if job.variant.teacher != "online":
+        return None
+    return load_teacher(TeacherSettings(model=job.plan.teacher, dtype=cache.manifest.teacher.dtype))
+
 
 def run_job(job: Job, processes: Processes) -> None:
-    """Train, measure, write."""
+    """Train, measure at every quarter, write; the time of measuring is not counted."""
     job.out.mkdir(parents=True, exist_ok=True)
-    curve = Records(job.out / "curve.jsonl")
+    curve, held_out, trace = Records(job.out / "curve.jsonl"), open_cache(job.folder.cache("held-out")), Trace()
     for file in (job.out / "metrics.jsonl", curve.path):
         file.unlink(missing_ok=True)
-    exact = job.variant.teacher not in ("cache", "none", "online")
-    run = assemble(job.settings(), open_cache(job.folder.cache("exact" if exact else "sparse")), job.out, processes)
-    head = run.student.head
-    held_out = open_cache(job.folder.cache("held-out"))
+    training = Training(job, processes)
+    run = training.run
 
     def measured(step: int) -> Figures:
-        found = measure_student(run.student, head, held_out, processes.device)
+        found = measure_student(run.student, training.teacher_head, held_out, processes.device)
         curve.append({"step": step, **found.as_record()})
         return found
 
-    trace = _train(job, run, head, () if job.timing else _quarters(run.total_steps), measured)
-    figures = {} if job.timing else measured(run.total_steps).as_record()
-    _write(job, run, trace, figures)
-
-
-def _quarters(steps: int) -> tuple[int, ...]:
-    return tuple(steps * quarter // QUARTERS for quarter in range(QUARTERS))
-
-
-def _train(
-    job: Job, run: Run, head: FrozenHead, measured_at: tuple[int, ...], measured: Callable[[int], Figures]
-) -> Trace:
-    """All steps; held-out figures are taken between them and their time is not counted."""
-    variant, trace = job.variant, Trace()
-    teacher = None
-    if variant.teacher == "online":
-        identity = run.cache.manifest.teacher
-        teacher = load_teacher(TeacherSettings(model=job.plan.teacher, dtype=identity.dtype))
-    loss_of = variant_loss(variant, make_account(variant.teacher, head, teacher))
-    length = Length(run.total_steps, run.reader.batches_per_epoch)
-    unfrozen_at = None if variant.unfreeze_at is None else round(variant.unfreeze_at * run.total_steps)
-    with step_batches(run, 0) as batches:
+    quarters = [run.total_steps * quarter // QUARTERS for quarter in range(QUARTERS)]
+    with training:
         for step in range(run.total_steps):
-            if step in measured_at:
+            if step in quarters:
                 measured(step)
-            if step == unfrozen_at:
-                unfreeze(run.engine, run.student)
-            began = time.perf_counter()
-            coefficients = coefficients_at(variant, run.settings.distillation, step, length)
-            metrics = take_step(run, next(batches), coefficients, step, step // length.epoch, loss_of)
-            trace.seconds.append(time.perf_counter() - began)
-            trace.norms.append(metrics.gradient_norm)
-            trace.tokens += metrics.tokens
-            run.metrics.append({**vars(metrics), "seconds": trace.seconds[-1]})
-    return trace
+            metrics, seconds = training.step(step)
+            trace.add(metrics, seconds)
+            run.metrics.append({**vars(metrics), "seconds": seconds})
+    _write(job, run, trace, measured(run.total_steps))
 
 
 def variant_loss(variant: Variant, account: Account) -> LossOf:
@@ -178,7 +181,7 @@ def variant_loss(variant: Variant, account: Account) -> LossOf:
     return loss_of
 
 
-def _write(job: Job, run: Run, trace: Trace, figures: dict[str, float]) -> None:
+def _write(job: Job, run: Run, trace: Trace, figures: Figures) -> None:
     later = trace.norms[len(trace.norms) // 2 :]
     device = run.processes.device
     result = {
@@ -188,9 +191,8 @@ def _write(job: Job, run: Run, trace: Trace, figures: dict[str, float]) -> None:
         "tokens": trace.tokens,
         "trained": sum(parameter.numel() for parameter in run.student.parameters()),
         "seconds": sum(trace.seconds),
-        "step_seconds": statistics.median(trace.seconds[WARM_STEPS:] or trace.seconds),
         "gradient_norm": statistics.median(later),
-        **figures,
+        **figures.as_record(),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }
@@ -203,10 +205,9 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("variant")
     parser.add_argument("seed", type=int)
-    parser.add_argument("--timing", action="store_true", help="a few steps, only for their time")
     arguments = parser.parse_args()
     folder = Folder(arguments.folder)
-    job = Job(folder, folder.plan(), all_variants()[arguments.variant], arguments.seed, arguments.timing)
+    job = Job(folder, folder.plan(), all_variants()[arguments.variant], arguments.seed)
 
     def call() -> None:
         with quiet_deepspeed(), joined_processes() as processes:

@@ -44,9 +44,10 @@ class Folder:
         """What one training leaves."""
         return self.path / "runs" / variant / f"seed-{seed}"
 
-    def timing(self, variant: str) -> Path:
-        """What a short training leaves that runs by itself."""
-        return self.path / "timing" / variant
+    @property
+    def timing(self) -> Path:
+        """Seconds of a step, by variant."""
+        return self.path / "step_seconds.json"
 
     def settle(self, plan: Plan) -> None:
         """Keep the plan. Raises `UserError` when the folder holds results of another."""
@@ -60,10 +61,9 @@ class Folder:
         content = json.loads((self.path / "plan.json").read_text())
         return Plan(**(content | {"options": tuple(content["options"])}))
 
-    def step_seconds(self, variant: str) -> float:
-        """Median seconds of a step of a training that ran by itself."""
-        found = json.loads((self.timing(variant) / "result.json").read_text())
-        return float(found["step_seconds"])
+    def step_seconds(self) -> dict[str, float]:
+        """What a step took where nothing ran beside it, by variant."""
+        return dict(json.loads(self.timing.read_text()))
 
     def results(self) -> list[dict[str, object]]:
         """What all finished trainings left."""

@@ -25,11 +25,10 @@ class Task:
     folder: Folder
     variant: str
     seed: int
-    timing: bool = False
 
     @property
     def out(self) -> Path:
-        return self.folder.timing(self.variant) if self.timing else self.folder.run(self.variant, self.seed)
+        return self.folder.run(self.variant, self.seed)
 
     @property
     def is_done(self) -> bool:
@@ -41,7 +40,7 @@ class Task:
         command = [sys.executable, "-m", "experiments.one", str(self.folder.path), self.variant, str(self.seed)]
         with (self.out / "log.txt").open("wb") as log:
             return subprocess.Popen(  # noqa: S603
-                command + ["--timing"] * self.timing, cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment
+                command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment
             )
 
 

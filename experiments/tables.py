@@ -79,10 +79,9 @@ def _teacher_words(sheet: Sheet) -> list[str]:
 
 
 def _timing_words(sheet: Sheet) -> list[str]:
-    found = {file.parent.name: json.loads(file.read_text()) for file in sheet.folder.path.glob("timing/*/result.json")}
-    if not found:
+    if not sheet.folder.timing.exists():
         return []
-    words = ", ".join(f"{name} {1000 * result['step_seconds']:.1f} ms" for name, result in sorted(found.items()))
+    words = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in sheet.folder.step_seconds().items())
     return [f"A step with nothing beside it: {words}. Seconds in the tables are of trainings beside each other."]
 
 

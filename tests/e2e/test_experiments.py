@@ -16,6 +16,7 @@ from e2e_corpus import write_text_corpus
 from experiments.caches import build_caches
 from experiments.one import Job, run_job
 from experiments.plan import Folder, Plan
+from experiments.timing import time_steps
 from experiments.variants import all_variants
 from student.engine import Processes, joined_processes, quiet_deepspeed
 
@@ -55,7 +56,7 @@ def results(folder: Folder, alone: Processes) -> dict[str, dict[str, Any]]:
     """A training of each kind, with its curve."""
     found = {}
     for name in KINDS:
-        job = Job(folder, folder.plan(), all_variants()[name], seed=3, timing=False)
+        job = Job(folder, folder.plan(), all_variants()[name], seed=3)
         with quiet_deepspeed():
             run_job(job, alone)
         curve = [json.loads(line) for line in (job.out / "curve.jsonl").read_text().splitlines()]
@@ -82,6 +83,13 @@ def test_unfreezing_begins_late_and_trains_the_matrices(results: dict[str, dict[
     frozen, unfrozen = results["delta"], results["late-unfreezing"]
     assert unfrozen["trained"] == frozen["trained"] + PADDED_VOCAB * WIDTH
     assert [a == b for a, b in zip(frozen["curve"], unfrozen["curve"], strict=True)] == [True] * 4 + [False]
+
+
+def test_steps_are_timed_in_turns(folder: Folder, alone: Processes) -> None:
+    with quiet_deepspeed():
+        seconds = time_steps(folder, alone)
+    assert seconds.keys() == {"ce", "delta", "online"}
+    assert all(found > 0 for found in seconds.values())
 
 
 def run(folder: Path, teacher: Path, corpus: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

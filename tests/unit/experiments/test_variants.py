@@ -1,5 +1,6 @@
 """The list of variants: every one is a training that can be set up, and a name means one thing."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -24,11 +25,9 @@ def test_a_name_means_one_training() -> None:
 def test_every_variant_has_settings(name: str, tmp_path) -> None:
     variant = all_variants()[name]
     if variant.as_long_as is not None:
-        for timed, seconds in (("delta", 0.6), (TIMED[variant.teacher], 0.4)):
-            folder = Folder(tmp_path).timing(timed)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "result.json").write_text(f'{{"step_seconds": {seconds}}}')
-    job = Job(Folder(tmp_path), PLAN, variant, 7, timing=False)
+        seconds = {"delta": 0.6, TIMED[variant.teacher]: 0.4}
+        Folder(tmp_path).timing.write_text(json.dumps(seconds))
+    job = Job(Folder(tmp_path), PLAN, variant, 7)
     made = job.settings()
     assert made.training.seed == 7
     assert made.training.max_steps == (300 if variant.as_long_as else 200)
@@ -39,9 +38,7 @@ def test_every_variant_has_settings(name: str, tmp_path) -> None:
 
 
 def test_only_what_a_table_compares_differs() -> None:
-    made = {
-        name: Job(Folder(Path()), PLAN, all_variants()[name], 0, timing=False).settings() for name in ("delta", "ce")
-    }
+    made = {name: Job(Folder(Path()), PLAN, all_variants()[name], 0).settings() for name in ("delta", "ce")}
     assert made["delta"].distillation.frobenius.enabled is False
     assert made["delta"].distillation.alpha_init == 0.8
     assert made["ce"].distillation.alpha_init == made["ce"].distillation.alpha_final == 0
