@@ -71,7 +71,7 @@ def _run(arguments: argparse.Namespace) -> int:
     build_caches(folder, plan)
     _measure_teacher(folder)
     if any(all_variants()[name].as_long_as for name in names) and not folder.timing.exists():
-        subprocess.run([sys.executable, "-m", "experiments.timing", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
+        subprocess.run([sys.executable, "-m", "experiments.one", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
     left = 60 * arguments.minutes - (time.monotonic() - started)
     # Seed by seed, so that whatever is there when time runs out can be compared.
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)

@@ -1,22 +1,16 @@
-"""What a step costs, of cross-entropy alone, cached and online distillation: `python -m experiments.timing FOLDER`.
+"""What a step costs, of cross-entropy alone, cached and online distillation.
 
 In one process, step by step after each other, so that a machine that is busy for a while slows all of them.
 """
 
-import argparse
-import json
 import statistics
-import sys
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 
-from cli_common.errors import run_command
-from cli_common.files import write_atomically
-from experiments.one import TIMED, Job, Training
 from experiments.plan import Folder
+from experiments.training import TIMED, Job, Training
 from experiments.variants import all_variants
-from student.engine import Processes, joined_processes, quiet_deepspeed
+from student.engine import Processes
 
 WARM_STEPS = 5
 """Steps that are not counted: kernels are chosen and memory is found in them."""
@@ -36,21 +30,3 @@ def time_steps(folder: Folder, processes: Processes) -> dict[str, float]:
             for name, training in trainings.items():
                 seconds[name].append(training.step(step)[1])
     return {name: statistics.median(found[WARM_STEPS:]) for name, found in seconds.items()}
-
-
-def main() -> None:
-    """Entry point of the process."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    folder = Folder(parser.parse_args().folder)
-
-    def call() -> None:
-        with quiet_deepspeed(), joined_processes() as processes:
-            found = time_steps(folder, processes)
-        write_atomically(folder.timing, json.dumps(found, indent=1).encode())
-
-    sys.exit(run_command("experiments", call))
-
-
-if __name__ == "__main__":
-    main()

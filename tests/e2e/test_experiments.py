@@ -14,9 +14,9 @@ import pytest
 from e2e_corpus import write_text_corpus
 
 from experiments.caches import build_caches
-from experiments.one import Job, run_job
 from experiments.plan import Folder, Plan
 from experiments.timing import time_steps
+from experiments.training import Job, run_job
 from experiments.variants import all_variants
 from student.engine import Processes, joined_processes, quiet_deepspeed
 

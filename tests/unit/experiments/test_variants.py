@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from cli_common.settings_file import load_settings
-from experiments.one import CONFIG, TIMED, Job
 from experiments.plan import Folder, Plan
+from experiments.training import CONFIG, TIMED, Job
 from experiments.variants import TABLES, all_variants
 from student.settings import TrainSettings
 
