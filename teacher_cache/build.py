@@ -190,8 +190,9 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
     )
 
 
-def _compute(settings: BuildSettings) -> dict[str, int]:
-    return {"batch_size": settings.compute.batch_size}
+def _compute(settings: BuildSettings) -> dict[str, int | bool]:
+    compiled = {"compiled": True} if settings.teacher.compile else {}
+    return {"batch_size": settings.compute.batch_size, **compiled}
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:
