@@ -35,7 +35,7 @@ from student.data import BatchReader
 from student.divergence import TermWeights
 from student.feed import batches_ahead
 from student.frozen_weights import read_frozen_weights
-from student.fused_loss import fused_loss
+from student.fused_loss import fused_loss, valid_positions
 from student.loss import dense_distillation_loss, distillation_loss, total_loss
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
@@ -102,7 +102,8 @@ class Bench:
         head, where = self.student.head, (batch.labels, batch.loss_mask)
         tokens, sequences = batch.labels.numel(), len(batch.labels)
         if case == "ce":
-            return fused_loss(hidden, head, *where, None, TermWeights(1 / tokens, 0.0)).value
+            positions = valid_positions(batch.loss_mask)
+            return fused_loss(hidden, head, batch.labels, positions, None, TermWeights(1 / tokens, 0.0)).value
         if case == "online":
             logits, mean = online_targets(self.teacher, batch.inputs)
             sums = dense_distillation_loss(

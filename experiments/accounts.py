@@ -25,38 +25,37 @@ from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format import LOG_MASS_FLOOR
 from teacher_cache.teacher import Teacher
 
-Account = Callable[[Batch, float], Divergence | None]
-"""(batch, temperature) → the teacher's term at the batch's valid positions."""
+Account = Callable[[Batch, Tensor, float], Divergence | None]
+"""(batch, its valid positions (n,), temperature) → the teacher's term there."""
 
 
 def make_account(spec: str, head: FrozenHead, teacher: Teacher | None) -> Account:
     """What `Variant.teacher` says; `head` is the teacher's, the teacher itself is needed by `online` only."""
     kind, _, k = spec.partition(":")
     if kind == "none":
-        return lambda _batch, _temperature: None
+        return lambda *_: None
     if kind == "online":
         assert teacher is not None
-        return lambda batch, temperature: DenseDivergence(temperature, online_logits(teacher, batch))
+        return lambda batch, places, temperature: DenseDivergence(temperature, online_logits(teacher, batch, places))
     if kind == "cache":
-        return lambda batch, temperature: divergence_at(
-            temperature, batch.targets, batch.loss_mask, head, torch.float32
-        )
+        return lambda batch, places, temperature: divergence_at(temperature, batch.targets, places, head, torch.float32)
     if kind == "exact":
-        return lambda batch, temperature: ExactDivergence(temperature, final_states(batch), head)
+        return lambda batch, places, temperature: ExactDivergence(temperature, final_states(batch, places), head)
     makers = {"bucket": bucket, "renormalised": renormalised, "dropped": dropped}
-    return lambda batch, temperature: makers[kind](head.logits(final_states(batch)), int(k), temperature)
+    make, count = makers[kind], int(k)
+    return lambda batch, places, temperature: make(head.logits(final_states(batch, places)), count, temperature)
 
 
-def final_states(batch: Batch) -> Tensor:
-    """The teacher's final states (n, d) at the valid positions, of an exact cache."""
+def final_states(batch: Batch, places: Tensor) -> Tensor:
+    """The teacher's final states (n, d) at places (n,) of the flattened batch, of an exact cache."""
     assert batch.targets.final_hidden is not None
-    return batch.targets.final_hidden[batch.loss_mask]
+    return batch.targets.final_hidden.flatten(0, 1)[places]
 
 
-def online_logits(teacher: Teacher, batch: Batch) -> Tensor:
-    """The teacher's logits (n, V) float32 at the valid positions, computed now."""
+def online_logits(teacher: Teacher, batch: Batch, places: Tensor) -> Tensor:
+    """The teacher's logits (n, V) float32 at places (n,) of the flattened batch, computed now."""
     starts = None if batch.document_start is None else batch.document_start.cpu()
-    states = teacher.states(batch.inputs, mean=False, document_start=starts).final[batch.loss_mask]
+    states = teacher.states(batch.inputs, mean=False, document_start=starts).final.flatten(0, 1)[places]
     return torch.cat([logits.float() for _, logits in teacher.logits_in_chunks(states)])
 
 

@@ -25,6 +25,7 @@ from experiments.variants import Variant
 from student.assemble import Run, assemble
 from student.batch import Batch
 from student.engine import Processes
+from student.fused_loss import valid_positions
 from student.loss import DistillationLoss, loss_against
 from student.records import Records
 from student.schedule import Coefficients
@@ -160,10 +161,12 @@ def variant_loss(variant: Variant, account: Account) -> LossOf:
     def loss_of(
         run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
     ) -> DistillationLoss:
-        divergence = account(batch, coefficients.temperature) if coefficients.alpha else None
+        places = valid_positions(batch.loss_mask)
+        divergence = account(batch, places, coefficients.temperature) if coefficients.alpha else None
         compared = run.frobenius is not None and variant.frobenius_counts
         return loss_against(
             divergence,
+            places,
             hidden_states,
             run.student.head,
             batch.labels,

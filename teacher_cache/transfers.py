@@ -9,7 +9,8 @@ from torch import Tensor
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """The tensor on the device; a GPU fetches it when its stream gets there."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    waits = device.type == "cuda" and not tensor.is_cuda
+    return tensor.pin_memory().to(device, non_blocking=True) if waits else tensor
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from torch import Tensor
 from experiments.accounts import bucket, dropped, renormalised
 from student.divergence import DenseDivergence, Divergence, ExactDivergence
 from student.frozen_weights import FrozenHead
+from student.fused_loss import valid_positions
 from student.loss import loss_against
 from student.schedule import Coefficients
 
@@ -41,7 +42,9 @@ def gradient(divergence: Divergence | None, hidden: Tensor, temperature: float) 
     """Total and gradient of the one-pass loss."""
     inputs = hidden.clone().requires_grad_()
     coefficients = Coefficients(alpha=0.6, temperature=temperature, beta=0.0)
-    total = loss_against(divergence, inputs, HEAD, LABELS, MASK, coefficients, tokens=9, sequences=3).total
+    total = loss_against(
+        divergence, valid_positions(MASK), inputs, HEAD, LABELS, MASK, coefficients, tokens=9, sequences=3
+    ).total
     total.backward()
     assert inputs.grad is not None
     return total.detach(), inputs.grad
