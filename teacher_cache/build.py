@@ -83,7 +83,7 @@ def _require_within(shards: range, count: int) -> None:
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
     """Build the shards that nobody else does; how many those were."""
     manifest, environment = writer.manifest, _environment(teacher)
-    corpus_rows = CorpusRows(settings, teacher)
+    corpus_rows = CorpusRows(settings, teacher, writer.positions())
     built = bytes_written = positions = 0
     done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
     started = time.monotonic()

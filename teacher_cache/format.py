@@ -34,6 +34,8 @@ LOG_MASS_FLOOR = -60.0
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
 TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
+CORPUS_FOLDER = "corpus"
+POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
 LOCKS_FOLDER = ".locks"
 GROUP_KEY = "zarr.json"
 

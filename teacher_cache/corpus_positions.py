@@ -1,0 +1,128 @@
+"""Where in the corpus rows begin, kept beside the cache: hints, so that nobody reads what lies before them again."""
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.corpus_documents import Place, RowEnd
+from teacher_cache.format import POSITIONS_FOLDER, Manifest, Record, canonical_json, digest, load_json
+from teacher_cache.store import Store, read_if_there
+
+KEY = re.compile(rf"{POSITIONS_FOLDER}/(\d{{12}})\.json", re.ASCII)
+
+
+class Position(Record):
+    """Where a row begins: in a document of the corpus, behind so many of its tokens."""
+
+    row: int
+    place: Place
+    used: int
+    """Tokens of the document that belong to rows before; of packed rows the last of those is this one's first too."""
+    tokens: str
+    """Digest of the document's tokens, uint32 little-endian: whoever begins here makes sure of them."""
+    basis: str
+    """`positions_basis` of the cache."""
+
+    def to_bytes(self) -> bytes:
+        """The position as it is stored: JSON, with a digest of itself."""
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+
+    def holds(self, tokens: NDArray[np.uint32], mode: str) -> bool:
+        """Whether the document that is found there has the tokens it had."""
+        rest = len(tokens) - self.used
+        return _tokens_digest(tokens) == self.tokens and (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
+
+
+class Positions:
+    """The positions of one cache, a small object each, so that any number of builders may write them."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store, self._basis = store, positions_basis(manifest)
+        self._seen: set[int] = set()
+        self.rows_apart = manifest.rows.rows_per_shard
+        """Positions are kept of rows that begin a shard."""
+        self.revision: str | None = manifest.corpus.get("revision")
+        """Commit of the Hub data set that the rows are made of."""
+
+    def between(self, after: int, row: int) -> list[int]:
+        """Rows above `after` and not above `row` that a position is there for, the last first."""
+        found = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
+        return sorted((at for at in found if at is not None and after < at <= row), reverse=True)
+
+    def read(self, row: int) -> Position | None:
+        """The position of a row, None where it is not there, damaged, or of another corpus or other rows."""
+        key = position_key(row)
+        data = read_if_there(self._store, key)
+        return None if data is None else _parse(data, key, self._basis)
+
+    def save(self, row: int, end: RowEnd) -> None:
+        """Keep where a row begins, if it begins a shard: where the row before it ends."""
+        if row % self.rows_apart or row in self._seen:
+            return
+        document = end.document
+        position = Position(
+            row=row, place=document.place, used=end.used, tokens=_tokens_digest(document.tokens), basis=self._basis
+        )
+        self._publish(position_key(row), position.to_bytes())
+        self._seen.add(row)
+
+    def _publish(self, key: str, data: bytes) -> None:
+        self._store.remove_leftovers(key)
+        if read_if_there(self._store, key) != data:
+            # Nobody holds a lock here: another writer of the same position may have taken this one's for a leftover.
+            with suppress(FileNotFoundError):
+                self._store.publish(key, data)
+
+
+def positions_basis(manifest: Manifest) -> str:
+    """sha256 of what decides where rows begin: corpus, tokenizer, row length and mode, nothing else of the cache."""
+    corpus, tokenizer, rows = manifest.corpus, manifest.tokenizer, manifest.rows
+    content = [corpus, tokenizer.sha256, tokenizer.eos_token_id, rows.mode, rows.seq_len]
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def position_key(row: int) -> str:
+    """Key of a row's position."""
+    return f"{POSITIONS_FOLDER}/{row:012d}.json"
+
+
+def position_row(key: str) -> int | None:
+    """The row whose position is at `key`, None where that is no key of a position."""
+    found = KEY.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def unsound_positions(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
+    """Those of `keys` whose objects are no positions of this cache; a build passes over them."""
+    basis = positions_basis(manifest)
+    found = zip(keys, store.read_all(keys), strict=True)
+    return [key for key, data in found if _parse(data, key, basis) is None]
+
+
+def _parse(data: bytes, key: str, basis: str) -> Position | None:
+    try:
+        content: Any = load_json(data)
+        written = content.pop("digest", None) if isinstance(content, dict) else None
+        position = Position.model_validate(content)
+    except (ValueError, RecursionError):
+        return None
+    place = asdict(position.place)
+    sound = (
+        digest(canonical_json(position.model_dump(mode="json"))) == written
+        and position_key(position.row) == key
+        and position.basis == basis
+        and min(position.row, position.used, *(n for n in place.values() if isinstance(n, int))) >= 0
+    )
+    return position if sound else None
+
+
+def _tokens_digest(tokens: NDArray[np.uint32]) -> str:
+    return digest(tokens.astype("<u4").tobytes())
