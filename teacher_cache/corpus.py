@@ -2,15 +2,15 @@
 
 import glob
 import hashlib
-from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 from cli_common.errors import UserError
-from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed
-from teacher_cache.corpus_files import FileFormat, read_files
+from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed, Reader
+from teacher_cache.corpus_files import FileFormat, file_reader
 from teacher_cache.corpus_hub import hub_reader, hub_revision
 from teacher_cache.corpus_retries import with_retries
 from teacher_cache.corpus_settings import CorpusSettings
@@ -39,15 +39,20 @@ class Corpus:
         naming the file or option when the source, a column, a row or a line is at fault.
         """
         most = self._settings.max_documents
-        documents = with_retries(self._read, start, remote=_format_of(self._settings) == "hub")
+        documents = with_retries(self._reader.read, start, remote=_format_of(self._settings) == "hub")
         return islice(documents, None if most is None else max(0, most - start.document))
 
+    @property
+    def seeks(self) -> bool:
+        """Whether to begin anywhere costs about nothing."""
+        return self._reader.seeks
+
     @cached_property
-    def _read(self) -> Callable[[Place], Iterator[Placed]]:
+    def _reader(self) -> Reader:
         kind = _format_of(self._settings)
         if kind == "hub":
             return hub_reader(self._settings)
-        return partial(read_files, [str(file) for file in _local_files(self._settings)], kind, self._settings)
+        return file_reader([str(file) for file in _local_files(self._settings)], kind, self._settings)
 
 
 def iter_documents(settings: CorpusSettings) -> Iterator[Document]:

@@ -1,5 +1,6 @@
 """A document, its place in the corpus, its tokens: what readers of a corpus give, and what rows are cut from."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,6 +38,14 @@ class Place:
 BEGINNING = Place()
 
 Placed = tuple[Place, Document]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Documents of one corpus from a place on; `seeks` where getting there costs about nothing."""
+
+    read: Callable[[Place], Iterator[Placed]]
+    seeks: bool
 
 
 @dataclass(frozen=True)

@@ -7,18 +7,27 @@ import json
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import IO, Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cli_common.errors import UserError
-from teacher_cache.corpus_documents import Document, Place, Placed, make_document, require_column
+from teacher_cache.corpus_documents import Document, Place, Placed, Reader, make_document, require_column
 from teacher_cache.corpus_settings import CorpusSettings
 
 FileFormat = Literal["parquet", "jsonl", "text"]
 
 PARQUET_BATCH = 256
+
+
+PACKED = (".gz", ".zst")
+
+
+def file_reader(files: Sequence[str], kind: FileFormat, settings: CorpusSettings) -> Reader:
+    """A reader of paths or URLs; packed files have to be unpacked from their beginning."""
+    return Reader(partial(read_files, files, kind, settings), seeks=not any(where.endswith(PACKED) for where in files))
 
 
 def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings, start: Place) -> Iterator[Placed]:

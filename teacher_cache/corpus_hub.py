@@ -1,18 +1,18 @@
 """Data sets of the Hub: their Parquet files by row groups, everything else as the datasets package streams it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from cli_common.errors import UserError
-from teacher_cache.corpus_documents import Place, Placed, make_document, require_column
-from teacher_cache.corpus_files import read_files, reason
+from teacher_cache.corpus_documents import Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus_files import file_reader, reason
 from teacher_cache.corpus_settings import CorpusSettings
 
 
-def hub_reader(settings: CorpusSettings) -> Callable[[Place], Iterator[Placed]]:
-    """What reads the data set from a place on; its files are looked up once, here.
+def hub_reader(settings: CorpusSettings) -> Reader:
+    """A reader of the data set; its files are looked up once, here.
 
     Raises `UserError` naming corpus.source, subset or split.
     """
@@ -23,7 +23,7 @@ def hub_reader(settings: CorpusSettings) -> Callable[[Place], Iterator[Placed]]:
     try:
         builder = datasets.load_dataset_builder(settings.source, settings.subset, revision=settings.revision)
         if not isinstance(builder, Parquet):
-            return partial(_read_stream, builder, settings)
+            return Reader(partial(_read_stream, builder, settings), seeks=False)
         found = builder.config.data_files
     except Exception as error:  # the clients let the errors of whichever HTTP library they use through
         raise _unreadable(settings, error) from error
@@ -31,7 +31,7 @@ def hub_reader(settings: CorpusSettings) -> Callable[[Place], Iterator[Placed]]:
         raise UserError(
             f"corpus.split {settings.split}: {settings.source} has no such split; set it to one of {', '.join(found)}"
         )
-    return partial(read_files, [str(where) for where in found[settings.split]], "parquet", settings)
+    return file_reader([str(where) for where in found[settings.split]], "parquet", settings)
 
 
 def _read_stream(builder: Any, settings: CorpusSettings, start: Place) -> Iterator[Placed]:

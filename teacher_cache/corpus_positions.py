@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Any
@@ -52,16 +52,17 @@ class Positions:
         self.revision: str | None = manifest.corpus.get("revision")
         """Commit of the Hub data set that the rows are made of."""
 
-    def between(self, after: int, row: int) -> list[int]:
-        """Rows above `after` and not above `row` that a position is there for, the last first."""
-        found = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
-        return sorted((at for at in found if at is not None and after < at <= row), reverse=True)
+    def between(self, after: int, row: int) -> Iterator[Position]:
+        """Positions of rows above `after` and not above `row`, the last first.
 
-    def read(self, row: int) -> Position | None:
-        """The position of a row, None where it is not there, damaged, or of another corpus or other rows."""
-        key = position_key(row)
-        data = read_if_there(self._store, key)
-        return None if data is None else _parse(data, key, self._basis)
+        What is damaged, or of another corpus, another tokenizer or other rows, is passed over.
+        """
+        rows = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
+        for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
+            data = read_if_there(self._store, position_key(known))
+            position = None if data is None else _parse(data, position_key(known), self._basis)
+            if position is not None:
+                yield position
 
     def save(self, row: int, end: RowEnd) -> None:
         """Keep where a row begins, if it begins a shard: where the row before it ends."""

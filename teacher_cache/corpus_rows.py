@@ -55,17 +55,15 @@ class CorpusRows:
 
     def _approach(self, row: int) -> None:
         """Go on from where reading is, or from a known position that is nearer to `row`."""
-        if row == self._next_row:
-            return
-        behind = row < self._next_row
-        for known in self._positions.between(0 if behind else self._next_row, row) if self._positions else ():
-            position = self._positions.read(known) if self._positions else None
-            rows = None if position is None else self._from(position)
-            if rows is not None:
-                self._rows, self._next_row = rows, known
-                return
-        if behind:
+        if row < self._next_row:
             self._rows, self._next_row = self._from_beginning(), 0
+        if row == self._next_row or (self._next_row and not self._corpus.seeks):
+            return
+        for position in self._positions.between(self._next_row, row) if self._positions else ():
+            rows = self._from(position)
+            if rows is not None:
+                self._rows, self._next_row = rows, position.row
+                return
 
     def _from_beginning(self) -> Iterator[tuple[TokenRow, RowEnd]]:
         documents = self._corpus.documents(BEGINNING)

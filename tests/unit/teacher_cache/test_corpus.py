@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -265,8 +266,28 @@ def flipped(data: bytes, place: int) -> bytes:
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     whole = write_parquet(tmp_path / "a.parquet", {"text": [f"document {i}" for i in range(500)]}).read_bytes()
     for data in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], flipped(whole, 20), b"plain words" * 9):
-        with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet from row 0 on: .*; repair or remove the file"):
+        with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet from row 0 on: .*; repair or remove"):
             read(write(tmp_path / "a.parquet", data))
+
+
+def test_a_damaged_row_group_is_named_by_its_first_row_when_reading_gets_there(tmp_path: Path) -> None:
+    expected = [f"document {i} " + "x" * 50 for i in range(40)]
+    path = write_parquet(tmp_path / "a.parquet", {"text": expected}, row_group_size=10, use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    start, size = column.data_page_offset, column.total_compressed_size
+    damaged = bytearray(path.read_bytes())
+    damaged[start + 30 : start + size] = bytes(size - 30)
+    path.write_bytes(damaged)
+    documents = iter_documents(CorpusSettings(source=str(path)))
+    assert [document.text for document in islice(documents, 20)] == expected[:20]
+    with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet from row 20 on: .*; repair or remove"):
+        next(documents)
+
+
+def test_null_is_a_document_without_text(tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "a.parquet", {"text": ["one", None, "three"]})
+    objects = write(tmp_path / "b.jsonl", lines([{"text": "one"}, {"text": None}, {"text": "three"}]))
+    assert texts(table) == texts(objects) == ["one", "", "three"]
 
 
 def test_a_parquet_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
