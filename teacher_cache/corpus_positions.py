@@ -6,19 +6,37 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.corpus_documents import Place, RowEnd
-from teacher_cache.format import POSITIONS_FOLDER, Manifest, Record, canonical_json, digest, load_json
+from teacher_cache.format import CORPUS_ROWS_KEY, POSITIONS_FOLDER, Manifest, Record, canonical_json, digest, load_json
 from teacher_cache.store import Store, read_if_there
 
 KEY = re.compile(rf"{POSITIONS_FOLDER}/(\d{{12}})\.json", re.ASCII)
 
 
-class Position(Record):
+class Hint(Record):
+    """What has been found out about a corpus, for whoever comes next; wrong for another basis."""
+
+    basis: str
+    """`positions_basis` of the cache."""
+
+    def to_bytes(self) -> bytes:
+        """The hint as it is stored: JSON, with a digest of itself."""
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+
+
+class CorpusLength(Hint):
+    """How many rows the whole corpus gives."""
+
+    rows: int
+
+
+class Position(Hint):
     """Where a row begins: in a document of the corpus, behind so many of its tokens."""
 
     row: int
@@ -27,18 +45,14 @@ class Position(Record):
     """Tokens of the document that belong to rows before; of packed rows the last of those is this one's first too."""
     tokens: str
     """Digest of the document's tokens, uint32 little-endian: whoever begins here makes sure of them."""
-    basis: str
-    """`positions_basis` of the cache."""
-
-    def to_bytes(self) -> bytes:
-        """The position as it is stored: JSON, with a digest of itself."""
-        content = self.model_dump(mode="json")
-        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
 
     def holds(self, tokens: NDArray[np.uint32], mode: str) -> bool:
         """Whether the document that is found there has the tokens it had."""
         rest = len(tokens) - self.used
         return _tokens_digest(tokens) == self.tokens and (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
+
+
+HintT = TypeVar("HintT", bound=Hint)
 
 
 class Positions:
@@ -60,7 +74,7 @@ class Positions:
         rows = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
         for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
             data = read_if_there(self._store, position_key(known))
-            position = None if data is None else _parse(data, position_key(known), self._basis)
+            position = None if data is None else _parse_position(data, position_key(known), self._basis)
             if position is not None:
                 yield position
 
@@ -74,6 +88,16 @@ class Positions:
         )
         self._publish(position_key(row), position.to_bytes())
         self._seen.add(row)
+
+    def length(self) -> int | None:
+        """Rows the whole corpus gives, if a build has counted them."""
+        data = read_if_there(self._store, CORPUS_ROWS_KEY)
+        found = None if data is None else _parse(CorpusLength, data, self._basis)
+        return None if found is None or found.rows < 1 else found.rows
+
+    def save_length(self, rows: int) -> None:
+        """Keep how many rows the whole corpus gives."""
+        self._publish(CORPUS_ROWS_KEY, CorpusLength(basis=self._basis, rows=rows).to_bytes())
 
     def _publish(self, key: str, data: bytes) -> None:
         self._store.remove_leftovers(key)
@@ -101,28 +125,39 @@ def position_row(key: str) -> int | None:
     return int(found[1]) if found else None
 
 
-def unsound_positions(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
-    """Those of `keys` whose objects are no positions of this cache; a build passes over them."""
+def is_hint_key(key: str) -> bool:
+    """Whether a key is that of a position, or of the corpus' length."""
+    return key == CORPUS_ROWS_KEY or position_row(key) is not None
+
+
+def unsound_hints(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
+    """Those of `keys` whose objects are no hints for this cache; a build passes over them."""
     basis = positions_basis(manifest)
     found = zip(keys, store.read_all(keys), strict=True)
-    return [key for key, data in found if _parse(data, key, basis) is None]
+    return [key for key, data in found if _parse_any(data, key, basis) is None]
 
 
-def _parse(data: bytes, key: str, basis: str) -> Position | None:
+def _parse_any(data: bytes, key: str, basis: str) -> Hint | None:
+    return _parse(CorpusLength, data, basis) if key == CORPUS_ROWS_KEY else _parse_position(data, key, basis)
+
+
+def _parse_position(data: bytes, key: str, basis: str) -> Position | None:
+    position = _parse(Position, data, basis)
+    if position is None or position_key(position.row) != key:
+        return None
+    numbers = [position.used, *(number for number in asdict(position.place).values() if isinstance(number, int))]
+    return position if min(numbers) >= 0 else None
+
+
+def _parse(kind: type[HintT], data: bytes, basis: str) -> HintT | None:
     try:
         content: Any = load_json(data)
         written = content.pop("digest", None) if isinstance(content, dict) else None
-        position = Position.model_validate(content)
-    except (ValueError, RecursionError):
+        hint = kind.model_validate(content)
+    except ValueError:
         return None
-    place = asdict(position.place)
-    sound = (
-        digest(canonical_json(position.model_dump(mode="json"))) == written
-        and position_key(position.row) == key
-        and position.basis == basis
-        and min(position.row, position.used, *(n for n in place.values() if isinstance(n, int))) >= 0
-    )
-    return position if sound else None
+    sound = hint.basis == basis and digest(canonical_json(hint.model_dump(mode="json"))) == written
+    return hint if sound else None
 
 
 def _tokens_digest(tokens: NDArray[np.uint32]) -> str:

@@ -30,8 +30,11 @@ class CorpusRows:
         self._rows = self._from_beginning()
 
     def count(self) -> int:
-        """Rows the whole corpus gives: one pass of tokenising."""
-        return sum(1 for _ in self._from_beginning())
+        """Rows the whole corpus gives: one pass of tokenising. Raises `UserError` when there is none."""
+        rows = sum(1 for _ in self._from_beginning())
+        if not rows:
+            raise UserError(f"corpus.source {self._source}: no document has text; check corpus.text_column")
+        return rows
 
     def take(self, wanted: range) -> Iterator[TokenRow]:
         """The rows of one shard; raises `UserError` when the corpus ends before them."""

@@ -20,7 +20,7 @@ from cli_common.errors import UserError
 from teacher_cache import corpus_files, corpus_retries, open_cache
 from teacher_cache.corpus_positions import Positions, position_key
 from teacher_cache.corpus_rows import CorpusRows
-from teacher_cache.format import CORPUS_FOLDER, Manifest, TokenizerIdentity, canonical_json, digest
+from teacher_cache.format import CORPUS_FOLDER, CORPUS_ROWS_KEY, Manifest, TokenizerIdentity, canonical_json, digest
 from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import LocalStore
@@ -133,7 +133,7 @@ def test_rows_are_those_of_the_simple_twin_whoever_begins_where(
     settings = asked(write_corpus(folder / "corpus", texts, ending, group=2), seq_len, mode)
     expected = twin(texts, seq_len, mode)
     plain = CorpusRows(settings, TEACHER)
-    assert plain.count() == len(expected)
+    assert not expected or plain.count() == len(expected)
     whole = list(plain.take(range(len(expected))))
     assert tokens(whole) == expected
     store = LocalStore(folder / "cache")
@@ -146,14 +146,24 @@ def test_rows_are_those_of_the_simple_twin_whoever_begins_where(
             assert same(list(fresh.take(wanted)), whole[wanted.start : wanted.stop])
 
 
+@pytest.fixture(scope="module")
+def built_once(
+    manifest: Manifest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[BuildSettings, Path, Manifest, list[TokenRow]]:
+    folder = tmp_path_factory.mktemp("built")
+    settings = asked(write_corpus(folder / "corpus", words(400)))
+    described = describes(manifest, settings)
+    rows = CorpusRows(settings, TEACHER, Positions(LocalStore(folder / "cache"), described))
+    return settings, folder / "cache", described, list(rows.take(range(rows.count())))
+
+
 @pytest.fixture
-def built(manifest: Manifest, tmp_path: Path) -> tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]]:
+def built(
+    built_once: tuple[BuildSettings, Path, Manifest, list[TokenRow]], tmp_path: Path
+) -> tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]]:
     """Settings, the store of a cache with the positions of all its shards, and its rows."""
-    settings = asked(write_corpus(tmp_path / "corpus", words(400)))
-    store, described = LocalStore(tmp_path / "cache"), describes(manifest, settings)
-    rows = CorpusRows(settings, TEACHER, Positions(store, described))
-    whole = list(rows.take(range(rows.count())))
-    return settings, store, described, whole
+    settings, cache, described, whole = built_once
+    return settings, LocalStore(Path(shutil.copytree(cache, tmp_path / "cache"))), described, whole
 
 
 def test_a_restart_reads_what_it_needs_and_little_more(
@@ -317,6 +327,26 @@ def test_a_corpus_that_ends_too_early_says_where(
             list(rows.take(range(len(whole) - 2, len(whole) + 2)))
 
 
+@pytest.mark.parametrize("texts", [[None, None], ["", ""]])
+def test_a_corpus_without_text_is_named_when_its_rows_are_counted(texts: list[str | None], tmp_path: Path) -> None:
+    settings = asked(write_corpus(tmp_path / "corpus", texts))
+    with pytest.raises(UserError, match=r"corpus\.source .*: no document has text; check corpus\.text_column"):
+        CorpusRows(settings, TEACHER).count()
+
+
+def test_the_length_of_a_corpus_is_kept_for_the_same_rows_only(
+    built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]],
+) -> None:
+    _, store, described, _ = built
+    positions = Positions(store, described)
+    assert positions.length() is None
+    positions.save_length(77)
+    assert Positions(store, described).length() == 77
+    assert Positions(store, described.model_copy(update={"corpus": {}})).length() is None
+    store.publish(CORPUS_ROWS_KEY, store.read(CORPUS_ROWS_KEY).replace(b"77", b"78"))
+    assert Positions(store, described).length() is None
+
+
 def test_verify_knows_positions_and_names_those_that_are_none(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]], synthetic_cache: Path, tmp_path: Path
 ) -> None:
@@ -326,9 +356,10 @@ def test_verify_knows_positions_and_names_those_that_are_none(
     rows = CorpusRows(settings, TEACHER, positions)
     list(rows.take(range(16)))
     assert [row for row in (8, 16) if (cache / position_key(row)).is_file()] == [8, 16]
+    positions.save_length(16)
     assert verify(store).is_sound
     assert verify(store).objects == len([path for path in cache.rglob("*") if path.is_file()])
     (cache / position_key(16)).write_bytes((cache / position_key(16)).read_bytes()[:-4])
     (cache / CORPUS_FOLDER / "notes.txt").write_text("mine")
     found = {(fault.kind, fault.key) for fault in verify(store).faults}
-    assert found == {("position", position_key(16)), ("stray", f"{CORPUS_FOLDER}/notes.txt")}
+    assert found == {("hint", position_key(16)), ("stray", f"{CORPUS_FOLDER}/notes.txt")}
