@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 import zarr
+from torch import Tensor
 
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
@@ -35,6 +36,7 @@ from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
 from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.transfers import OnTheirWay, to_device, to_host
 from teacher_cache.writer import CacheWriter, manifest_differences
 
 
@@ -100,8 +102,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
                 arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
                 arrays.put_rows(corpus_rows.take(arrays.rows))
                 statistics = ShardStatistics(manifest.targets)
-                for batch in batches(len(arrays.rows), settings.compute.batch_size):
-                    compute_batch(teacher, arrays, batch, statistics)
+                for batch in computed_batches(teacher, arrays, settings.compute.batch_size, statistics):
                     positions += int(arrays.loss_mask[batch].sum())
                     speed = positions / (time.monotonic() - started)
                     done += batch.stop - batch.start
@@ -112,33 +113,55 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     return built
 
 
-@torch.inference_mode()
-def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place.
+def computed_batches(
+    teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
+) -> Iterator[slice]:
+    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
+    before: tuple[slice, OnTheirWay] | None = None
+    for batch in batches(len(arrays.rows), batch_size):
+        stored = start_batch(teacher, arrays, batch, statistics)
+        if before is not None:
+            arrays.put(before[0], before[1].arrived())
+            yield before[0]
+        before = batch, stored
+    if before is not None:
+        arrays.put(before[0], before[1].arrived())
+        yield before[0]
 
-    Nothing waits for the device until all of the batch is under way, so that a GPU works without a pause.
-    """
-    manifest = arrays.manifest
+
+def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
+    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
+
+
+@torch.inference_mode()
+def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
+    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
+    manifest, device = arrays.manifest, teacher.device
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
     starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
-    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none", document_start=starts)
-    rows, positions = np.nonzero(arrays.loss_mask[batch])
-    labels = tokens[:, 1:][rows, positions].to(teacher.device)
-    offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
+    counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
+    labels = to_device(tokens[:, 1:].flatten()[counted], device)
+    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
+    places = to_device(counted, device)
+    states = teacher.states(
+        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
+    )
     parts = [
         keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        for chunk, logits in teacher.logits_in_chunks(states.final[rows, positions])
+        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
     ]
+    stored: dict[str, Tensor] = {}
     if states.mean is not None:
-        arrays.put_hidden_mean(batch, states.mean)
+        stored |= arrays.stored_hidden_mean(batch, states.mean)
     if manifest.targets.mode == "exact":
-        arrays.put_final(batch, states.final)
-    if not parts:
-        return
-    kept = join(parts)
-    statistics.add(kept, labels)
-    if manifest.targets.mode == "sparse":
-        arrays.put_targets((rows + batch.start, positions), kept)
+        stored |= arrays.stored_final(batch, states.final)
+    if parts:
+        kept = join(parts)
+        statistics.add(kept, labels)
+        if manifest.targets.mode == "sparse":
+            stored |= arrays.stored_targets(batch, places, kept)
+    return to_host(stored)
 
 
 def make_manifest(
@@ -163,9 +186,10 @@ def make_manifest(
     )
     if settings.rows.count is not None:
         return manifest
-    kept = None if store is None else Positions(store, manifest).length()
-    rows = _row_layout(settings, kept or CorpusRows(settings, teacher).count())
-    return manifest.model_copy(update={"rows": rows})
+    positions = None if store is None else Positions(store, manifest)
+    kept = None if positions is None else positions.length()
+    count = kept or CorpusRows(settings, teacher, positions).count()
+    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
 
 
 def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
@@ -180,8 +204,9 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
     )
 
 
-def _compute(settings: BuildSettings) -> dict[str, int]:
-    return {"batch_size": settings.compute.batch_size}
+def _compute(settings: BuildSettings) -> dict[str, int | bool]:
+    compiled = {"compiled": True} if settings.teacher.compile else {}
+    return {"batch_size": settings.compute.batch_size, **compiled}
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:
