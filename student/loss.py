@@ -188,52 +188,6 @@ def dense_distillation_loss(
 
 
 @dataclass(frozen=True)
-class EvaluationSums:
-    """Sums over valid positions at T = 1, without gradients; they add up over batches."""
-
-    cross_entropy: float
-    kl: float
-    agreement: int
-    """Positions where student and teacher have the same first choice."""
-    tokens: int
-
-    def __add__(self, other: "EvaluationSums") -> "EvaluationSums":
-        return EvaluationSums(
-            self.cross_entropy + other.cross_entropy,
-            self.kl + other.kl,
-            self.agreement + other.agreement,
-            self.tokens + other.tokens,
-        )
-
-
-@torch.no_grad()
-def evaluation_sums(
-    hidden_states: Tensor,  # (B, T, d)
-    head: FrozenHead,
-    labels: Tensor,  # (B, T) int64
-    loss_mask: Tensor,  # (B, T) bool
-    targets: TeacherTargets,
-    *,
-    chunk_tokens: int | None = None,
-) -> EvaluationSums:
-    """Held-out cross-entropy, KL to the teacher, and how often both have the same first choice.
-
-    Raises `UserError` when the targets are not known at T = 1.
-    """
-    sums = EvaluationSums(0.0, 0.0, 0, 0)
-    divergence = divergence_at(1.0, targets, valid_positions(loss_mask), head, _accumulation_dtype(hidden_states))
-    for chunk in _chunks(hidden_states[loss_mask], head, labels[loss_mask], divergence, chunk_tokens):
-        logits = head.logits(chunk.hidden)
-        sums += EvaluationSums(
-            float(functional.cross_entropy(logits, chunk.labels, reduction="sum")),
-            float(chunk.divergence.kl(logits).sum()),
-            int((logits.argmax(dim=-1) == chunk.divergence.first_choices()).sum()),
-            len(chunk.labels),
-        )
-    return sums
-
-
-@dataclass(frozen=True)
 class _Chunk:
     """n valid positions."""
 

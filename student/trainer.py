@@ -12,6 +12,7 @@ from cli_common.progress import ProgressLine
 from student.assemble import Run
 from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
+from student.costs import step_cost
 from student.engine import backward, gradient_norm
 from student.evaluate import measure
 from student.feed import batches_ahead
@@ -67,6 +68,7 @@ def train(run: Run, start: Progress) -> float | None:
             done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
             if line is not None:
                 _record(run, metrics)
+                run.costs.append(vars(step_cost(metrics.step, metrics.tokens, seconds, wait, run.processes)))
                 line.update(done.steps, _words(metrics, seconds, wait, done))
             _measure_and_keep(run, done)
     return waited / taken if taken else None

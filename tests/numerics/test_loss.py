@@ -20,7 +20,6 @@ from student.loss import (
     LossSums,
     dense_distillation_loss,
     distillation_loss_sums,
-    evaluation_sums,
     total_loss,
 )
 from student.schedule import Coefficients
@@ -357,25 +356,3 @@ def test_total_loss_weighs_terms_as_the_paper_does() -> None:
     sums = LossSums(torch.tensor(10.0), torch.tensor(4.0), torch.tensor(6.0))
     loss = total_loss(sums, Coefficients(alpha=0.6, temperature=1.5, beta=0.1), tokens=20, sequences=4)
     assert float(loss) == pytest.approx((0.3 * 10 + 0.6 * 2.25 * 4) / 20 + 0.1 * 6 / 4)
-
-
-def test_evaluation_sums_are_those_of_the_loss_at_temperature_one() -> None:
-    case = make_case()
-    expected, targets = case.sums(6, 1.0), case.targets(6, 1.0)
-    parts = [
-        evaluation_sums(
-            case.hidden[row],
-            case.head,
-            case.labels[row],
-            case.mask[row],
-            sparse_targets(*(x[row] for x in (targets.ids, targets.values, targets.log_mass[..., 0]))),
-            chunk_tokens=2,
-        )
-        for row in (slice(0, 1), slice(1, 3))
-    ]
-    found = parts[0] + parts[1]
-    logits = case.hidden @ case.head.weight.T + (0 if case.head.bias is None else case.head.bias)
-    agree = (logits.argmax(-1) == case.teacher.argmax(-1)) & case.mask
-    assert found.cross_entropy == pytest.approx(expected.cross_entropy.item())
-    assert found.kl == pytest.approx(expected.kl.item())
-    assert (found.agreement, found.tokens) == (int(agree.sum()), int(case.mask.sum()))
