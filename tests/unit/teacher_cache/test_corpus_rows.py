@@ -1,5 +1,6 @@
 """Rows are the same whoever begins where, with or without positions, sound or not; and little is read to begin."""
 
+import gzip
 import json
 import random
 import shutil
@@ -202,6 +203,42 @@ def test_builders_that_take_turns_read_each_document_about_once(
         assert same(list(builders[shard % 4].take(wanted)), whole[wanted.start : wanted.stop])
     shards = len(whole) // A_SHARD
     assert len(read) < 20 * shards  # a group is read to begin anywhere; from the beginning it would be 200 each
+
+
+def test_what_has_to_be_unpacked_up_to_a_position_is_read_on_instead_but_for_the_first_time(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_corpus(tmp_path / "corpus", words(400), "jsonl")
+    for path in source.iterdir():
+        Path(f"{path}.gz").write_bytes(gzip.compress(path.read_bytes()))
+        path.unlink()
+    settings = asked(source)
+    store, described = LocalStore(tmp_path / "cache"), describes(manifest, settings)
+    whole = list(CorpusRows(settings, TEACHER, Positions(store, described)).take(range(400)))
+    rows = CorpusRows(settings, TEACHER, Positions(store, described))
+    read = counted(monkeypatch)
+    assert same(list(rows.take(range(300, 304))), whole[300:304])
+    assert len(read) <= 20
+    assert same(list(rows.take(range(380, 384))), whole[380:384])
+    assert len(set(read)) == len(read) > 40  # those between, each once
+    assert same(list(rows.take(range(8, 12))), whole[8:12])
+
+
+def test_rows_come_from_the_commit_that_the_manifest_names(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked_for: list[str | None] = []
+
+    def load(*_positional: Any, revision: str | None, **_named: Any) -> Any:
+        asked_for.append(revision)
+        raise ConnectionError("offline")
+
+    monkeypatch.setattr("datasets.load_dataset_builder", load)
+    settings = asked(Path("owner/name"), revision="main")
+    described = describes(manifest, settings, corpus={"revision": "0123abc"})
+    with pytest.raises(UserError, match="offline"):
+        list(CorpusRows(settings, TEACHER, Positions(LocalStore(tmp_path), described)).take(range(4)))
+    assert asked_for == ["0123abc"]
 
 
 def reseal(data: bytes, **changed: Any) -> bytes:
