@@ -2,13 +2,12 @@
 
 from dataclasses import asdict, dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
 from student.batch import Batch
+from student.calibration import bin_sums, calibration_error, equal_width_edges
 from student.divergence import dense_kl
 from student.frozen_weights import FrozenHead, read_frozen_weights
 from student.models.xlstm import XLSTMStudent
@@ -95,12 +94,5 @@ def _figures(found: list[Tensor]) -> Figures:
         cross_entropy=float(cross_entropy.mean()),
         kl=float(kl.mean()),
         agreement=float(agreement.mean()),
-        calibration_error=_calibration_error(confidence, correct),
+        calibration_error=float(calibration_error(bin_sums(confidence, correct > 0, equal_width_edges())[0])),
     )
-
-
-def _calibration_error(confidence: NDArray[np.float64], correct: NDArray[np.float64]) -> float:
-    """How far confidence is from correctness in each bin, weighted by positions."""
-    place = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    gaps = np.bincount(place, weights=confidence - correct, minlength=BINS)
-    return float(np.abs(gaps).sum() / len(confidence))
