@@ -3,7 +3,8 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ import torch
 import transformers
 import zarr
 
+from cli_common.background import Background
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
@@ -29,12 +31,17 @@ from teacher_cache.format import (
 )
 from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.reader import open_cache
+from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
+from teacher_cache.shard_writes import ShardWrites
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
 from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.writer import CacheWriter, manifest_differences
+
+SHARDS_AHEAD = 3
+"""Shards whose rows are read before they are asked for: more than one, for other builders may take the next."""
 
 
 @dataclass(frozen=True)
@@ -81,32 +88,88 @@ def _require_within(shards: range, count: int) -> None:
 
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
-    """Build the shards that nobody else does; how many those were."""
-    manifest, environment = writer.manifest, _environment(teacher)
-    corpus_rows = CorpusRows(settings, teacher)
-    built = bytes_written = positions = 0
-    done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
-    started = time.monotonic()
-    first = os.environ.get("RANK", "0") == "0"
-    with ProgressLine("build", total=manifest.rows.count, done=done, shown=first) as progress:
-        for shard in pending:
-            with writer.claim(shard) as mine:
-                if not mine:
-                    done += len(manifest.shard_rows(shard))
+    """Build the shards that nobody else does; how many those were.
+
+    Rows are read ahead and the shard before is encoded and written while one is computed.
+    """
+    manifest = writer.manifest
+    progress = _Progress(manifest, pending)
+    with (
+        Background(_read(manifest, CorpusRows(settings, teacher), pending), SHARDS_AHEAD) as read,
+        ShardWrites(writer, _environment(teacher)) as writes,
+        progress.line,
+    ):
+        for shard, rows in read:
+            with ExitStack() as claim:
+                if not claim.enter_context(writer.claim(shard)):
+                    progress.pass_over(len(rows))
                     continue
-                arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
-                arrays.put_rows(corpus_rows.take(arrays.rows))
-                statistics = ShardStatistics(manifest.targets)
-                for batch in batches(len(arrays.rows), settings.compute.batch_size):
-                    compute_batch(teacher, arrays, batch, statistics)
-                    positions += int(arrays.loss_mask[batch].sum())
-                    speed = positions / (time.monotonic() - started)
-                    done += batch.stop - batch.start
-                    progress.update(done, f"rows · {speed:,.0f} tokens/s · {byte_size(bytes_written)} written")
-                record = writer.write_shard(shard, arrays.by_name, statistics.sums, environment)
-                bytes_written += sum(stored.bytes for stored in record.objects.values())
+
+                def after_batch(count: int, positions: int) -> None:
+                    writes.raise_failure()
+                    progress.add(count, positions, writes.bytes)
+
+                arrays, statistics = _compute_shard(teacher, manifest, shard, rows, after_batch)
+                writes.finish()
+                writes.start(shard, arrays.by_name, statistics, claim.pop_all())
+    return writes.shards
+
+
+def build_shards_serially(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
+    """`_build_shards` one thing after another: its twin."""
+    built = 0
+    for shard, rows in _read(writer.manifest, CorpusRows(settings, teacher), pending):
+        with writer.claim(shard) as mine:
+            if mine:
+                arrays, statistics = _compute_shard(teacher, writer.manifest, shard, rows, lambda *_: None)
+                writer.write_shard(shard, arrays.by_name, statistics, _environment(teacher))
                 built += 1
     return built
+
+
+def _compute_shard(
+    teacher: Teacher,
+    manifest: Manifest,
+    shard: int,
+    rows: list[TokenRow],
+    after_batch: Callable[[int, int], None],
+) -> tuple[ShardArrays, dict[str, float]]:
+    """A shard's arrays and statistics; `after_batch` is told the rows and the counted positions of each batch."""
+    arrays, statistics = ShardArrays.empty(manifest, manifest.shard_rows(shard)), ShardStatistics(manifest.targets)
+    arrays.put_rows(rows)
+    for batch in batches(len(rows), manifest.compute["batch_size"]):
+        compute_batch(teacher, arrays, batch, statistics)
+        after_batch(batch.stop - batch.start, int(arrays.loss_mask[batch].sum()))
+    return arrays, statistics.sums
+
+
+def _read(
+    manifest: Manifest, corpus_rows: CorpusRows, pending: list[int]
+) -> Generator[tuple[int, list[TokenRow]], None, None]:
+    """Shards with their rows."""
+    for shard in pending:
+        yield shard, list(corpus_rows.take(manifest.shard_rows(shard)))
+
+
+class _Progress:
+    """What the progress line says of a build."""
+
+    def __init__(self, manifest: Manifest, pending: list[int]) -> None:
+        self._done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
+        self._positions, self._started = 0, time.monotonic()
+        shown = os.environ.get("RANK", "0") == "0"
+        self.line = ProgressLine("build", total=manifest.rows.count, done=self._done, shown=shown)
+
+    def pass_over(self, rows: int) -> None:
+        """Rows that another process computes."""
+        self._done += rows
+
+    def add(self, rows: int, positions: int, written: int) -> None:
+        """Rows computed, their counted positions, and the bytes written so far."""
+        self._done += rows
+        self._positions += positions
+        speed = self._positions / (time.monotonic() - self._started)
+        self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
 
 @torch.inference_mode()

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from teacher_cache.estimate import proposal_scales
 from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
-from teacher_cache.targets_blocks import PowerScheme, Workspace, draw, draw_systematically, in_blocks, take_blocks, take_top
+from teacher_cache.targets_blocks import (
+    PowerScheme,
+    Workspace,
+    draw,
+    draw_systematically,
+    in_blocks,
+    take_blocks,
+    take_top,
+)
 
 PIECE_POSITIONS = 256
 """Positions PyTorch looks into blocks of at once."""
@@ -70,11 +78,11 @@ def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, unifor
 
 
 def keep_by_torch(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
-    """`keep_targets` of logits at their stored precision by PyTorch alone; among equal ones the lowest id comes first."""
+    """`keep_targets` of logits at their stored precision by PyTorch; among equal logits the lowest id comes first."""
     scheme = PowerScheme.of(layout)
     space = Workspace.of(stored[:PIECE_POSITIONS], scheme)
     parts = []
-    for some, offsets in zip(stored.split(PIECE_POSITIONS), uniform.split(PIECE_POSITIONS), strict=True):
+    for some, offsets in zip(*(torch.split(x, PIECE_POSITIONS) for x in (stored, uniform)), strict=True):
         top = take_top(in_blocks(some), layout, scheme, space)
         log_mass = round_log_mass(top.log_mass)
         drawn = draw(top, log_mass, layout, offsets) if layout.samples else None

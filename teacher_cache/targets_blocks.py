@@ -103,7 +103,7 @@ def in_blocks(columns: Tensor, filling: float = -torch.inf) -> Tensor:
     """Columns (n, V) as (n, blocks, BLOCK), the last block filled up; no copy where rows are whole blocks."""
     missing = -columns.shape[1] % BLOCK
     filled = functional.pad(columns, (0, missing), value=filling) if missing else columns
-    return filled.contiguous().unflatten(1, (-1, BLOCK))
+    return filled.contiguous().view(len(columns), -1, BLOCK)
 
 
 def take_blocks(blocks: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
@@ -189,7 +189,7 @@ class Rest:
         bases = [functional.pad(logits * e, (0, 0, 0, spare)).exp2_()[: len(logits)] for e in self.scheme.exponents]
         return self.scheme.powers(bases, torch.empty_like(logits))
 
-    def inclusion(self, rows: Tensor, numbers: Tensor, scales: Tensor) -> Tensor:
+    def inclusion(self, scales: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
         """`min(1, n r)` (m, BLOCK) in m blocks, by the scales (n, parts) of the proposal."""
         rate = torch.zeros(len(rows), BLOCK, device=scales.device)
         for place, power in enumerate(self.powers(self.logits(rows, numbers))):
@@ -228,9 +228,9 @@ def take_top(blocks: Tensor, layout: TargetLayout, scheme: PowerScheme, space: W
     rest = Rest(blocks, scheme, values[:, 0], values[:, -1], ids[:, -1])
     maxima.sub_(values[:, :1])
     rows, picked = rows.flatten(), picked.flatten()
-    logits = rest.logits(rows, picked)
-    maxima[rows, picked] = logits.amax(-1)
-    for place, power in enumerate(rest.powers(logits)):
+    left = candidates.scatter_(1, found, -torch.inf).sub_(values[:, :1]).view(-1, BLOCK)
+    maxima[rows, picked] = left.amax(-1)
+    for place, power in enumerate(rest.powers(left)):
         masses[rows, place, picked] = power.sum(-1)
     log_mass = masses[:, : scheme.nodes].sum(-1).log_()
     return Top(ids, values, log_mass, maxima, masses, rest)
@@ -252,8 +252,8 @@ def draw(top: Top, log_mass: Tensor, layout: TargetLayout, uniform: Tensor) -> t
         totals += top.masses[:, place] * scale[:, None]
         highest += torch.exp(top.maxima / temperature) * scale[:, None]
     cut = torch.nonzero(highest > 1.0, as_tuple=True)
-    totals[cut] = top.rest.inclusion(*cut, scales).sum(-1)
-    return draw_systematically(totals, partial(top.rest.inclusion, scales=scales), uniform, layout.samples)
+    totals[cut] = top.rest.inclusion(scales, *cut).sum(-1)
+    return draw_systematically(totals, partial(top.rest.inclusion, scales), uniform, layout.samples)
 
 
 def draw_systematically(

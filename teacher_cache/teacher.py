@@ -27,8 +27,9 @@ from teacher_cache.format import (
 )
 from teacher_cache.settings import TeacherSettings
 
-HEAD_CHUNK_ELEMENTS = 32 * 2**20
-"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size."""
+HEAD_CHUNK_ELEMENTS = 16 * 2**20
+"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
+are still in a processor's cache when targets are taken from them."""
 
 GPU_HEAD_CHUNK_ELEMENTS = 512 * 2**20
 """The same on a GPU, which needs some thousand positions to be busy: 1 GiB in bfloat16."""
