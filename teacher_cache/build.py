@@ -18,6 +18,7 @@ from cli_common.background import Background
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
+from teacher_cache.batch_size import find_batch_size
 from teacher_cache.corpus import describe_corpus
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import (
@@ -38,7 +39,7 @@ from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
 from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.writer import CacheWriter, manifest_differences
+from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 
 SHARDS_AHEAD = 3
 """Shards whose rows are read before they are asked for: more than one, for other builders may take the next."""
@@ -64,12 +65,12 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     """
     started = time.monotonic()
     store = open_store(out)
+    settings = recorded_batch_size(settings, read_manifest(store))
     if _is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
-    files = teacher.files()
-    writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
+    settings, writer = _open_writer(store, settings, teacher)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
     built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
@@ -80,6 +81,37 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
         store.clear_locks()
     found = writer.manifest.shard_count - built - elsewhere
     return BuildReport(store.path, built, found, elsewhere, time.monotonic() - started)
+
+
+def _open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tuple[BuildSettings, CacheWriter]:
+    """The cache's writer; of several builders that shall find the batch size, one does, and the others take it."""
+    with ExitStack() as stack:
+        if settings.compute.batch_size == "auto":
+            held = stack.enter_context(store.lock("batch-size", patience=METADATA_PATIENCE))
+            settings = recorded_batch_size(settings, read_manifest(store))
+            if not held and settings.compute.batch_size == "auto":
+                raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
+        settings = with_batch_size(settings, teacher)
+        files = teacher.files()
+        return settings, CacheWriter(store, make_manifest(settings, teacher, files), files)
+
+
+def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
+    """The settings with the batch size that a cache was begun with, where they say `auto`."""
+    if existing is None or settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, int(existing.compute["batch_size"]))
+
+
+def with_batch_size(settings: BuildSettings, teacher: Teacher) -> BuildSettings:
+    """The settings with a batch size, found by trying where they say `auto`."""
+    if settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, find_batch_size(teacher, settings.rows.seq_len))
+
+
+def _with_rows_at_once(settings: BuildSettings, rows: int) -> BuildSettings:
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"batch_size": rows})})
 
 
 def _require_within(shards: range, count: int) -> None:
@@ -112,6 +144,8 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
                 arrays, statistics = _compute_shard(teacher, manifest, shard, rows, after_batch)
                 writes.finish()
                 writes.start(shard, arrays.by_name, statistics, claim.pop_all())
+        writes.finish()
+        progress.end(writes.bytes)
     return writes.shards
 
 
@@ -155,10 +189,11 @@ class _Progress:
     """What the progress line says of a build."""
 
     def __init__(self, manifest: Manifest, pending: list[int]) -> None:
-        self._done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
+        self._total = manifest.rows.count
+        self._done = self._total - sum(len(manifest.shard_rows(shard)) for shard in pending)
         self._positions, self._started = 0, time.monotonic()
         shown = os.environ.get("RANK", "0") == "0"
-        self.line = ProgressLine("build", total=manifest.rows.count, done=self._done, shown=shown)
+        self.line = ProgressLine("build", total=self._total, done=self._done, shown=shown)
 
     def pass_over(self, rows: int) -> None:
         """Rows that another process computes."""
@@ -168,6 +203,15 @@ class _Progress:
         """Rows computed, their counted positions, and the bytes written so far."""
         self._done += rows
         self._positions += positions
+        if self._done < self._total:
+            self._show(written)
+
+    def end(self, written: int) -> None:
+        """The last words, when all is written."""
+        if self._done >= self._total:
+            self._show(written)
+
+    def _show(self, written: int) -> None:
         speed = self._positions / (time.monotonic() - self._started)
         self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
@@ -231,7 +275,7 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
 
 
 def _compute(settings: BuildSettings) -> dict[str, int]:
-    return {"batch_size": settings.compute.batch_size}
+    return {"batch_size": settings.compute.rows_at_once}
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:
@@ -245,6 +289,7 @@ def _is_already_built(store: Store, settings: BuildSettings) -> bool:
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
     """What settings would make otherwise than the cache there is, as far as that shows without loading the teacher."""
+    settings = recorded_batch_size(settings, existing)
     asked = {
         "teacher": existing.teacher.model_copy(
             update={

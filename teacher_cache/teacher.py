@@ -72,6 +72,13 @@ class Teacher:
         return getattr(self._model.config, "max_position_embeddings", None)
 
     @property
+    def bytes_per_token(self) -> int:
+        """Memory a forward pass takes for each token, about: some states, and what a feed-forward layer is wide."""
+        config = self._model.config
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
+
+    @property
     def head_weight(self) -> Tensor:
         """The LM head over the real vocabulary, (V_real, d), in the teacher's dtype."""
         return self._head.weight[: self.vocab_size]

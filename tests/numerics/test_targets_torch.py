@@ -24,7 +24,9 @@ LAYOUTS = [
 
 
 @pytest.mark.parametrize("check", [c for name, c in target_checks.CHECKS.items() if name != "repeats"])
-def test_what_is_kept_is_what_the_definitions_say(check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_what_the_definitions_say(
+    check: Callable[[str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(target_checks, "keep_by_kernels", keep_by_torch)
     check("cpu")
 
