@@ -18,6 +18,7 @@ from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.corpus import describe_corpus
+from teacher_cache.corpus_positions import Positions
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import (
     ALIGNMENT,
@@ -64,7 +65,9 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
     files = teacher.files()
-    writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
+    writer = CacheWriter(store, make_manifest(settings, teacher, files, store), files)
+    if settings.rows.count is None:
+        writer.positions().save_length(writer.manifest.rows.count)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
     built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
@@ -85,7 +88,7 @@ def _require_within(shards: range, count: int) -> None:
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
     """Build the shards that nobody else does; how many those were."""
     manifest, environment = writer.manifest, _environment(teacher)
-    corpus_rows = CorpusRows(settings, teacher)
+    corpus_rows = CorpusRows(settings, teacher, writer.positions())
     built = bytes_written = positions = 0
     done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
     started = time.monotonic()
@@ -161,21 +164,32 @@ def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics:
     return to_host(stored)
 
 
-def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, bytes]) -> Manifest:
-    """The manifest of the cache that these settings and this teacher make; counts the corpus' rows if need be."""
-    return Manifest(
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
+) -> Manifest:
+    """The manifest of the cache that these settings and this teacher make.
+
+    Counts the corpus' rows if need be, unless an earlier build into `store` has kept their number.
+    """
+    manifest = Manifest(
         format=FORMAT_NAME,
         format_version=FORMAT_VERSION,
         alignment=ALIGNMENT,
         teacher=teacher.identity(),
         tokenizer=teacher.tokenizer_identity(),
         corpus=describe_corpus(settings.corpus),
-        rows=_row_layout(settings, settings.rows.count or CorpusRows(settings, teacher).count()),
+        rows=_row_layout(settings, settings.rows.count or 1),
         targets=settings.targets.layout(),
         hidden=settings.hidden.layout(),
         compute=_compute(settings),
         files={key: digest(data) for key, data in files.items()},
     )
+    if settings.rows.count is not None:
+        return manifest
+    positions = None if store is None else Positions(store, manifest)
+    kept = None if positions is None else positions.length()
+    count = kept or CorpusRows(settings, teacher, positions).count()
+    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
 
 
 def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
