@@ -73,7 +73,6 @@ def test_a_cache_keeps_the_number_it_was_begun_with(
     assert contents(out) == contents(tmp_path / "two")
 
 
-@pytest.mark.filterwarnings("ignore:Numcodecs codecs")  # threads undo each other's filters; builders are processes
 def test_of_builders_that_start_together_one_finds_it(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
