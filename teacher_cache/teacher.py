@@ -64,6 +64,7 @@ class Teacher:
         self._head = _output_head(model, settings.model)
         self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
         self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._records = self.device.type == "cuda" and not settings.compile
         self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
         self._require_plain_head()
         if settings.compile:
@@ -102,7 +103,7 @@ class Teacher:
         again, unless told not to, and keeps its memory.
         """
         tokens = to_device(tokens, self.device)
-        if recorded and document_start is None and self.device.type == "cuda":
+        if recorded and self._records and document_start is None:
             return TeacherStates(*self._captured[mean](tokens))
         where = {} if document_start is None else {"position_ids": to_device(places(document_start), self.device)}
         return TeacherStates(*self._run(tokens, mean=mean, **where))
