@@ -87,10 +87,41 @@ def distillation_loss(
     `tokens` and `sequences` are the counts of the global batch. Raises `UserError` when the targets are not known at
     this temperature.
     """
+    positions, dtype = valid_positions(loss_mask), _accumulation_dtype(hidden_states)
+    return loss_against(
+        divergence_at(coefficients.temperature, targets, positions, head, dtype),
+        positions,
+        hidden_states,
+        head,
+        labels,
+        loss_mask,
+        coefficients,
+        tokens=tokens,
+        sequences=sequences,
+        hidden_mean=hidden_mean,
+        frobenius=frobenius,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def loss_against(
+    divergence: Divergence | None,  # at the valid positions, in order
+    positions: Tensor,  # (n,) int64, `valid_positions` of the loss_mask
+    hidden_states: Tensor,  # (B, T, d)
+    head: FrozenHead,
+    labels: Tensor,  # (B, T) int64
+    loss_mask: Tensor,  # (B, T) bool
+    coefficients: Coefficients,
+    *,
+    tokens: float,
+    sequences: float,
+    hidden_mean: Tensor | None = None,  # (B, ceil(T / stride), d)
+    frobenius: FrobeniusTerm | None = None,
+    chunk_tokens: int | None = None,
+) -> DistillationLoss:
+    """`distillation_loss` against any account of the teacher at the coefficients' temperature; None has KL 0."""
     alpha, beta, temperature = coefficients.alpha, coefficients.beta, coefficients.temperature
     term = frobenius or FrobeniusTerm()
-    positions = valid_positions(loss_mask)
-    divergence = divergence_at(temperature, targets, positions, head, _accumulation_dtype(hidden_states))
     weights = TermWeights((1 - alpha - beta) / tokens, alpha * temperature**2 / tokens)
     found = fused_loss(hidden_states, head, labels, positions, divergence, weights, chunk_tokens=chunk_tokens)
     norms = _frobenius_sum(hidden_states, hidden_mean, loss_mask, term)

@@ -3,21 +3,24 @@
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numcodecs
-import numpy as np
 import torch
 import transformers
 import zarr
-from torch import Tensor
 
+from cli_common.background import Background
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
+from teacher_cache.batch_size import find_batch_size
+from teacher_cache.compute import computed_batches
 from teacher_cache.corpus import describe_corpus
+from teacher_cache.corpus_positions import Positions
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import (
     ALIGNMENT,
@@ -30,13 +33,16 @@ from teacher_cache.format import (
 )
 from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.reader import open_cache
+from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
+from teacher_cache.shard_writes import ShardWrites
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
-from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.transfers import OnTheirWay, to_device, to_host
-from teacher_cache.writer import CacheWriter, manifest_differences
+from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
+
+SHARDS_AHEAD = 3
+"""Shards whose rows are read before they are asked for: more than one, for other builders may take the next."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +65,14 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     """
     started = time.monotonic()
     store = open_store(out)
+    settings = recorded_batch_size(settings, read_manifest(store))
     if _is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
-    files = teacher.files()
-    writer = CacheWriter(store, make_manifest(settings, teacher, files), files)
+    settings, writer = _open_writer(store, settings, teacher)
+    if settings.rows.count is None:
+        writer.positions().save_length(writer.manifest.rows.count)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
     built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
@@ -77,105 +85,164 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     return BuildReport(store.path, built, found, elsewhere, time.monotonic() - started)
 
 
+def _open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tuple[BuildSettings, CacheWriter]:
+    """The cache's writer; of several builders that shall find the batch size, one does, and the others take it."""
+    with ExitStack() as stack:
+        if settings.compute.batch_size == "auto":
+            held = stack.enter_context(store.lock("batch-size", patience=METADATA_PATIENCE))
+            settings = recorded_batch_size(settings, read_manifest(store))
+            if not held and settings.compute.batch_size == "auto":
+                raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
+        settings = with_batch_size(settings, teacher)
+        files = teacher.files()
+        return settings, CacheWriter(store, make_manifest(settings, teacher, files, store), files)
+
+
+def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
+    """The settings with the batch size that a cache was begun with, where they say `auto`."""
+    if existing is None or settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, int(existing.compute["batch_size"]))
+
+
+def with_batch_size(settings: BuildSettings, teacher: Teacher) -> BuildSettings:
+    """The settings with a batch size, found by trying where they say `auto`."""
+    if settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, find_batch_size(teacher, settings.rows.seq_len))
+
+
+def _with_rows_at_once(settings: BuildSettings, rows: int) -> BuildSettings:
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"batch_size": rows})})
+
+
 def _require_within(shards: range, count: int) -> None:
     if shards.start < 0 or shards.stop > count or not shards:
         raise UserError(f"--shards {shards.start}:{shards.stop}: the cache has the shards 0:{count}; name some of them")
 
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
-    """Build the shards that nobody else does; how many those were."""
-    manifest, environment = writer.manifest, _environment(teacher)
-    corpus_rows = CorpusRows(settings, teacher)
-    built = bytes_written = positions = 0
-    done = manifest.rows.count - sum(len(manifest.shard_rows(shard)) for shard in pending)
-    started = time.monotonic()
-    first = os.environ.get("RANK", "0") == "0"
-    with ProgressLine("build", total=manifest.rows.count, done=done, shown=first) as progress:
-        for shard in pending:
-            with writer.claim(shard) as mine:
-                if not mine:
-                    done += len(manifest.shard_rows(shard))
+    """Build the shards that nobody else does; how many those were.
+
+    Rows are read ahead and the shard before is encoded and written while one is computed.
+    """
+    manifest = writer.manifest
+    progress = _Progress(manifest, pending)
+    with (
+        Background(_read(manifest, CorpusRows(settings, teacher, writer.positions()), pending), SHARDS_AHEAD) as read,
+        ShardWrites(writer, _environment(teacher)) as writes,
+        progress.line,
+    ):
+        for shard, rows in read:
+            with ExitStack() as claim:
+                if not claim.enter_context(writer.claim(shard)):
+                    progress.pass_over(len(rows))
                     continue
-                arrays = ShardArrays.empty(manifest, manifest.shard_rows(shard))
-                arrays.put_rows(corpus_rows.take(arrays.rows))
-                statistics = ShardStatistics(manifest.targets)
-                for batch in computed_batches(teacher, arrays, settings.compute.batch_size, statistics):
-                    positions += int(arrays.loss_mask[batch].sum())
-                    speed = positions / (time.monotonic() - started)
-                    done += batch.stop - batch.start
-                    progress.update(done, f"rows · {speed:,.0f} tokens/s · {byte_size(bytes_written)} written")
-                record = writer.write_shard(shard, arrays.by_name, statistics.sums, environment)
-                bytes_written += sum(stored.bytes for stored in record.objects.values())
+
+                def after_batch(count: int, positions: int) -> None:
+                    writes.raise_failure()
+                    progress.add(count, positions, writes.bytes)
+
+                arrays, statistics = _compute_shard(teacher, manifest, shard, rows, after_batch)
+                writes.finish()
+                writes.start(shard, arrays.by_name, statistics, claim.pop_all())
+        writes.finish()
+        progress.end(writes.bytes)
+    return writes.shards
+
+
+def build_shards_serially(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
+    """`_build_shards` one thing after another: its twin."""
+    built = 0
+    for shard, rows in _read(writer.manifest, CorpusRows(settings, teacher, writer.positions()), pending):
+        with writer.claim(shard) as mine:
+            if mine:
+                arrays, statistics = _compute_shard(teacher, writer.manifest, shard, rows, lambda *_: None)
+                writer.write_shard(shard, arrays.by_name, statistics, _environment(teacher))
                 built += 1
     return built
 
 
-def computed_batches(
-    teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
-) -> Iterator[slice]:
-    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
-    before: tuple[slice, OnTheirWay] | None = None
-    for batch in batches(len(arrays.rows), batch_size):
-        stored = start_batch(teacher, arrays, batch, statistics)
-        if before is not None:
-            arrays.put(before[0], before[1].arrived())
-            yield before[0]
-        before = batch, stored
-    if before is not None:
-        arrays.put(before[0], before[1].arrived())
-        yield before[0]
+def _compute_shard(
+    teacher: Teacher,
+    manifest: Manifest,
+    shard: int,
+    rows: list[TokenRow],
+    after_batch: Callable[[int, int], None],
+) -> tuple[ShardArrays, dict[str, float]]:
+    """A shard's arrays and statistics; `after_batch` is told the rows and the counted positions of each batch."""
+    arrays, statistics = ShardArrays.empty(manifest, manifest.shard_rows(shard)), ShardStatistics(manifest.targets)
+    arrays.put_rows(rows)
+    for batch in computed_batches(teacher, arrays, manifest.compute["batch_size"], statistics):
+        after_batch(batch.stop - batch.start, int(arrays.loss_mask[batch].sum()))
+    return arrays, statistics.sums
 
 
-def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
-    arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
+def _read(
+    manifest: Manifest, corpus_rows: CorpusRows, pending: list[int]
+) -> Generator[tuple[int, list[TokenRow]], None, None]:
+    """Shards with their rows."""
+    for shard in pending:
+        yield shard, list(corpus_rows.take(manifest.shard_rows(shard)))
 
 
-@torch.inference_mode()
-def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
-    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
-    manifest, device = arrays.manifest, teacher.device
-    tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
-    starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
-    counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
-    labels = to_device(tokens[:, 1:].flatten()[counted], device)
-    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
-    places = to_device(counted, device)
-    states = teacher.states(
-        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
-    )
-    parts = [
-        keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
-    ]
-    stored: dict[str, Tensor] = {}
-    if states.mean is not None:
-        stored |= arrays.stored_hidden_mean(batch, states.mean)
-    if manifest.targets.mode == "exact":
-        stored |= arrays.stored_final(batch, states.final)
-    if parts:
-        kept = join(parts)
-        statistics.add(kept, labels)
-        if manifest.targets.mode == "sparse":
-            stored |= arrays.stored_targets(batch, places, kept)
-    return to_host(stored)
+class _Progress:
+    """What the progress line says of a build."""
+
+    def __init__(self, manifest: Manifest, pending: list[int]) -> None:
+        self._total = manifest.rows.count
+        self._done = self._total - sum(len(manifest.shard_rows(shard)) for shard in pending)
+        self._positions, self._started = 0, time.monotonic()
+        shown = os.environ.get("RANK", "0") == "0"
+        self.line = ProgressLine("build", total=self._total, done=self._done, shown=shown)
+
+    def pass_over(self, rows: int) -> None:
+        """Rows that another process computes."""
+        self._done += rows
+
+    def add(self, rows: int, positions: int, written: int) -> None:
+        """Rows computed, their counted positions, and the bytes written so far."""
+        self._done += rows
+        self._positions += positions
+        if self._done < self._total:
+            self._show(written)
+
+    def end(self, written: int) -> None:
+        """The last words, when all is written."""
+        if self._done >= self._total:
+            self._show(written)
+
+    def _show(self, written: int) -> None:
+        speed = self._positions / (time.monotonic() - self._started)
+        self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
 
-def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, bytes]) -> Manifest:
-    """The manifest of the cache that these settings and this teacher make; counts the corpus' rows if need be."""
-    return Manifest(
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
+) -> Manifest:
+    """The manifest of the cache that these settings and this teacher make.
+
+    Counts the corpus' rows if need be, unless an earlier build into `store` has kept their number.
+    """
+    manifest = Manifest(
         format=FORMAT_NAME,
         format_version=FORMAT_VERSION,
         alignment=ALIGNMENT,
         teacher=teacher.identity(),
         tokenizer=teacher.tokenizer_identity(),
         corpus=describe_corpus(settings.corpus),
-        rows=_row_layout(settings, settings.rows.count or CorpusRows(settings, teacher).count()),
+        rows=_row_layout(settings, settings.rows.count or 1),
         targets=settings.targets.layout(),
         hidden=settings.hidden.layout(),
         compute=_compute(settings),
         files={key: digest(data) for key, data in files.items()},
     )
+    if settings.rows.count is not None:
+        return manifest
+    positions = None if store is None else Positions(store, manifest)
+    kept = None if positions is None else positions.length()
+    count = kept or CorpusRows(settings, teacher, positions).count()
+    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
 
 
 def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
@@ -192,7 +259,7 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
 
 def _compute(settings: BuildSettings) -> dict[str, int | bool]:
     compiled = {"compiled": True} if settings.teacher.compile else {}
-    return {"batch_size": settings.compute.batch_size, **compiled}
+    return {"batch_size": settings.compute.rows_at_once, **compiled}
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:
@@ -206,6 +273,7 @@ def _is_already_built(store: Store, settings: BuildSettings) -> bool:
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
     """What settings would make otherwise than the cache there is, as far as that shows without loading the teacher."""
+    settings = recorded_batch_size(settings, existing)
     asked = {
         "teacher": existing.teacher.model_copy(
             update={
@@ -240,12 +308,6 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"rows.seq_len {settings.rows.seq_len}: longer than the teacher's context of {context}; "
             f"set it to {context} or less"
         )
-
-
-def batches(rows: int, batch_size: int) -> Iterator[slice]:
-    """Rows cut into batches, in order."""
-    for start in range(0, rows, batch_size):
-        yield slice(start, min(start + batch_size, rows))
 
 
 def _environment(teacher: Teacher) -> dict[str, str]:

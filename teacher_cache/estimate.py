@@ -179,13 +179,13 @@ def retained_mass(values: Tensor, log_mass: Tensor, layout: TargetLayout, temper
     return torch.exp(log_probabilities(values, log_mass, layout, temperature)).sum(-1).clamp_(max=1.0)
 
 
-def mass_variance(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
+def mass_variance(p: Tensor, included: Tensor) -> Tensor:
     """Estimate of `sum_i p_i^2 (1 - pi_i)/pi_i`: the variance that sampling adds to a sum over p(T); (...).
 
-    n independent draws from p(T) would add 1/n, so its inverse is the effective sample size at T.
+    p (..., K) probabilities of the kept entries at T, included (..., K) their `inclusion_probabilities`. n independent
+    draws from p(T) would add 1/n, so its inverse is the effective sample size at T.
     """
-    included = inclusion_probabilities(values, log_mass, layout)
-    weights = target_weights(values, log_mass, layout, temperature)
+    weights = torch.where(included > 0, p / included.clamp(min=torch.finfo(p.dtype).tiny), 0.0)
     return (weights.square() * (1 - included)).sum(-1)
 
 

@@ -16,8 +16,9 @@ from torch import Tensor
 from cli_common.progress import byte_size, duration
 from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import batches, compute_batch, make_manifest, require_fit
+from teacher_cache.build import make_manifest, require_fit, with_batch_size
 from teacher_cache.codec import describe_arrays, encode_shard
+from teacher_cache.compute import batches, compute_batch
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
@@ -64,9 +65,10 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
     teacher = load_teacher(settings.teacher)
     load_seconds = time.monotonic() - started
     require_fit(settings, teacher)
+    settings = with_batch_size(settings, teacher)
     files = teacher.files()
     count = settings.rows.count or CorpusRows(settings, teacher).count()
-    sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.batch_size))
+    sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.rows_at_once))
     arrays, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
     encode_seconds, by_key = _encode(arrays)
     positions, rows = int(arrays.loss_mask.sum()), len(arrays.rows)
@@ -110,7 +112,7 @@ def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> t
     tokenising = time.monotonic() - started
     compute_batch(teacher, arrays, slice(0, 1), ShardStatistics(manifest.targets))
     started = time.monotonic()
-    for batch in batches(len(arrays.rows), settings.compute.batch_size):
+    for batch in batches(len(arrays.rows), settings.compute.rows_at_once):
         compute_batch(teacher, arrays, batch, ShardStatistics(manifest.targets))
     return arrays, tokenising + time.monotonic() - started
 

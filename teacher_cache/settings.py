@@ -107,10 +107,16 @@ class HiddenSettings(FrozenSettings):
 class ComputeSettings(FrozenSettings):
     """How the work is cut. Rows do not depend on it beyond floating-point rounding."""
 
-    batch_size: PositiveInt = 8
-    """Rows in one forward pass of the teacher."""
+    batch_size: PositiveInt | Literal["auto"] = 8
+    """Rows in one forward pass of the teacher; `auto` tries which number is fastest, once: the cache records it."""
     rows_per_shard: PositiveInt = 256
     """Rows in a shard: what an interrupted build loses at most."""
+
+    @property
+    def rows_at_once(self) -> int:
+        """`batch_size` when it is a number."""
+        assert self.batch_size != "auto", "found when a build begins"
+        return self.batch_size
 
 
 class BuildSettings(FrozenSettings):

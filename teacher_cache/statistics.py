@@ -61,10 +61,14 @@ class ShardStatistics:
         if 1.0 in self._temperatures:
             log_z = estimate.log_partition(values, log_mass, layout, 1.0)
             self._sum("cross_entropy", log_z - (kept.label_logits - values[:, 0]))
+        sampled = layout.mode == "sparse"
+        included = estimate.inclusion_probabilities(values, log_mass, layout) if sampled else None
         for temperature in self._temperatures:
-            for name in ("entropy",) if self._layout.mode == "exact" else ("entropy", "retained_mass", "mass_variance"):
-                measure = getattr(estimate, name)(values, log_mass, layout, temperature)
-                self._sum(f"{name}@{temperature:g}", measure)
+            self._sum(f"entropy@{temperature:g}", estimate.entropy(values, log_mass, layout, temperature))
+            if included is not None:
+                p = torch.exp(estimate.log_probabilities(values, log_mass, layout, temperature))
+                self._sum(f"retained_mass@{temperature:g}", p.sum(-1).clamp_(max=1.0))
+                self._sum(f"mass_variance@{temperature:g}", estimate.mass_variance(p, included))
 
     def _sum(self, name: str, per_position: Tensor) -> None:
         total = per_position.double().sum()

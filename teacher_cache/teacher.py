@@ -31,8 +31,9 @@ from teacher_cache.layer_sum import LayerSum
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.transfers import to_device
 
-HEAD_CHUNK_ELEMENTS = 32 * 2**20
-"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size."""
+HEAD_CHUNK_ELEMENTS = 16 * 2**20
+"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
+are still in a processor's cache when targets are taken from them."""
 
 GPU_HEAD_CHUNK_ELEMENTS = 512 * 2**20
 """The same on a GPU, which needs some thousand positions to be busy: 1 GiB in bfloat16."""
@@ -63,6 +64,7 @@ class Teacher:
         self._head = _output_head(model, settings.model)
         self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
         self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._records = self.device.type == "cuda" and not settings.compile
         self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
         self._require_plain_head()
         if settings.compile:
@@ -79,19 +81,29 @@ class Teacher:
         return getattr(self._model.config, "max_position_embeddings", None)
 
     @property
+    def bytes_per_token(self) -> int:
+        """Memory a forward pass takes for each token, about: some states, and what a feed-forward layer is wide."""
+        config = self._model.config
+        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
+        return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
+
+    @property
     def head_weight(self) -> Tensor:
         """The LM head over the real vocabulary, (V_real, d), in the teacher's dtype."""
         return self._head.weight[: self.vocab_size]
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None) -> TeacherStates:
+    def states(
+        self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None, recorded: bool = True
+    ) -> TeacherStates:
         """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed.
 
         With document_start (B, T) bool no position sees past the start of its document: positions count from there,
-        which transformers takes for the border of packed sequences.
+        which transformers takes for the border of packed sequences. A GPU records the pass over a shape that comes
+        again, unless told not to, and keeps its memory.
         """
         tokens = to_device(tokens, self.device)
-        if document_start is None and self.device.type == "cuda":
+        if recorded and self._records and document_start is None:
             return TeacherStates(*self._captured[mean](tokens))
         where = {} if document_start is None else {"position_ids": to_device(places(document_start), self.device)}
         return TeacherStates(*self._run(tokens, mean=mean, **where))

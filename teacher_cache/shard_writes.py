@@ -1,0 +1,62 @@
+"""Shards encoded and written while the next is computed, each under its claim until its commit is written."""
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import ExitStack
+from typing import Any, Self
+
+from numpy.typing import NDArray
+
+from teacher_cache.commits import CommitRecord
+from teacher_cache.writer import CacheWriter
+
+
+class ShardWrites:
+    """Writes shards by a thread of its own, one at a time, so that no more than two shards' arrays are in memory.
+
+    Claims are let go by the thread that took them, as locks ask for. Leaving the `with` block waits for the shard in
+    hand; its error is raised there, by `finish`, or by `raise_failure`, whichever comes first.
+    """
+
+    def __init__(self, writer: CacheWriter, environment: Mapping[str, str]) -> None:
+        self.shards = self.bytes = 0
+        self._writer, self._environment = writer, environment
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="shard-writes")
+        self._running: Future[CommitRecord] | None = None
+        self._claim = ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._thread:
+            if kind is None:
+                self.finish()
+            elif self._running is not None:
+                wait([self._running])
+                self._claim.close()
+
+    def start(
+        self, shard: int, arrays: Mapping[str, NDArray[Any]], statistics: Mapping[str, float], claim: ExitStack
+    ) -> None:
+        """Write a shard whose claim is `claim`, to be closed when it is committed; `finish` must have been called."""
+        self._claim = claim
+        self._running = self._thread.submit(self._writer.write_shard, shard, arrays, statistics, self._environment)
+
+    def raise_failure(self) -> None:
+        """Raise the error of a write that has failed; return at once while it runs."""
+        if self._running is not None and self._running.done():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until the shard in hand is committed."""
+        running, self._running = self._running, None
+        if running is None:
+            return
+        try:
+            record = running.result()
+        finally:
+            wait([running])  # an interrupted wait must not let the claim go before the write ends
+            self._claim.close()
+        self.shards += 1
+        self.bytes += sum(stored.bytes for stored in record.objects.values())
