@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,9 +57,9 @@ def generate(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: give 1 or more")
     sampling = Sampling(temperature, top_p, seed)
-    texts = _texts(prompt, prompts)
-    first = list(islice(texts, TOGETHER))
-    if not first:
+    groups = _groups(_texts(prompt, prompts))
+    first = next(groups, None)
+    if first is None:
         raise UserError("nothing to continue; give --prompt TEXT, or --prompts FILE with a prompt in a line")
 
     import torch
@@ -67,12 +67,9 @@ def generate(
     from student.exported import load_export
 
     student = load_export(export, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    number = 0
-    while first:
-        sys.stdout.write("\n" if number else "")
-        _write(student, first, sampling, max_new_tokens, number)
-        number += len(first)
-        first = list(islice(texts, TOGETHER))
+    for group, texts in enumerate(chain([first], groups)):
+        sys.stdout.write("\n" if group else "")
+        _write(student, texts, sampling, max_new_tokens, group * TOGETHER)
     return 0
 
 
@@ -98,6 +95,11 @@ def _texts(given: Sequence[str], file: Path | None) -> Iterator[str]:
             yield from (line.rstrip("\r\n") for line in lines if line.strip())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--prompts {file}: not readable as text ({error}); give a UTF-8 file") from error
+
+
+def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
+    while group := list(islice(texts, TOGETHER)):
+        yield group
 
 
 def _write(

@@ -1,77 +1,37 @@
-"""student-export and student-generate as a user meets them: the model of training, whole, in a process of its own."""
+"""student-export as a user meets it: the model of training, whole, in a process of its own, and nothing overwritten."""
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from e2e_corpus import write_text_corpus
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from small_training import SMALL, make_uneven_cache
-from student import cli, export_cli, generate_cli, trainer
+from made_exports import change_tokenizer, make_export, run, train
+from small_training import make_uneven_cache
+from student import export_cli
 from student.exported import load_export
 from student.generate import generate_tokens
 from student.tokenizer import encode_prompt, tokenizer_digest
 from student.trained import load_student
-from teacher_cache.build import build as build_cache
 from teacher_cache.reader import open_cache
-from teacher_cache.settings import BuildSettings
 
 CPU = torch.device("cpu")
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
 KEPT_OUT = ("deepspeed", "zarr", "student.trainer", "student.engine", "student.assemble", "teacher_cache")
 
 
-@contextmanager
-def told(*words: Path | str) -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", [str(word) for word in words])
-        yield
-
-
-def run(program: Any, *words: Path | str) -> int:
-    with told(program.app.name[0], *words), pytest.raises(SystemExit) as stop:
-        program.main()
-    return int(stop.value.code or 0)
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
-    """A cache of a real, tiny teacher, `run` trained on it, `unfinished` stopped on the way, and `export`."""
-    made = tmp_path_factory.mktemp("export")
-    teacher = {"model": str(tiny_teacher), "dtype": "float32"}
-    said = {"teacher": teacher, "corpus": {"source": str(write_text_corpus(made, words=9))}}
-    layout = {"rows": {"seq_len": 32, "count": 32}, "targets": {"top_k": 8, "samples": 24}}
-    build_cache(BuildSettings.model_validate(said | layout), made / "cache")
-    assert train(made, "run", "--evaluation.cache", str(made / "cache"), "--evaluation.max_rows=4") == 0
-    with pytest.MonkeyPatch.context() as patch:
-        stop_at(4, patch)
-        assert train(made, "unfinished") == 130
-    assert run(export_cli, made / "run", "--out", made / "export") == 0
-    return made
-
-
-def train(folder: Path, name: str, *options: str, cache: str = "cache") -> int:
-    return run(cli, "--cache", folder / cache, "--out", folder / name, *SMALL, *options)
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = trainer._record
-
-    def stopping(run: Any, metrics: trainer.StepMetrics, *more: Any) -> None:
-        record(run, metrics, *more)
-        if metrics.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(trainer, "_record", stopping)
+    return make_export(tmp_path_factory.mktemp("export"), tiny_teacher)
 
 
 def fresh(code: str, *arguments: Path | str, **environment: str) -> Any:
@@ -352,18 +312,11 @@ def test_a_cache_with_another_tokenizer_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = shutil.copytree(folder / "cache" / "teacher" / "tokenizer", tmp_path / "tokenizer")
-    _change_tokenizer(other)
+    change_tokenizer(other)
     monkeypatch.setattr("teacher_cache.reader.Cache.tokenizer_folder", other)
     assert run(export_cli, folder / "run", "--out", tmp_path / "out") == 2
     assert f"{other}: another tokenizer (" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
-
-
-def _change_tokenizer(folder: Path) -> None:
-    said = json.loads((folder / "tokenizer.json").read_text())
-    vocabulary = said["model"]["vocab"]
-    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
-    (folder / "tokenizer.json").write_text(json.dumps(said))
 
 
 def test_the_digest_of_a_tokenizer_is_the_caches(folder: Path) -> None:
@@ -371,124 +324,26 @@ def test_the_digest_of_a_tokenizer_is_the_caches(folder: Path) -> None:
     assert tokenizer_digest(tokenizer) == open_cache(folder / "cache").manifest.tokenizer_sha256
 
 
-def written(capsys: pytest.CaptureFixture[str], *words: Path | str) -> str:
-    capsys.readouterr()
-    assert run(generate_cli, *words) == 0
-    return capsys.readouterr().out
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), SafetensorError("I/O error")])
+def test_a_full_disk_leaves_what_was_there(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    out = shutil.copytree(folder / "export", tmp_path / "out")
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("student.export.save_file", full)
+    assert run(export_cli, folder / "run", "--out", out) == 2
+    assert f"--out {out}: cannot be written" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_student_generate_continues_prompts_in_order_as_it_does_each_alone(
+def test_a_place_that_cannot_be_made_is_refused(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [folder / "export", "--max-new-tokens", "12", "--temperature", "0"]
-    alone = [written(capsys, *options, "--prompt", prompt) for prompt in PROMPTS]
-    assert all(text.startswith(prompt) and len(text) > len(prompt) for text, prompt in zip(alone, PROMPTS, strict=True))
-    given = [word for prompt in PROMPTS[:2] for word in ("--prompt", prompt)]
-    (tmp_path / "prompts.txt").write_text(f"\n{PROMPTS[2]}\n\n")
-    together = written(capsys, *options, *given, "--prompts", tmp_path / "prompts.txt")
-    assert together == "\n".join(alone)
-    many = written(capsys, *options, *(["--prompt", PROMPTS[1]] * 10))
-    assert many == "\n".join([alone[1]] * 10)
-
-
-def test_drawn_text_depends_on_the_seed_and_the_prompts_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = [folder / "export", "--max-new-tokens", "16"]
-    first, again, other = (written(capsys, *options, "--prompt", "a", "--seed", seed) for seed in ("1", "1", "2"))
-    assert first == again != other
-    assert written(capsys, *options, "--prompt", "a", "--prompt", "a", "--seed", "1") == f"{first}\n{other}"
-    narrow = written(capsys, *options, "--prompt", "a", "--top-p", "1e-6")
-    assert narrow == written(capsys, *options, "--prompt", "a", "--temperature", "0")
-
-
-def test_text_is_printed_while_it_is_written(folder: Path) -> None:
-    """The first token is there before the last: a reader that leaves early does not wait for 100,000 tokens."""
-    command = [sys.executable, "-c", "from student.generate_cli import main; main()", str(folder / "export")]
-    options = ["--prompt", "Once", "--max-new-tokens", "100000", "--temperature", "0"]
-    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment) as process:
-        assert process.stdout is not None
-        assert process.stdout.read(10).startswith(b"Once")
-        assert process.poll() is None
-        process.kill()
-
-
-def _without(name: str) -> Callable[[Path], None]:
-    return lambda export: (export / name).unlink()
-
-
-def _cut_weights(export: Path) -> None:
-    (export / "model.safetensors").write_bytes((export / "model.safetensors").read_bytes()[:500])
-
-
-def _tensor_less(export: Path) -> None:
-    tensors = load_file(export / "model.safetensors")
-    del tensors["student.embedding"]
-    save_file(tensors, export / "model.safetensors", metadata={"format": "pt"})
-
-
-def _other_type(export: Path) -> None:
-    said = json.loads((export / "config.json").read_text())
-    (export / "config.json").write_text(json.dumps(said | {"model_type": "llama"}))
-
-
-def _no_json(export: Path) -> None:
-    (export / "config.json").write_text("{")
-
-
-BAD_EXPORTS: dict[str, tuple[Callable[[Path], None], str]] = {
-    "no configuration": (_without("config.json"), "no export; give the folder that student-export"),
-    "no weights": (_without("model.safetensors"), "model.safetensors: missing; run student-export again"),
-    "no tokenizer": (_without("tokenizer_config.json"), "tokenizer_config.json: missing; run student-export again"),
-    "no token map": (_without("tokenizer.json"), "its tokenizer is not"),
-    "cut weights": (_cut_weights, "its weights or configuration are damaged"),
-    "a tensor less": (_tensor_less, "student.embedding is missing or not the student's; run student-export again"),
-    "another type": (_other_type, "config.json: a model of type 'llama'; give a folder of student-export"),
-    "no JSON": (_no_json, "config.json: not a model's configuration"),
-    "another tokenizer": (_change_tokenizer, "its tokenizer is not the one the student was trained with"),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_EXPORTS)
-def test_what_is_no_export_is_refused_in_one_line(
-    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
-) -> None:
-    damage, words = BAD_EXPORTS[kind]
-    export = shutil.copytree(folder / "export", tmp_path / "export")
-    damage(export)
-    assert run(generate_cli, export, "--prompt", "a") == 2
-    refused = capfd.readouterr()
-    assert words in refused.err
-    assert refused.err.count("\n") == 1
-    assert refused.out == ""
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        ((), "nothing to continue; give --prompt TEXT, or --prompts FILE"),
-        (("--prompt", ""), "the prompt is empty; give at least one token"),
-        (("--prompts", "no-such-file"), "--prompts no-such-file: not readable as text"),
-        (("--prompt", "a", "--temperature", "-1"), "temperature -1 is negative"),
-        (("--prompt", "a", "--temperature", "nan"), "temperature nan is negative or no number"),
-        (("--prompt", "a", "--top-p", "0"), "top-p 0 is no share"),
-        (("--prompt", "a", "--top-p", "1.5"), "top-p 1.5 is no share"),
-        (("--prompt", "a", "--max-new-tokens", "0"), "--max-new-tokens 0: give 1 or more"),
-        (("--prompt", "a", "--beams", "3"), "(see student-generate --help)"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused_in_one_line(
-    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
-) -> None:
-    assert run(generate_cli, folder / "export", *words) == 2
-    refused = capsys.readouterr().err
-    assert message in refused
-    assert refused.count("\n") == 1
-
-
-def test_a_run_is_no_export_and_a_folder_that_is_not_there_neither(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(generate_cli, folder / "run", "--prompt", "a") == 2
-    assert "a training run; give the folder that student-export RUN --out FOLDER writes" in capsys.readouterr().err
-    assert run(generate_cli, tmp_path / "none", "--prompt", "a") == 2
-    assert "no such folder; give the --out folder of student-export" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert run(export_cli, folder / "run", "--out", tmp_path / "file" / "out") == 2
+    assert "out: cannot be made (File exists); give another folder" in capsys.readouterr().err
