@@ -1,4 +1,4 @@
-"""What caches of FineWeb with Qwen2.5-1.5B take, as a Markdown table: `teacher-cache plan`'s arithmetic on measured costs.
+"""What caches of FineWeb with Qwen2.5-1.5B take, as a Markdown table: the arithmetic of `teacher-cache plan`.
 
 Usage: python benchmarks/fineweb_plan.py
 

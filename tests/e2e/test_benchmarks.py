@@ -88,5 +88,5 @@ def test_bias_and_noise_are_told_apart() -> None:
 
 
 def test_the_table_of_operations_is_what_its_script_prints() -> None:
-    printed = run("fineweb_plan.py").stdout.strip()
+    printed = run("fineweb_plan.py").strip()
     assert printed in (BENCHMARKS.parent / "docs" / "operations.md").read_text()
