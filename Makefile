@@ -12,7 +12,7 @@ KEY := $(shell cat constraints.txt pyproject.toml Makefile | sha256sum | cut -c1
 DEPENDENCIES := $(VENV)/.dependencies-$(KEY)-$(shell echo '$(TORCH)' | tr -c 'a-zA-Z0-9.=\n' _)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo clean-demo test faults lint
+.PHONY: setup demo clean-demo test faults lint experiments
 
 setup: $(DEPENDENCIES)
 	@$(PIP) --no-deps --no-build-isolation --editable .
@@ -51,6 +51,15 @@ demo: setup
 	$(BIN)/teacher-cache inspect $(DEMO)/cache
 	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-student.yaml --evaluation.cache $(DEMO)/heldout --out $(DEMO)/student
 	@$(BIN)/python tools/demo_report.py $(DEMO)/cache $(DEMO)/heldout $(DEMO)/student
+
+# Does it work? Six hours on two CPU cores; run again, it continues. docs/experiments.md says what is compared.
+EXPERIMENTS ?= $(DEMO)/experiments
+ROWS ?= 400
+EPOCHS ?= 2
+SEEDS ?= 3
+JOBS ?= 1
+experiments: setup
+	$(BIN)/python -m experiments $(EXPERIMENTS) --rows $(ROWS) --epochs $(EPOCHS) --seeds $(SEEDS) --jobs $(JOBS)
 
 clean-demo:
 	rm -rf $(DEMO)

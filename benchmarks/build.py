@@ -46,7 +46,7 @@ load_teacher(TeacherSettings(model=sys.argv[1]))
 RESTART = """
 import os, sys
 from teacher_cache import build, cli
-build.compute_batch = lambda *_: os._exit(0)
+build.start_batch = lambda *_: os._exit(0)
 cli.main()
 """
 

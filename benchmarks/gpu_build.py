@@ -100,7 +100,7 @@ def settings(teacher: Path, corpus: Path, size: Size, arguments: argparse.Namesp
     """A build of so many batches, four to a shard."""
     return BuildSettings.model_validate(
         {
-            "teacher": {"model": str(teacher), "device": arguments.device},
+            "teacher": {"model": str(teacher), "device": arguments.device, "compile": arguments.compile},
             "corpus": {"source": str(corpus)},
             "rows": {"seq_len": size.seq_len, "count": batches * arguments.batch},
             "hidden": {"mean": "int8"},
@@ -230,6 +230,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="batches that count; a multiple of 4")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--compile", action="store_true", help="as `teacher.compile`")
     parser.add_argument("--tiny", action="store_true", help="a tiny teacher: to try the script")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()

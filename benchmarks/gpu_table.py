@@ -8,6 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+STEP = [
+    "time_cached_over_ce",
+    "memory_cached_over_ce",
+    "time_exact_over_ce",
+    "time_online_over_cached",
+    "memory_online_over_cached",
+    "data_wait_share",
+]
 SHOWN = {
     "build": ["build_over_teacher", "computed_over_teacher", "teacher_share_of_peak", "peak_bytes"],
     "blocks": [
@@ -18,14 +26,9 @@ SHOWN = {
         "slstm_error",
         "mlstm_error",
     ],
-    "step": [
-        "time_cached_over_ce",
-        "memory_cached_over_ce",
-        "time_exact_over_ce",
-        "time_online_over_cached",
-        "memory_online_over_cached",
-        "data_wait_share",
-    ],
+    "compiled": ["speedup_over_compiled", "error", "error_compiled"],
+    "step": STEP,
+    "large": STEP,
 }
 
 

@@ -6,8 +6,8 @@ Every case is forward, loss, backward and AdamW of the same student on the same 
 for `online`: cross-entropy alone; the targets and averaged states of a cache; a cache of final states (`exact`); a
 teacher of random weights run in the step, its full logits through `dense_distillation_loss`. Cases take turns, so that
 a busy machine slows all of them; a ratio is the median of the rounds' ratios, by the clock and by processor time.
-Memory is a case's peak in a process of its own above what that process held before it built anything: resident memory
-on a CPU, the allocator's on a GPU.
+Memory is a case's peak: on a CPU the resident memory of a process of its own, above what it held before it built
+anything; on a GPU the allocator's, the teacher there for `online` alone.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from student.data import BatchReader
 from student.divergence import TermWeights
 from student.feed import batches_ahead
 from student.frozen_weights import read_frozen_weights
-from student.fused_loss import fused_loss
+from student.fused_loss import fused_loss, valid_positions
 from student.loss import dense_distillation_loss, distillation_loss, total_loss
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
@@ -48,6 +48,7 @@ from teacher_cache.settings import TargetSettings
 from teacher_cache.synthetic import make_synthetic_cache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+STARTED = time.monotonic()
 CASES = ("ce", "cached", "exact", "online")
 COEFFICIENTS = Coefficients(alpha=0.55, temperature=1.15, beta=0.1)
 """Of most of training: the schedule falls to these within some hundred steps."""
@@ -101,7 +102,8 @@ class Bench:
         head, where = self.student.head, (batch.labels, batch.loss_mask)
         tokens, sequences = batch.labels.numel(), len(batch.labels)
         if case == "ce":
-            return fused_loss(hidden, head, *where, None, TermWeights(1 / tokens, 0.0)).value
+            positions = valid_positions(batch.loss_mask)
+            return fused_loss(hidden, head, batch.labels, positions, None, TermWeights(1 / tokens, 0.0)).value
         if case == "online":
             logits, mean = online_targets(self.teacher, batch.inputs)
             sums = dense_distillation_loss(
@@ -123,10 +125,11 @@ def online_targets(teacher: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     return found.logits, mean / (len(found.hidden_states) - 1)
 
 
-def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int) -> None:
+def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int, device: str) -> None:
     """A sparse cache of some batches and an exact one of one, of a synthetic teacher."""
     preset = TargetSettings().layout()
     shared = {"seq_len": sizes.seq_len, "vocab_size": sizes.vocab, "hidden_size": sizes.width, "seed": seed}
+    shared["device"] = device
     kept = {"top_k": min(preset.top_k, sizes.vocab), "samples": preset.samples, "hidden": "int8"}
     rows = batches * sizes.rows
     make_synthetic_cache(folder / "sparse", rows=rows, rows_per_shard=min(rows, 64), **kept, **shared)
@@ -144,7 +147,7 @@ def build(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     student = build_student(shape, frozen, context_length=sizes.seq_len, seed=seed).to(device, dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    teacher = make_teacher(sizes, seed).to(device, dtype) if online else None
+    teacher = make_teacher(sizes, seed, device).to(dtype) if online else None
     return Bench(student, optimizer, first_batch(cache, sizes, device), first_batch(exact, sizes, device), teacher)
 
 
@@ -153,7 +156,7 @@ def first_batch(cache: Cache, sizes: Sizes, device: torch.device) -> Batch:
     return Batch.of(cache.rows(range(sizes.rows)), cache, device)
 
 
-def make_teacher(sizes: Sizes, seed: int) -> Any:
+def make_teacher(sizes: Sizes, seed: int, device: torch.device) -> Any:
     """A Llama of random weights."""
     torch.manual_seed(seed)
     config = transformers.LlamaConfig(
@@ -165,7 +168,8 @@ def make_teacher(sizes: Sizes, seed: int) -> Any:
         intermediate_size=sizes.teacher_ffn,
         tie_word_embeddings=True,
     )
-    return transformers.LlamaForCausalLM(config).eval()
+    with device:
+        return transformers.LlamaForCausalLM(config).eval()
 
 
 @dataclass(frozen=True)
@@ -251,13 +255,21 @@ def slstm_speedup(bench: Bench, sizes: Sizes, device: torch.device, repeats: int
     return None
 
 
-def peak_bytes(folder: Path, sizes: Sizes, case: str, device: torch.device, seed: int) -> int:
-    """Peak memory of building and two steps of a case, above what this process holds now."""
-    before = 0 if device.type == "cuda" else _status("VmRSS")
-    bench = build(folder, sizes, device, seed, online=case == "online")
+def peak_on_gpu(bench: Bench, case: str) -> int:
+    """Peak memory of two steps of a case, the allocator's."""
+    torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         bench.step(case)
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else _status("VmHWM") - before
+    return torch.cuda.max_memory_allocated()
+
+
+def peak_bytes(folder: Path, sizes: Sizes, case: str, seed: int) -> int:
+    """Peak memory of building and two steps of a case on a CPU, above what this process holds now."""
+    before = _status("VmRSS")
+    bench = build(folder, sizes, torch.device("cpu"), seed, online=case == "online")
+    for _ in range(2):
+        bench.step(case)
+    return _status("VmHWM") - before
 
 
 def _status(field: str) -> int:
@@ -268,11 +280,15 @@ def _status(field: str) -> int:
 
 def peak_of_process(folder: Path, arguments: argparse.Namespace, case: str) -> int:
     """`peak_bytes` in a fresh process."""
-    options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
-    options += ["--rows", str(sizes_of(arguments).rows)]
+    options = ["--size", arguments.size, "--seed", str(arguments.seed), "--rows", str(sizes_of(arguments).rows)]
     command = [sys.executable, __file__, *options, "--peak", case, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
     return int(done.stdout.split()[-1])
+
+
+def say(what: str) -> None:
+    """What is going on, with the seconds since the start."""
+    print(f"{time.monotonic() - STARTED:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def sizes_of(arguments: argparse.Namespace) -> Sizes:
@@ -285,10 +301,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     sizes, device, repeats = sizes_of(arguments), torch.device(arguments.device), arguments.repeats
     online = arguments.size != "paper" or device.type == "cuda"
-    make_caches(folder, sizes, batches=2, seed=arguments.seed)
-    memory = {case: peak_of_process(folder, arguments, case) for case in CASES if online or case != "online"}
-    bench = build(folder, sizes, device, arguments.seed, online=online)
+    say("writing caches")
+    make_caches(folder, sizes, 2, arguments.seed, arguments.device)
+    say("memory of each case")
+    cases = [case for case in CASES if online or case != "online"]
+    if device.type == "cuda":
+        bench = build(folder, sizes, device, arguments.seed, online=False)
+        memory = {case: peak_on_gpu(bench, case) for case in cases[:-1]}
+        bench = replace(bench, teacher=make_teacher(sizes, arguments.seed, device).bfloat16())
+        memory["online"] = peak_on_gpu(bench, "online")
+    else:
+        memory = {case: peak_of_process(folder, arguments, case) for case in cases}
+        bench = build(folder, sizes, device, arguments.seed, online=online)
+    say("time of each case")
     times = time_cases(bench, device, repeats)
+    say("waiting for data, and the recurrence by itself")
     figures: dict[str, Any] = {
         **ratios(times, "cached", "ce"),
         **ratios(times, "exact", "ce"),
@@ -358,7 +385,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.peak:
         case, folder = arguments.peak
-        print(peak_bytes(Path(folder), sizes_of(arguments), case, torch.device(arguments.device), arguments.seed))
+        print(peak_bytes(Path(folder), sizes_of(arguments), case, arguments.seed))
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure(arguments, Path(folder))

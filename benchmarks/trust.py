@@ -23,7 +23,7 @@ from teacher_cache.store import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
 
-SIZES = {"seq_len": 512, "vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}
+SIZES = {"vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -59,10 +59,10 @@ def digest_all(path: Path, keys: list[str]) -> None:
         digest(data)
 
 
-def measure(rows: int, repeats: int, config: Path | None) -> dict[str, Any]:
+def measure(rows: int, seq_len: int, repeats: int, config: Path | None) -> dict[str, Any]:
     """Figures by name; times are medians of interleaved repeats."""
     with tempfile.TemporaryDirectory() as folder:
-        path = make_synthetic_cache(Path(folder) / "cache", rows=rows, rows_per_shard=64, **SIZES)
+        path = make_synthetic_cache(Path(folder) / "cache", rows=rows, seq_len=seq_len, rows_per_shard=64, **SIZES)
         store = LocalStore(path)
         keys = [key for key in store.sizes() if "/c/" in key]
         size = sum(store.sizes()[key] for key in keys)
@@ -91,11 +91,12 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=512)
+    parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--build", type=Path, help="also time a build with these settings")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.rows, arguments.repeats, arguments.build)
+    found = measure(arguments.rows, arguments.seq_len, arguments.repeats, arguments.build)
     for name, value in found.items():
         print(f"{name:32} {value:,.4g}")
     if arguments.json:

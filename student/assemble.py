@@ -17,8 +17,9 @@ from student.frozen_weights import read_frozen_weights
 from student.loss import FrobeniusTerm
 from student.model_settings import TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
+from student.positions import require_temperature_one
 from student.progress import Progress
-from student.records import Records
+from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.schedule import cosine_with_warmup
 from student.settings import TargetViewSettings, TrainSettings
 from teacher_cache.nodes import interpolation_weights
@@ -57,11 +58,15 @@ class Run:
 
     @property
     def metrics(self) -> Records:
-        return Records(self.out / "metrics.jsonl")
+        return Records(self.out / METRICS_FILE)
+
+    @property
+    def costs(self) -> Records:
+        return Records(self.out / COSTS_FILE)
 
     @property
     def measurements(self) -> Records:
-        return Records(self.out / "evaluation.jsonl")
+        return Records(self.out / EVALUATION_FILE)
 
 
 def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Processes) -> Run:
@@ -81,7 +86,7 @@ def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Proces
     steps = training.epochs * reader.batches_per_epoch
     total_steps = steps if training.max_steps is None else min(steps, training.max_steps)
     warmup_steps = math.ceil(settings.optimizer.warmup_ratio * total_steps)
-    student = _student(settings, cache, processes)
+    student = initial_student(settings, cache, processes.device)
     engine = make_engine(
         student,
         settings,
@@ -121,7 +126,11 @@ def _frobenius(cache: Cache, wanted: FrobeniusSettings, device: torch.device) ->
     return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
 
 
-def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLSTMStudent:
+def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> XLSTMStudent:
+    """A student with initial weights around the frozen matrices of a cache, in the run's precision.
+
+    Raises `UserError` for a shape that does not fit the cache's teacher.
+    """
     manifest = cache.manifest
     dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
     frozen = read_frozen_weights(
@@ -139,7 +148,7 @@ def _student(settings: TrainSettings, cache: Cache, processes: Processes) -> XLS
         kernels=settings.model.kernels,
     )
     # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
-    return student.to(device=processes.device, dtype=DTYPES[settings.training.precision])
+    return student.to(device=device, dtype=DTYPES[settings.training.precision])
 
 
 def _held_out(path: str, trained_on: Cache) -> Cache:
@@ -153,4 +162,5 @@ def _held_out(path: str, trained_on: Cache) -> Cache:
     for name, is_same in same.items():
         if not is_same:
             raise UserError(f"evaluation.cache {path}: another {name} than {trained_on.path}; build both with the same")
+    require_temperature_one(held_out, "evaluation.cache")
     return held_out

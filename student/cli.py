@@ -77,14 +77,14 @@ def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
         with joined_processes() as processes:
             try:
                 outcome = run_job(settings, cache, out, processes)
+                if processes.rank == 0:
+                    _finish(outcome)
             except OSError as error:
                 if error.errno not in DISK_ERRORS:
                     raise
                 where = error.filename or out
                 remedy = "make room or give another --out, then run the same command again"
                 raise UserError(f"{where}: cannot be written ({error.strerror}); {remedy}") from error
-            if processes.rank == 0:
-                _print_summary(outcome)
 
 
 def _name(cache: str) -> str:
@@ -99,7 +99,7 @@ def _beside(deepspeed: Path | None, config: Path | None) -> Path | None:
     return config.parent / deepspeed
 
 
-def _print_summary(outcome: "Outcome") -> None:
-    from student.summary import print_summary
+def _finish(outcome: "Outcome") -> None:
+    from student.summary import finish
 
-    print_summary(outcome)
+    finish(outcome)

@@ -213,22 +213,22 @@ class DenseDivergence(Divergence):
 def divergence_at(
     temperature: float,
     targets: TeacherTargets,
-    loss_mask: Tensor,  # (B, T) bool
+    positions: Tensor,  # (n,) int64, of the flattened batch
     head: FrozenHead,
     dtype: torch.dtype,
 ) -> Divergence:
-    """The divergence at the n valid positions, in order; computed in `dtype`.
+    """The divergence at n positions, in order; computed in `dtype`.
 
     Raises `UserError` naming the cached range when entries are not known at this temperature.
     """
     layout = targets.layout
     if targets.final_hidden is not None:
-        return ExactDivergence(temperature, targets.final_hidden[loss_mask], head)
+        return ExactDivergence(temperature, targets.final_hidden.flatten(0, 1)[positions], head)
     assert targets.ids is not None
     assert targets.values is not None
     assert targets.log_mass is not None
-    ids = targets.ids[loss_mask]
-    values, log_mass = targets.values[loss_mask].to(dtype), targets.log_mass[loss_mask].to(dtype)
+    ids, values, log_mass = (x.flatten(0, 1)[positions] for x in (targets.ids, targets.values, targets.log_mass))
+    values, log_mass = values.to(dtype), log_mass.to(dtype)
     if layout.samples:
         found = estimate.estimate_at(values, log_mass, layout, temperature)
         return SampledDivergence(temperature, ids, found.weights, found.entropy)

@@ -1,7 +1,7 @@
-"""Held-out numbers: cross-entropy, perplexity, KL to the teacher at T = 1, top-1 agreement."""
+"""Held-out numbers while training: cross-entropy, perplexity, KL to the teacher at T = 1, agreement, calibration."""
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -9,22 +9,29 @@ import torch
 
 from student.assemble import Run
 from student.batch import Batch
-from student.loss import EvaluationSums, evaluation_sums
+from student.calibration import BINS, bin_sums, calibration_error, equal_width_edges
+from student.positions import StudentPositions, student_positions
 from teacher_cache.decode import CachedRows
 from teacher_cache.reader import Cache
+
+SUMS = 5
+"""Numbers a position adds to beside its bin."""
 
 
 @dataclass(frozen=True)
 class Measures:
     """Means over the valid positions of held-out rows: cross_entropy of the true next token and kl, teacher to
     student at T = 1, in nats; perplexity exp(cross_entropy); agreement, the share of positions where both
-    have the same first choice.
+    have the same first choice; accuracy, the share where the student's is the next token; calibration_error over
+    15 bins of equal width.
     """
 
     cross_entropy: float
     perplexity: float
     kl: float
     agreement: float
+    accuracy: float
+    calibration_error: float
     tokens: int
 
 
@@ -52,28 +59,55 @@ def recorded(run: Run, step: int) -> Measures | None:
     if run.held_out is None:
         return None
     key = _key(run, run.held_out, step)
+    names = {field.name for field in fields(Measures)}
     for record in run.measurements.read():
-        if {name: record[name] for name in key} == key:
-            return Measures(**{name: value for name, value in record.items() if name not in key})
+        if record.items() >= key.items() and record.keys() >= names:
+            return Measures(**{name: record[name] for name in names})
     return None
 
 
 def evaluate(run: Run, cache: Cache, rows: int) -> Measures:
     """Measure the student over the first `rows` rows of a cache, split over processes."""
     size, processes = run.settings.training.micro_batch_size, run.processes
-    total = EvaluationSums(cross_entropy=0.0, kl=0.0, agreement=0, tokens=0)
+    sums = torch.zeros(SUMS + 3 * BINS, dtype=torch.float64)
     run.engine.eval()
     with torch.no_grad():
         for first in range(0, rows, size * processes.world_size):
             share = _share(cache, first + processes.rank * size, size, rows)
             batch = Batch.of(share, cache, processes.device)
             hidden_states = run.engine(batch.inputs, batch.document_start)
-            total += evaluation_sums(hidden_states, run.student.head, batch.labels, batch.loss_mask, batch.targets)
+            where = (batch.labels, batch.loss_mask, batch.targets)
+            sums += _sums(student_positions(hidden_states, run.student.head, *where))
     run.engine.train()
-    sums = torch.tensor([total.cross_entropy, total.kl, total.agreement, total.tokens], dtype=torch.float64)
-    cross_entropy, kl, agreement, tokens = processes.sum(sums.to(processes.device)).tolist()
-    mean = cross_entropy / tokens
-    return Measures(mean, math.exp(min(mean, 700.0)), kl / tokens, agreement / tokens, int(tokens))
+    return _measures(processes.sum(sums.to(processes.device)).cpu())
+
+
+def _sums(found: StudentPositions) -> torch.Tensor:
+    """Over positions: their number, cross-entropy, KL, agreement, accuracy, then the bins' sums."""
+    assert found.kl is not None
+    assert found.agreement is not None
+    columns = (torch.ones_like(found.kl), found.cross_entropy, found.kl, found.agreement, found.correct)
+    bins = bin_sums(found.confidence.cpu().numpy(), found.correct.cpu().numpy(), equal_width_edges())
+    return torch.cat([torch.stack([c.double().sum().cpu() for c in columns]), torch.from_numpy(bins).flatten()])
+
+
+def _measures(sums: torch.Tensor) -> Measures:
+    tokens, *totals = sums[:SUMS].tolist()
+    cross_entropy, kl, agreement, accuracy = (total / tokens for total in totals)
+    return Measures(
+        cross_entropy=cross_entropy,
+        perplexity=perplexity(cross_entropy),
+        kl=kl,
+        agreement=agreement,
+        accuracy=accuracy,
+        calibration_error=float(calibration_error(sums[SUMS:].view(BINS, 3).numpy())),
+        tokens=int(tokens),
+    )
+
+
+def perplexity(cross_entropy: float) -> float:
+    """exp of a cross-entropy in nats, however large that is."""
+    return math.exp(min(cross_entropy, 700.0))
 
 
 def _share(cache: Cache, first: int, size: int, rows: int) -> CachedRows:

@@ -23,8 +23,8 @@ from student.divergence import Divergence, TermWeights
 from student.frozen_weights import FrozenHead
 from student.softmax_passes import SoftmaxPasses, TorchPasses
 
-CHUNK_LOGITS = {"cpu": 2**25, "cuda": 2**27}
-"""Logits a chunk holds unless told otherwise: products with fewer rows run slower, more rows gain little."""
+CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
+"""Memory for a chunk's logits unless told otherwise: products with fewer rows run slower, more rows gain little."""
 
 BLOCK_LOGITS = 2**20
 """Logits torch's operations take at once on a CPU, few enough to stay in its cache from one to the next."""
@@ -34,6 +34,11 @@ GPU_TILE = 128
 
 HALF_SCALE = 256.0
 """The larger weight of a gradient kept in float16, in which a probability below 6e-8 times it is lost."""
+
+
+def valid_positions(loss_mask: Tensor) -> Tensor:
+    """Places (n,) int64 in the flattened batch; on a GPU the host waits for them, so they are asked for once."""
+    return loss_mask.flatten().nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ def fused_loss(
     hidden_states: Tensor,  # (B, T, d)
     head: FrozenHead,
     labels: Tensor,  # (B, T) int64
-    loss_mask: Tensor,  # (B, T) bool
-    divergence: Divergence | None,  # at the n valid positions, in order
+    positions: Tensor,  # (n,) int64, the valid ones of the flattened batch
+    divergence: Divergence | None,  # there, in order
     weights: TermWeights,
     *,
     chunk_tokens: int | None = None,
@@ -64,7 +69,6 @@ def fused_loss(
     float64. The kept gradient takes the factor from above, such as a loss scale, before it is rounded to the hidden
     states' dtype.
     """
-    positions = loss_mask.flatten().nonzero()[:, 0]
     job = _Job(positions, labels.flatten()[positions], divergence, weights, chunk_tokens)
     found = _Function.apply(hidden_states, head.weight, head.bias, job)  # type: ignore[no-untyped-call]
     return FusedLoss(*found)
@@ -187,8 +191,8 @@ def _has_kernels(logits: Tensor) -> bool:
 
 def _chunk_size(head: FrozenHead, chunk_tokens: int | None) -> int:
     """Positions whose logits exist at once; on a GPU a multiple of what its matrix products are tiled by."""
-    device = head.weight.device.type
-    size = chunk_tokens or max(1, CHUNK_LOGITS.get(device, CHUNK_LOGITS["cpu"]) // len(head.weight))
+    device, row = head.weight.device.type, len(head.weight) * head.weight.element_size()
+    size = chunk_tokens or max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // row)
     return size if chunk_tokens or device == "cpu" or size < GPU_TILE else size - size % GPU_TILE
 
 

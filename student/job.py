@@ -36,7 +36,8 @@ class Outcome:
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
     """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
 
-    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `evaluation.jsonl`, `trained.safetensors`.
+    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`, `evaluation.jsonl`,
+    `trained.safetensors`.
     Raises `UserError` when `out` belongs to another run.
     """
     if out.exists() and not out.is_dir():
@@ -75,4 +76,5 @@ def _prepare_folder(run: Run, start: int) -> None:
         raise UserError(f"--out {run.out}: cannot be made ({error.strerror}); give another folder") from error
     write_atomically(run.out / "settings.json", run.settings.model_dump_json(indent=1).encode() + b"\n")
     run.metrics.drop_after(start)
+    run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)

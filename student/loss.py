@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from student.divergence import Divergence, TeacherTargets, TermWeights, dense_kl, divergence_at
 from student.frozen_weights import FrozenHead
-from student.fused_loss import fused_loss
+from student.fused_loss import fused_loss, valid_positions
 from student.schedule import Coefficients
 
 FrobeniusNorm = Literal["sequence", "batch"]
@@ -42,17 +42,13 @@ class FrobeniusTerm:
 
 @dataclass(frozen=True)
 class LossSums:
-    """Sums of one micro-batch, 0-dimensional and differentiable, with the counts they are over."""
+    """Sums of one micro-batch, 0-dimensional and differentiable."""
 
     cross_entropy: Tensor
     kl: Tensor
     """KL(p_T ‖ q_T), without the factor T²."""
     frobenius: Tensor
     """Sum over sequences; 0 without averaged hidden states."""
-    tokens: int
-    """Valid positions."""
-    sequences: int
-    """Sequences with a valid position that the Frobenius term looks at."""
 
 
 def total_loss(sums: LossSums, coefficients: Coefficients, *, tokens: float, sequences: float) -> Tensor:
@@ -91,18 +87,48 @@ def distillation_loss(
     `tokens` and `sequences` are the counts of the global batch. Raises `UserError` when the targets are not known at
     this temperature.
     """
+    positions, dtype = valid_positions(loss_mask), _accumulation_dtype(hidden_states)
+    return loss_against(
+        divergence_at(coefficients.temperature, targets, positions, head, dtype),
+        positions,
+        hidden_states,
+        head,
+        labels,
+        loss_mask,
+        coefficients,
+        tokens=tokens,
+        sequences=sequences,
+        hidden_mean=hidden_mean,
+        frobenius=frobenius,
+        chunk_tokens=chunk_tokens,
+    )
+
+
+def loss_against(
+    divergence: Divergence | None,  # at the valid positions, in order
+    positions: Tensor,  # (n,) int64, `valid_positions` of the loss_mask
+    hidden_states: Tensor,  # (B, T, d)
+    head: FrozenHead,
+    labels: Tensor,  # (B, T) int64
+    loss_mask: Tensor,  # (B, T) bool
+    coefficients: Coefficients,
+    *,
+    tokens: float,
+    sequences: float,
+    hidden_mean: Tensor | None = None,  # (B, ceil(T / stride), d)
+    frobenius: FrobeniusTerm | None = None,
+    chunk_tokens: int | None = None,
+) -> DistillationLoss:
+    """`distillation_loss` against any account of the teacher at the coefficients' temperature; None has KL 0."""
     alpha, beta, temperature = coefficients.alpha, coefficients.beta, coefficients.temperature
     term = frobenius or FrobeniusTerm()
-    divergence = divergence_at(temperature, targets, loss_mask, head, _accumulation_dtype(hidden_states))
     weights = TermWeights((1 - alpha - beta) / tokens, alpha * temperature**2 / tokens)
-    found = fused_loss(hidden_states, head, labels, loss_mask, divergence, weights, chunk_tokens=chunk_tokens)
+    found = fused_loss(hidden_states, head, labels, positions, divergence, weights, chunk_tokens=chunk_tokens)
     norms = _frobenius_sum(hidden_states, hidden_mean, loss_mask, term)
     sums = LossSums(
         cross_entropy=found.cross_entropy,
         kl=found.kl,
         frobenius=norms.detach(),
-        tokens=int(loss_mask.sum()),
-        sequences=_sequences(loss_mask, term),
     )
     return DistillationLoss(found.value + beta * norms / sequences, sums)
 
@@ -124,7 +150,9 @@ def distillation_loss_sums(
     Raises `UserError` when the targets are not known at this temperature.
     """
     cross_entropy = kl = _zero(hidden_states)
-    divergence = divergence_at(temperature, targets, loss_mask, head, _accumulation_dtype(hidden_states))
+    divergence = divergence_at(
+        temperature, targets, valid_positions(loss_mask), head, _accumulation_dtype(hidden_states)
+    )
     chunks = list(_chunks(hidden_states[loss_mask], head, labels[loss_mask], divergence, chunk_tokens))
     for number, chunk in enumerate(chunks, start=1):
         ce_sum, kl_sum = _chunk_sums(chunk, head, keep=number == len(chunks))
@@ -134,8 +162,6 @@ def distillation_loss_sums(
         cross_entropy=cross_entropy,
         kl=kl,
         frobenius=_frobenius_sum(hidden_states, hidden_mean, loss_mask, term),
-        tokens=int(loss_mask.sum()),
-        sequences=_sequences(loss_mask, term),
     )
 
 
@@ -158,55 +184,7 @@ def dense_distillation_loss(
         cross_entropy=functional.cross_entropy(logits, labels[loss_mask], reduction="sum"),
         kl=dense_kl(teacher, logits, temperature).sum(),
         frobenius=_frobenius_sum(hidden_states, hidden_mean, loss_mask, term),
-        tokens=int(loss_mask.sum()),
-        sequences=_sequences(loss_mask, term),
     )
-
-
-@dataclass(frozen=True)
-class EvaluationSums:
-    """Sums over valid positions at T = 1, without gradients; they add up over batches."""
-
-    cross_entropy: float
-    kl: float
-    agreement: int
-    """Positions where student and teacher have the same first choice."""
-    tokens: int
-
-    def __add__(self, other: "EvaluationSums") -> "EvaluationSums":
-        return EvaluationSums(
-            self.cross_entropy + other.cross_entropy,
-            self.kl + other.kl,
-            self.agreement + other.agreement,
-            self.tokens + other.tokens,
-        )
-
-
-@torch.no_grad()
-def evaluation_sums(
-    hidden_states: Tensor,  # (B, T, d)
-    head: FrozenHead,
-    labels: Tensor,  # (B, T) int64
-    loss_mask: Tensor,  # (B, T) bool
-    targets: TeacherTargets,
-    *,
-    chunk_tokens: int | None = None,
-) -> EvaluationSums:
-    """Held-out cross-entropy, KL to the teacher, and how often both have the same first choice.
-
-    Raises `UserError` when the targets are not known at T = 1.
-    """
-    sums = EvaluationSums(0.0, 0.0, 0, 0)
-    divergence = divergence_at(1.0, targets, loss_mask, head, _accumulation_dtype(hidden_states))
-    for chunk in _chunks(hidden_states[loss_mask], head, labels[loss_mask], divergence, chunk_tokens):
-        logits = head.logits(chunk.hidden)
-        sums += EvaluationSums(
-            float(functional.cross_entropy(logits, chunk.labels, reduction="sum")),
-            float(chunk.divergence.kl(logits).sum()),
-            int((logits.argmax(dim=-1) == chunk.divergence.first_choices()).sum()),
-            len(chunk.labels),
-        )
-    return sums
 
 
 @dataclass(frozen=True)
@@ -275,11 +253,7 @@ def _frobenius_sum(hidden_states: Tensor, hidden_mean: Tensor | None, loss_mask:
     if term.norm == "batch":
         numel = (mask.sum() * width).clamp(min=1)
         whole: Tensor = torch.linalg.vector_norm(difference) / numel.to(dtype).sqrt()
-        return whole * _sequences(loss_mask, term)
+        return whole * mask.any(dim=1).sum()
     numel = (mask.sum(dim=1) * width).clamp(min=1)
     norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2)) / numel.to(dtype).sqrt()
     return norms.sum()
-
-
-def _sequences(loss_mask: Tensor, term: FrobeniusTerm) -> int:
-    return int(loss_mask[:, :: term.stride].any(dim=1).sum())

@@ -6,6 +6,11 @@ from typing import Any
 
 from cli_common.files import write_atomically
 
+METRICS_FILE = "metrics.jsonl"
+EVALUATION_FILE = "evaluation.jsonl"
+COSTS_FILE = "costs.jsonl"
+"""The files of a run that are such records."""
+
 
 class Records:
     """A `.jsonl` file whose lines each carry the optimizer step they belong to; floats keep full precision."""

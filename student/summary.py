@@ -1,57 +1,77 @@
-"""What a finished training job prints: held-out numbers before and after, a sample of text, where things are."""
+"""What a finished training job leaves and prints: its summary and report; held-out numbers, a sample of text."""
 
 from dataclasses import asdict
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from student.generate import generate_tokens
+from cli_common.files import write_atomically
+from student.assemble import Run
+from student.held_out import rows_in_order, teacher_figures
 from student.job import TRAINED_FILE, Outcome
-from teacher_cache.reader import Cache
-
-PROMPT_TOKENS = 16
-SAMPLE_TOKENS = 48
-ROWS = {
-    "cross_entropy": ("cross-entropy, nats a token", ".4f"),
-    "perplexity": ("perplexity", ",.2f"),
-    "kl": ("KL from the teacher at T = 1, nats", ".4f"),
-    "agreement": ("same first choice as the teacher", ".2%"),
-}
+from student.measure_words import MEASURE_WORDS
+from student.records import METRICS_FILE
+from student.report import REPORT_FILE, write_report
+from student.run_files import SUMMARY_FILE, RunSummary, Sample, read_run
+from student.samples import write_samples
 
 
-def print_summary(outcome: Outcome) -> None:
-    """Print the summary of a job to standard output."""
+def finish(outcome: Outcome) -> None:
+    """Write `summary.json` and `report.html`; print the summary to standard output."""
+    run = outcome.run
+    samples = write_samples(run)
+    write_atomically(run.out / SUMMARY_FILE, _summary(outcome, samples).model_dump_json(indent=1).encode() + b"\n")
+    write_report([read_run(run.out)], run.out / REPORT_FILE)
+    _print(outcome, samples)
+
+
+def _print(outcome: Outcome, samples: list[Sample]) -> None:
     run, console = outcome.run, Console()
     table = Table(title=f"held out: {run.settings.evaluation.cache}", title_justify="left")
     table.add_column("")
     for step in (0, run.total_steps):
         table.add_column(f"after {step:,} steps", justify="right")
     before, after = (asdict(m) if m else {} for m in (outcome.before, outcome.after))
-    for name, (words, form) in ROWS.items():
-        table.add_row(words, *(format(m[name], form) if m else "–" for m in (before, after)))
+    for name, (words, form) in MEASURE_WORDS.items():
+        table.add_row(words, *(form.format(m[name]) if m else "–" for m in (before, after)))
     if after:
         console.print(table)
-    sample = sample_text(outcome)
-    if sample is not None:
+    if samples:
         console.print("student's text after a held-out beginning:", style="bold")
-        console.print(f"{sample[0]} │ {sample[1]}", markup=False, highlight=False)
+        console.print(f"{samples[0].prompt} │ {samples[0].likeliest}", markup=False, highlight=False)
     counts = run.student.parameter_counts()
     console.print(f"trained {counts.trainable:,} of {counts.total:,} parameters", highlight=False)
     if outcome.waiting is not None:
         console.print(f"waiting for data: {outcome.waiting:.1%} of the steps' time", highlight=False)
-    for name in (TRAINED_FILE, "metrics.jsonl", "checkpoints"):
+    for name in (TRAINED_FILE, METRICS_FILE, "checkpoints", REPORT_FILE):
         console.print(str(run.out / name), highlight=False, soft_wrap=True)
 
 
-def sample_text(outcome: Outcome) -> tuple[str, str] | None:
-    """A prompt and the student's greedy continuation; None without a tokenizer or with partitioned parameters."""
-    run = outcome.run
-    cache: Cache = run.held_out or run.cache
-    if cache.tokenizer_folder is None or run.engine.zero_optimization_partition_weights():
-        return None
-    from transformers import AutoTokenizer
+def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
+    run, counts = outcome.run, outcome.run.student.parameter_counts()
+    manifest, path = run.cache.manifest, run.cache.path
+    return RunSummary(
+        cache=str(path.resolve()) if isinstance(path, Path) else path,
+        cache_fingerprint=run.cache.fingerprint,
+        teacher=manifest.teacher_name,
+        teacher_weights_sha256=manifest.teacher.weights_sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        context=manifest.rows.context,
+        steps=run.total_steps,
+        trainable_parameters=counts.trainable,
+        total_parameters=counts.total,
+        teacher_measures=_teacher_measures(run),
+        samples=samples,
+    )
 
-    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
-    prompt = cache[0].tokens[:PROMPT_TOKENS].tolist()
-    written = generate_tokens(run.student, prompt, max_new_tokens=SAMPLE_TOKENS, stop_token=cache.manifest.eos_token_id)
-    return tokenizer.decode(prompt), tokenizer.decode(written)
+
+def _teacher_measures(run: Run) -> dict[str, float] | None:
+    """The teacher's own numbers over the rows the student was measured on; what is known as a bound is left out."""
+    if run.held_out is None:
+        return None
+    size, count = run.settings.training.micro_batch_size, run.settings.evaluation.max_rows
+    rows = rows_in_order(run.held_out, size, count)
+    figures = teacher_figures(run.student.head, run.held_out, rows, run.processes.device)
+    found = {name: getattr(figures, name) for name in MEASURE_WORDS}
+    return {name: estimate.value for name, estimate in found.items() if estimate and not estimate.at_least}

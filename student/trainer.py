@@ -1,7 +1,7 @@
 """The loop: schedule → batch → hidden states → loss → backward → step."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +12,7 @@ from cli_common.progress import ProgressLine
 from student.assemble import Run
 from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
+from student.costs import step_cost
 from student.engine import backward, gradient_norm
 from student.evaluate import measure
 from student.feed import batches_ahead
@@ -19,6 +20,9 @@ from student.loss import DistillationLoss, distillation_loss
 from student.progress import Progress
 from student.schedule import Coefficients, distillation_at
 from teacher_cache.decode import CachedRows
+
+LossOf = Callable[[Run, Batch, Tensor, Coefficients, float, float], DistillationLoss]
+"""(run, micro-batch, hidden states, coefficients, the step's tokens, its sequences) → the micro-batch's part."""
 
 NO_CURVES = {"step", "epoch", "tokens", "applied"}
 
@@ -53,7 +57,7 @@ def train(run: Run, start: Progress) -> float | None:
     Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
     """
     done, waited, taken = start, 0.0, 0.0
-    with _progress_line(run, start) as line, _batches(run, start) as batches:
+    with _progress_line(run, start) as line, step_batches(run, start.steps) as batches:
         while done.steps < run.total_steps:
             began = time.perf_counter()
             batch = next(batches)
@@ -64,6 +68,7 @@ def train(run: Run, start: Progress) -> float | None:
             done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
             if line is not None:
                 _record(run, metrics)
+                run.costs.append(vars(step_cost(metrics.step, metrics.tokens, seconds, wait, run.processes)))
                 line.update(done.steps, _words(metrics, seconds, wait, done))
             _measure_and_keep(run, done)
     return waited / taken if taken else None
@@ -74,7 +79,8 @@ def _progress_line(run: Run, start: Progress) -> AbstractContextManager[Progress
     return ProgressLine("training", run.total_steps, start.steps) if first else nullcontext()
 
 
-def _batches(run: Run, start: Progress) -> AbstractContextManager[Iterator[StepBatch]]:
+def step_batches(run: Run, start: int) -> AbstractContextManager[Iterator[StepBatch]]:
+    """The batches of the steps from `start` to the end, put together ahead."""
     size, device = run.settings.training.micro_batch_size, run.processes.device
     pinned = device.type == "cuda"
 
@@ -83,7 +89,7 @@ def _batches(run: Run, start: Progress) -> AbstractContextManager[Iterator[StepB
         with torch.cuda.device(device) if pinned else nullcontext():
             return StepBatch.of(rows, size, run.cache, pinned=pinned)
 
-    return batches_ahead(run.reader, range(start.steps, run.total_steps), prepare)
+    return batches_ahead(run.reader, range(start, run.total_steps), prepare)
 
 
 def _coefficients(run: Run, done: Progress) -> Coefficients:
@@ -102,7 +108,27 @@ def _measure_and_keep(run: Run, done: Progress) -> None:
         save_checkpoint(run.engine, run.out, run.state(done), run.processes)
 
 
-def take_step(run: Run, step_batch: StepBatch, coefficients: Coefficients, step: int, epoch: int) -> StepMetrics:
+def loss_of(
+    run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
+) -> DistillationLoss:
+    """A micro-batch's part of the loss; hidden_states (B, T, d), counts of the whole step."""
+    return distillation_loss(
+        hidden_states,
+        run.student.head,
+        batch.labels,
+        batch.loss_mask,
+        batch.targets,
+        coefficients,
+        tokens=tokens,
+        sequences=sequences,
+        hidden_mean=None if run.frobenius is None else batch.hidden_mean,
+        frobenius=run.frobenius,
+    )
+
+
+def take_step(
+    run: Run, step_batch: StepBatch, coefficients: Coefficients, step: int, epoch: int, loss_of: LossOf = loss_of
+) -> StepMetrics:
     """One optimizer step on this process's rows of a global batch.
 
     Sums are divided once, by the valid positions and sequences of the whole step over all processes and
@@ -136,24 +162,6 @@ def take_step(run: Run, step_batch: StepBatch, coefficients: Coefficients, step:
         tokens=int(tokens),
         applied=engine.was_step_applied(),
         **vars(coefficients),
-    )
-
-
-def loss_of(
-    run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
-) -> DistillationLoss:
-    """A micro-batch's part of the loss; hidden_states (B, T, d), counts of the whole step."""
-    return distillation_loss(
-        hidden_states,
-        run.student.head,
-        batch.labels,
-        batch.loss_mask,
-        batch.targets,
-        coefficients,
-        tokens=tokens,
-        sequences=sequences,
-        hidden_mean=None if run.frobenius is None else batch.hidden_mean,
-        frobenius=run.frobenius,
     )
 
 

@@ -1,6 +1,6 @@
 """The arrays of one shard while it is being filled, in the dtypes that are stored."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -11,9 +11,13 @@ from torch import Tensor
 
 from teacher_cache.format import Manifest, array_specs
 from teacher_cache.quantize import pack_int4, quantize
-from teacher_cache.randomness import Purpose, row_uniforms
+from teacher_cache.randomness import Purpose, rounding_uniforms, row_uniforms
 from teacher_cache.rows import TokenRow
 from teacher_cache.targets import KeptTargets
+from teacher_cache.transfers import to_device
+
+STORED_AS = {"uint32": torch.int32, "float16": torch.float16, "float32": torch.float32}
+"""PyTorch's dtype of the same bits."""
 
 
 @dataclass(frozen=True)
@@ -51,50 +55,48 @@ class ShardArrays:
 
     def sampling_offsets(self, batch: slice) -> Tensor:
         """Uniform offsets (B, T) float64 of the systematic samples of some rows."""
-        return torch.from_numpy(self._uniforms(batch, Purpose.SAMPLING, self.manifest.seq_len))
+        seed, length = self.manifest.targets.seed, self.manifest.seq_len
+        uniforms = [row_uniforms(seed, row, Purpose.SAMPLING, length) for row in self.rows[batch]]
+        return torch.from_numpy(np.stack(uniforms))
 
-    def put_targets(self, where: tuple[NDArray[np.int64], NDArray[np.int64]], kept: KeptTargets) -> None:
-        """Targets of n positions, given by their rows and their places in them."""
-        self.by_name["logits/ids"][where] = kept.ids.cpu().numpy()
-        self.by_name["logits/values"][where] = kept.values.cpu().numpy()
-        self.by_name["logits/log_mass"][where] = kept.log_mass.cpu().numpy()
+    def stored_targets(self, batch: slice, places: Tensor, kept: KeptTargets) -> dict[str, Tensor]:
+        """Targets of n positions of some rows, places (n,) counting through the rows; the others are zeros."""
+        shape = self.loss_mask[batch].shape
+        stored = {}
+        for name, part in (("ids", kept.ids), ("values", kept.values), ("log_mass", kept.log_mass)):
+            dtype = STORED_AS[self.by_name[f"logits/{name}"].dtype.name]
+            whole = part.new_zeros((shape[0] * shape[1], part.shape[1]), dtype=dtype)
+            stored[f"logits/{name}"] = whole.index_copy_(0, places, part.to(dtype)).view(*shape, -1)
+        return stored
 
-    def put_hidden_mean(self, batch: slice, states: Tensor) -> None:
+    def stored_hidden_mean(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
         """Averaged states (B, T, d) float32 of some rows, at the positions and the precision the manifest names."""
         hidden = self.manifest.hidden
         states = states[:, :: hidden.stride]
         uniform = None
         if hidden.mean in ("int8", "int4"):
-            numbers = self._uniforms(batch, Purpose.ROUNDING, states[0].numel())
-            uniform = torch.from_numpy(numbers).view(states.shape)
-        self._put_states("hidden/mean", batch, states, hidden.mean, hidden.stride, uniform)
+            rows, seed = self.rows[batch], self.manifest.targets.seed
+            uniform = rounding_uniforms(seed, rows, states[0].numel(), states.device).view(states.shape)
+        return self._stored_states("hidden/mean", batch, states, hidden.mean, hidden.stride, uniform)
 
-    def put_final(self, batch: slice, states: Tensor) -> None:
+    def stored_final(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
         """Final states (B, T, d) of some rows: exact mode."""
-        self._put_states("exact/hidden", batch, states.float(), self.manifest.targets.exact_hidden, 1, None)
+        precision = self.manifest.targets.exact_hidden
+        return self._stored_states("exact/hidden", batch, states.float(), precision, 1, None)
 
-    def _put_states(
+    def put(self, batch: slice, stored: Mapping[str, Tensor]) -> None:
+        """Arrays of some rows by name, on the CPU; integers of another sign as their bits."""
+        for name, part in stored.items():
+            array = self.by_name[name]
+            array[batch] = part.numpy().view(array.dtype)
+
+    def _stored_states(
         self, name: str, batch: slice, states: Tensor, precision: str, stride: int, uniform: Tensor | None
-    ) -> None:
-        counted = torch.from_numpy(self.loss_mask[batch, ::stride])[..., None].to(states.device)
+    ) -> dict[str, Tensor]:
+        counted = to_device(torch.from_numpy(self.loss_mask[batch, ::stride])[..., None], states.device)
         states = torch.where(counted, states, 0.0)
         if precision == "lossless":
-            self.by_name[name][batch] = stored_states(states, self.manifest.teacher.dtype)
-            return
-        codes, scales = quantize(
-            states, "int4" if precision == "int4" else "int8", None if uniform is None else uniform.to(states.device)
-        )
-        self.by_name[name][batch] = (pack_int4(codes) if precision == "int4" else codes).cpu().numpy()
-        self.by_name[f"{name}_scales"][batch] = scales.cpu().numpy()
-
-    def _uniforms(self, batch: slice, purpose: Purpose, count: int) -> NDArray[np.float64]:
-        seed = self.manifest.targets.seed
-        return np.stack([row_uniforms(seed, row, purpose, count) for row in self.rows[batch]])
-
-
-def stored_states(states: Tensor, dtype: str) -> NDArray[Any]:
-    """States at the teacher's precision; bfloat16, which NumPy lacks, as its bit pattern."""
-    rounded = states.to(getattr(torch, dtype)).cpu()
-    if dtype == "bfloat16":
-        return rounded.view(torch.int16).numpy().view(np.uint16)
-    return rounded.numpy()
+            stored = states.to(getattr(torch, self.manifest.teacher.dtype))
+            return {name: stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored}
+        codes, scales = quantize(states, "int4" if precision == "int4" else "int8", uniform)
+        return {name: pack_int4(codes) if precision == "int4" else codes, f"{name}_scales": scales}

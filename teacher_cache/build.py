@@ -13,6 +13,7 @@ import numpy as np
 import torch
 import transformers
 import zarr
+from torch import Tensor
 
 from cli_common.background import Background
 from cli_common.errors import UserError
@@ -20,6 +21,7 @@ from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.batch_size import find_batch_size
 from teacher_cache.corpus import describe_corpus
+from teacher_cache.corpus_positions import Positions
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import (
     ALIGNMENT,
@@ -39,6 +41,7 @@ from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
 from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.transfers import OnTheirWay, to_device, to_host
 from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 
 SHARDS_AHEAD = 3
@@ -71,6 +74,8 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
     settings, writer = _open_writer(store, settings, teacher)
+    if settings.rows.count is None:
+        writer.positions().save_length(writer.manifest.rows.count)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
     built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
@@ -93,7 +98,7 @@ def _open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tup
                 raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
         settings = with_batch_size(settings, teacher)
         files = teacher.files()
-        return settings, CacheWriter(store, make_manifest(settings, teacher, files), files)
+        return settings, CacheWriter(store, make_manifest(settings, teacher, files, store), files)
 
 
 def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
@@ -127,7 +132,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     manifest = writer.manifest
     progress = _Progress(manifest, pending)
     with (
-        Background(_read(manifest, CorpusRows(settings, teacher), pending), SHARDS_AHEAD) as read,
+        Background(_read(manifest, CorpusRows(settings, teacher, writer.positions()), pending), SHARDS_AHEAD) as read,
         ShardWrites(writer, _environment(teacher)) as writes,
         progress.line,
     ):
@@ -152,7 +157,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
 def build_shards_serially(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
     """`_build_shards` one thing after another: its twin."""
     built = 0
-    for shard, rows in _read(writer.manifest, CorpusRows(settings, teacher), pending):
+    for shard, rows in _read(writer.manifest, CorpusRows(settings, teacher, writer.positions()), pending):
         with writer.claim(shard) as mine:
             if mine:
                 arrays, statistics = _compute_shard(teacher, writer.manifest, shard, rows, lambda *_: None)
@@ -171,8 +176,7 @@ def _compute_shard(
     """A shard's arrays and statistics; `after_batch` is told the rows and the counted positions of each batch."""
     arrays, statistics = ShardArrays.empty(manifest, manifest.shard_rows(shard)), ShardStatistics(manifest.targets)
     arrays.put_rows(rows)
-    for batch in batches(len(rows), manifest.compute["batch_size"]):
-        compute_batch(teacher, arrays, batch, statistics)
+    for batch in computed_batches(teacher, arrays, manifest.compute["batch_size"], statistics):
         after_batch(batch.stop - batch.start, int(arrays.loss_mask[batch].sum()))
     return arrays, statistics.sums
 
@@ -216,50 +220,83 @@ class _Progress:
         self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
 
-@torch.inference_mode()
-def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place.
+def computed_batches(
+    teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
+) -> Iterator[slice]:
+    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
+    before: tuple[slice, OnTheirWay] | None = None
+    for batch in batches(len(arrays.rows), batch_size):
+        stored = start_batch(teacher, arrays, batch, statistics)
+        if before is not None:
+            arrays.put(before[0], before[1].arrived())
+            yield before[0]
+        before = batch, stored
+    if before is not None:
+        arrays.put(before[0], before[1].arrived())
+        yield before[0]
 
-    Nothing waits for the device until all of the batch is under way, so that a GPU works without a pause.
-    """
-    manifest = arrays.manifest
+
+def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
+    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
+
+
+@torch.inference_mode()
+def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
+    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
+    manifest, device = arrays.manifest, teacher.device
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
     starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
-    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none", document_start=starts)
-    rows, positions = np.nonzero(arrays.loss_mask[batch])
-    labels = tokens[:, 1:][rows, positions].to(teacher.device)
-    offsets = arrays.sampling_offsets(batch)[rows, positions].to(teacher.device)
+    counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
+    labels = to_device(tokens[:, 1:].flatten()[counted], device)
+    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
+    places = to_device(counted, device)
+    states = teacher.states(
+        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
+    )
     parts = [
         keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        for chunk, logits in teacher.logits_in_chunks(states.final[rows, positions])
+        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
     ]
+    stored: dict[str, Tensor] = {}
     if states.mean is not None:
-        arrays.put_hidden_mean(batch, states.mean)
+        stored |= arrays.stored_hidden_mean(batch, states.mean)
     if manifest.targets.mode == "exact":
-        arrays.put_final(batch, states.final)
-    if not parts:
-        return
-    kept = join(parts)
-    statistics.add(kept, labels)
-    if manifest.targets.mode == "sparse":
-        arrays.put_targets((rows + batch.start, positions), kept)
+        stored |= arrays.stored_final(batch, states.final)
+    if parts:
+        kept = join(parts)
+        statistics.add(kept, labels)
+        if manifest.targets.mode == "sparse":
+            stored |= arrays.stored_targets(batch, places, kept)
+    return to_host(stored)
 
 
-def make_manifest(settings: BuildSettings, teacher: Teacher, files: dict[str, bytes]) -> Manifest:
-    """The manifest of the cache that these settings and this teacher make; counts the corpus' rows if need be."""
-    return Manifest(
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
+) -> Manifest:
+    """The manifest of the cache that these settings and this teacher make.
+
+    Counts the corpus' rows if need be, unless an earlier build into `store` has kept their number.
+    """
+    manifest = Manifest(
         format=FORMAT_NAME,
         format_version=FORMAT_VERSION,
         alignment=ALIGNMENT,
         teacher=teacher.identity(),
         tokenizer=teacher.tokenizer_identity(),
         corpus=describe_corpus(settings.corpus),
-        rows=_row_layout(settings, settings.rows.count or CorpusRows(settings, teacher).count()),
+        rows=_row_layout(settings, settings.rows.count or 1),
         targets=settings.targets.layout(),
         hidden=settings.hidden.layout(),
         compute=_compute(settings),
         files={key: digest(data) for key, data in files.items()},
     )
+    if settings.rows.count is not None:
+        return manifest
+    positions = None if store is None else Positions(store, manifest)
+    kept = None if positions is None else positions.length()
+    count = kept or CorpusRows(settings, teacher, positions).count()
+    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
 
 
 def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
@@ -274,8 +311,9 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
     )
 
 
-def _compute(settings: BuildSettings) -> dict[str, int]:
-    return {"batch_size": settings.compute.rows_at_once}
+def _compute(settings: BuildSettings) -> dict[str, int | bool]:
+    compiled = {"compiled": True} if settings.teacher.compile else {}
+    return {"batch_size": settings.compute.rows_at_once, **compiled}
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:

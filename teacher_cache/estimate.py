@@ -9,7 +9,9 @@ at every temperature at once (Horvitz and Thompson's estimator).
 """
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 
 import torch
@@ -187,5 +189,12 @@ def mass_variance(p: Tensor, included: Tensor) -> Tensor:
     return (weights.square() * (1 - included)).sum(-1)
 
 
-def _as_tensor(weights: object, like: Tensor) -> Tensor:
-    return torch.as_tensor(weights, dtype=like.dtype, device=like.device)
+def _as_tensor(weights: Iterable[float], like: Tensor) -> Tensor:
+    return _constant(tuple(float(weight) for weight in weights), like.dtype, like.device)
+
+
+@lru_cache(maxsize=1024)
+def _constant(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept, for a GPU that is sent a few numbers first finishes all that it has to do."""
+    with torch.inference_mode(mode=False):  # what is made in inference mode cannot take part in training
+        return torch.tensor(weights, dtype=dtype, device=device)

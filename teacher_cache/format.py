@@ -34,6 +34,9 @@ LOG_MASS_FLOOR = -60.0
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
 TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
+CORPUS_FOLDER = "corpus"
+CORPUS_ROWS_KEY = f"{CORPUS_FOLDER}/rows.json"
+POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
 LOCKS_FOLDER = ".locks"
 GROUP_KEY = "zarr.json"
 

@@ -2,13 +2,13 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from cli_common.markup import Markup, element, join
+from cli_common.svg import Scale, svg_points
 from teacher_cache.inspect_curves import Curve
 from teacher_cache.inspect_shards import ShardFigure
-from teacher_cache.markup import Markup, element, join
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34
@@ -18,20 +18,6 @@ STRIP_MARGIN, DOT_STEP = 8, 4
 DOTS_ABOVE = 3
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """From values to places on the page, linear."""
-
-    low: float
-    high: float
-    start: float
-    end: float
-
-    def __call__(self, value: float) -> float:
-        share = (value - self.low) / (self.high - self.low) if self.high > self.low else 0.5
-        return round(self.start + share * (self.end - self.start), 2)
-
-
 def line_chart(
     temperatures: Sequence[float], curve: Curve, reported: dict[str, float | None], label: str, *, percent: bool
 ) -> Markup:
@@ -39,16 +25,16 @@ def line_chart(
     points = {float(t): value for t, value in reported.items() if value is not None}
     highest = max(*curve.high.tolist(), *points.values(), 0.0)
     ticks = [0, 0.25, 0.5, 0.75, 1] if percent else _ticks(highest)
-    x = _Scale(min(temperatures), max(temperatures), LEFT, WIDTH - RIGHT)
-    y = _Scale(0, ticks[-1], HEIGHT - BOTTOM, TOP)
+    x = Scale(min(temperatures), max(temperatures), LEFT, WIDTH - RIGHT)
+    y = Scale(0, ticks[-1], HEIGHT - BOTTOM, TOP)
     outline = [*zip(temperatures, curve.high, strict=True), *reversed([*zip(temperatures, curve.low, strict=True)])]
     mean = [*zip(temperatures, curve.mean, strict=True)]
     return element(
         "svg",
         *(_tick(y(tick), f"{tick:.0%}" if percent else f"{tick:g}") for tick in ticks),
         *(_temperature_tick(x(t), f"{t:g}") for t in _temperature_ticks(temperatures)),
-        element("polygon", points=_points(outline, x, y), class_="band"),
-        element("polyline", points=_points(mean, x, y), class_="line"),
+        element("polygon", points=svg_points(outline, x, y), class_="band"),
+        element("polyline", points=svg_points(mean, x, y), class_="line"),
         *(element("circle", cx=x(t), cy=y(value), r=4, class_="dot") for t, value in points.items()),
         element(
             "line",
@@ -77,10 +63,6 @@ def _temperature_ticks(temperatures: Sequence[float]) -> list[float]:
     return [round(float(t), 3) for t in np.linspace(low, high, 5 if high > low else 1)]
 
 
-def _points(pairs: Sequence[tuple[float, float]], x: _Scale, y: _Scale) -> str:
-    return " ".join(f"{x(a)},{y(b)}" for a, b in pairs)
-
-
 def _tick(y: float, words: str) -> Markup:
     line = element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid")
     return join(line, element("text", words, x=LEFT - 8, y=y + 4, text_anchor="end"))
@@ -99,7 +81,7 @@ def share_bar(share: float) -> Markup:
 def strip(figure: ShardFigure) -> Markup:
     """One dot a shard along the figure's range, equal ones stacked; those that stand out are marked and named."""
     values = figure.values
-    x = _Scale(min(values.values()), max(values.values()), STRIP_MARGIN, STRIP_WIDTH - STRIP_MARGIN)
+    x = Scale(min(values.values()), max(values.values()), STRIP_MARGIN, STRIP_WIDTH - STRIP_MARGIN)
     middle = STRIP_HEIGHT / 2
     stacked: Counter[int] = Counter()
     dots = []

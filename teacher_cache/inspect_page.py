@@ -1,22 +1,18 @@
 """A cache as one page for a browser: it needs no network, and no text out of the cache can act in it."""
 
-import base64
-import hashlib
-import json
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from cli_common.errors import UserError
 from cli_common.files import write_atomically
+from cli_common.markup import Markup, element, join
+from cli_common.page import fill_page, pairs, table
 from cli_common.progress import byte_size
 from teacher_cache.inspect import corpus_words, identity_facts, summarize, temperature_lines
 from teacher_cache.inspect_charts import line_chart, share_bar, strip
 from teacher_cache.inspect_curves import Curves, temperature_curves
 from teacher_cache.inspect_shards import ShardFigure, shard_figures
 from teacher_cache.inspect_tokens import TokenData, token_data
-from teacher_cache.markup import Markup, element, join
 from teacher_cache.reader import Cache
 from teacher_cache.statistics import REPORTED_TEMPERATURES
 
@@ -45,12 +41,10 @@ def write_page(cache: Cache, path: Path, rows: list[int] | None, span: tuple[int
 def render_page(cache: Cache, tokens: TokenData) -> str:
     """The whole page as HTML."""
     summary, curves, figures = summarize(cache), temperature_curves(cache), shard_figures(cache)
-    style, script = _part("inspect.css"), _part("inspect.js")
-    return Template(_part("inspect.html")).substitute(
-        policy=_policy(style, script),
-        style=style,
-        script=script,
-        data=_embedded({**tokens.json, "curves": _curve_data(curves)}),
+    return fill_page(
+        "teacher_cache",
+        "inspect",
+        data={**tokens.json, "curves": _curve_data(curves)},
         name=join(summary["teacher"]["name"]),
         corpus=join(corpus_words(summary["corpus"])),
         path=join(summary["path"]),
@@ -59,29 +53,9 @@ def render_page(cache: Cache, tokens: TokenData) -> str:
         temperature=_temperature_section(summary, curves),
         bytes=_bytes_section(summary),
         shards=_shards_section(summary, figures),
-        facts=_pairs(identity_facts(summary)),
+        facts=pairs(identity_facts(summary)),
         **_slider(tokens.json),
     )
-
-
-def _part(name: str) -> str:
-    return files("teacher_cache").joinpath("pages", name).read_text(encoding="utf-8")
-
-
-def _policy(style: str, script: str) -> str:
-    """Content security policy: this style and this script by their digests, and nothing from anywhere."""
-    digests = {
-        kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-        for kind, text in (("style", style), ("script", script))
-    }
-    allowed = [f"{kind}-src 'sha256-{digest}'" for kind, digest in digests.items()]
-    return "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
-
-
-def _embedded(value: dict[str, Any]) -> str:
-    """JSON that cannot end the element it stands in: ASCII, and no character that HTML knows."""
-    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _curve_data(curves: Curves | None) -> dict[str, list[float]]:
@@ -96,12 +70,6 @@ def _slider(data: dict[str, Any]) -> dict[str, str]:
     return {name: f"{data[name]:g}" for name in ("lowest", "highest")} | {"chosen": f"{data['temperature']:g}"}
 
 
-def _pairs(facts: dict[str, str], class_: str | None = None) -> Markup:
-    """A description list."""
-    pairs = (element("div", element("dt", name), element("dd", words)) for name, words in facts.items())
-    return element("dl", *pairs, class_=class_)
-
-
 def _key_figures(summary: dict[str, Any]) -> Markup:
     retained, entropy = summary["retained_mass"], summary["entropy"]
     candidates: dict[str, tuple[float | None, str]] = {
@@ -114,18 +82,7 @@ def _key_figures(summary: dict[str, Any]) -> Markup:
         "first choice is next": (summary["agreement"], "{:.1%}"),
     }
     known = {name: form.format(value) for name, (value, form) in candidates.items() if value is not None}
-    return _pairs(known, "figures")
-
-
-def _table(caption: str, headings: list[str], rows: list[list[str]], class_: str | None = None) -> Markup:
-    """A table; the first cell of a row is its heading. Of class `drawn` the second is a drawing."""
-    head = element("thead", element("tr", *(element("th", words, scope="col") for words in headings)))
-    body = [
-        element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
-        for first, *cells in rows
-    ]
-    table = element("table", element("caption", caption), head, element("tbody", *body), class_=class_)
-    return element("div", table, class_="scroll")
+    return pairs(known, "figures")
 
 
 def _temperature_section(summary: dict[str, Any], curves: Curves | None) -> Markup:
@@ -148,8 +105,8 @@ def _temperature_section(summary: dict[str, Any], curves: Curves | None) -> Mark
     )
     rows = [[words, *cells] for words, cells in temperature_lines(summary).items()]
     headings = ["temperature", *(f"{t:g}" for t in REPORTED_TEMPERATURES)]
-    table = _table("Means over all counted positions", headings, rows)
-    return join(element("div", *charts, class_="charts"), element("p", note, class_="note"), table)
+    means = table("Means over all counted positions", headings, rows)
+    return join(element("div", *charts, class_="charts"), element("p", note, class_="note"), means)
 
 
 def _figure(name: str, measure: str, chart: Markup) -> Markup:
@@ -168,7 +125,7 @@ def _bytes_section(summary: dict[str, Any]) -> Markup:
         ratio = f"{array['ratio']:.1f} ×" if array["ratio"] else ""
         rows.append([name, share_bar(share), f"{share:.1%}", per_token, f"{array['bytes']:,}", ratio])
     headings = ["array", "", "share", "bytes a token", "bytes", "compression"]
-    return _table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows, "drawn")
+    return table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows, "drawn")
 
 
 def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Markup:
@@ -184,9 +141,9 @@ def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Mark
         for figure in figures
     ]
     headings = ["figure", "lowest to highest, a dot a shard", "median", "range"]
-    table = _table("Each shard's mean; the upright line is the median", headings, rows, "drawn")
+    each = table("Each shard's mean; the upright line is the median", headings, rows, "drawn")
     unusual = summary["unusual"]
     if not unusual:
-        return join(table, element("p", "No shard stands out.", class_="note"))
+        return join(each, element("p", "No shard stands out.", class_="note"))
     listed = element("ul", *(element("li", sentence) for sentence in unusual), class_="unusual")
-    return join(table, element("h3", "Shards that stand out"), listed)
+    return join(each, element("h3", "Shards that stand out"), listed)

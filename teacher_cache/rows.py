@@ -2,19 +2,20 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from teacher_cache.corpus import Document
+from teacher_cache.corpus_documents import Document, Place, Placed, RowEnd, Tokenized
 from teacher_cache.corpus_settings import RowSettings
 
 DOCUMENTS_AT_ONCE = 256
-
-Item = TypeVar("Item")
+FIRST_DOCUMENTS = 16
+"""Tokenized at once at the beginning; twice as many each time, as who wants one row should not wait for many."""
+CHARACTERS_AT_ONCE = 2**20
+"""Tokens take some hundred bytes each until they are an array: long documents go in smaller groups."""
 
 
 @dataclass(frozen=True)
@@ -43,23 +44,54 @@ def iter_rows(
     stream so that a row begins with the last token of the one before: every token is a label exactly once. Only
     the last row is padded. `document` gives each document a row. A document without text gives nothing.
     """
-    tokenized = _tokenize(documents, tokenizer, eos_token_id)
+    placed = ((Place(number), document) for number, document in enumerate(documents))
+    return (row for row, _ in cut_rows(tokenize(placed, tokenizer, eos_token_id), settings, pad_token_id))
+
+
+def cut_rows(
+    documents: Iterable[Tokenized], settings: RowSettings, pad_token_id: int, used: int = 0
+) -> Iterator[tuple[TokenRow, RowEnd]]:
+    """Rows and where they end; of the first document `used` tokens belong to rows before."""
     if settings.mode == "document":
-        return (_row(tokens, _starts(tokens), settings.seq_len, pad_token_id) for tokens in tokenized)
-    return _packed_rows(tokenized, settings.seq_len, pad_token_id)
+        return _document_rows(documents, settings.seq_len, pad_token_id, used)
+    return _packed_rows(documents, settings.seq_len, pad_token_id, used)
 
 
-def _packed_rows(tokenized: Iterator[NDArray[np.uint32]], seq_len: int, pad_token_id: int) -> Iterator[TokenRow]:
+def _document_rows(
+    documents: Iterable[Tokenized], seq_len: int, pad_token_id: int, used: int
+) -> Iterator[tuple[TokenRow, RowEnd]]:
+    for document in documents:
+        tokens, length = document.tokens[used:], len(document.tokens)
+        if len(tokens):
+            yield _row(tokens, _starts(tokens), seq_len, pad_token_id), RowEnd(document, length)
+        used = 0
+
+
+def _packed_rows(
+    documents: Iterable[Tokenized], seq_len: int, pad_token_id: int, used: int
+) -> Iterator[tuple[TokenRow, RowEnd]]:
     tokens, starts = np.zeros(0, np.uint32), np.zeros(0, np.bool_)
-    for document in tokenized:
-        tokens, starts = np.concatenate([tokens, document]), np.concatenate([starts, _starts(document)])
-        complete = max(0, (len(tokens) - 1) // seq_len)
+    begun: list[tuple[int, Tokenized]] = []  # where in `tokens` the first token of a document is, or would be
+    for document in documents:
+        begun.append((len(tokens) - used, document))
+        tokens = np.concatenate([tokens, document.tokens[used:]])
+        starts = np.concatenate([starts, _starts(document.tokens)[used:]])
+        used, complete = 0, max(0, (len(tokens) - 1) // seq_len)
         for first in range(0, complete * seq_len, seq_len):
             span = slice(first, first + seq_len + 1)
-            yield _row(tokens[span], starts[span], seq_len, pad_token_id)
+            yield _row(tokens[span], starts[span], seq_len, pad_token_id), _end(begun, first + seq_len)
         tokens, starts = tokens[complete * seq_len :], starts[complete * seq_len :]
+        begun = [(first - complete * seq_len, document) for first, document in begun]
     if len(tokens) > 1:
-        yield _row(tokens, starts, seq_len, pad_token_id)
+        yield _row(tokens, starts, seq_len, pad_token_id), _end(begun, len(tokens) - 1)
+
+
+def _end(begun: list[tuple[int, Tokenized]], last: int) -> RowEnd:
+    """The end of a row whose last token is at `last`; forgets the documents before that token's."""
+    while len(begun) > 1 and begun[1][0] <= last:
+        del begun[0]
+    first, document = begun[0]
+    return RowEnd(document, last - first)
 
 
 def _row(tokens: NDArray[np.uint32], starts: NDArray[np.bool_], seq_len: int, pad_token_id: int) -> TokenRow:
@@ -78,15 +110,26 @@ def _starts(tokens: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return starts
 
 
-def _tokenize(
-    documents: Iterable[Document], tokenizer: PreTrainedTokenizerBase, eos_token_id: int
-) -> Iterator[NDArray[np.uint32]]:
+def tokenize(documents: Iterable[Placed], tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> Iterator[Tokenized]:
+    """Documents that have text as tokens, in order; a group at a time, on as many cores as the tokenizer takes."""
     prefix = _own_prefix(tokenizer)
-    for group in _groups((d.text for d in documents if d.text), DOCUMENTS_AT_ONCE):
+    for group in _groups(placed for placed in documents if placed[1].text):
+        for (place, _), ids in zip(group, _encode(tokenizer, [document.text for _, document in group]), strict=True):
+            yield Tokenized(place, np.array([*prefix, *ids, eos_token_id], np.uint32))
+
+
+def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
+    """Token ids of texts, as the tokenizer's call gives them, without what else that computes."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         # Not verbose: documents longer than the teacher's context are cut into rows here, no reason to warn.
-        encoded: Any = tokenizer(group, add_special_tokens=False, verbose=False)
-        for ids in encoded["input_ids"]:
-            yield np.array([*prefix, *ids, eos_token_id], np.uint32)
+        encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)
+        yield from encoded["input_ids"]
+        return
+    backend.no_truncation()
+    backend.no_padding()
+    for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
+        yield encoding.ids
 
 
 def _own_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -97,7 +140,14 @@ def _own_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     return dressed[: places[0]] if places else []
 
 
-def _groups(items: Iterable[Item], size: int) -> Iterator[list[Item]]:
-    iterator = iter(items)
-    while group := list(islice(iterator, size)):
+def _groups(documents: Iterable[Placed]) -> Iterator[list[Placed]]:
+    group: list[Placed] = []
+    most, characters = FIRST_DOCUMENTS, 0
+    for placed in documents:
+        group.append(placed)
+        characters += len(placed[1].text)
+        if len(group) == most or characters >= CHARACTERS_AT_ONCE:
+            yield group
+            group, characters, most = [], 0, min(2 * most, DOCUMENTS_AT_ONCE)
+    if group:
         yield group

@@ -25,6 +25,8 @@ class TeacherSettings(FrozenSettings):
     """`auto` takes a GPU where there is one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; another kernel rounds differently and so makes another cache."""
+    compile: bool = False
+    """Let `torch.compile` fuse the layers' small operations: a quarter less time on a GPU, rounded differently."""
 
 
 PRESETS: dict[str, tuple[int, int]] = {"small": (4, 12), "default": (8, 50), "fine": (8, 120)}

@@ -9,9 +9,13 @@ from torch import Tensor
 from teacher_cache import estimate
 from teacher_cache.commits import CommitRecord
 from teacher_cache.format import TargetLayout
-from teacher_cache.targets import KeptTargets
+from teacher_cache.targets import KeptTargets, join
 
 REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
+
+
+GPU_POSITIONS = 65_536
+"""Positions a GPU sums at once: each sum is a few dozen launches, however many positions there are."""
 
 
 class ShardStatistics:
@@ -26,16 +30,29 @@ class ShardStatistics:
         low, high = min(layout.node_temperatures), max(layout.node_temperatures)
         self._temperatures = [t for t in REPORTED_TEMPERATURES if low <= t <= high]
         self._sums: dict[str, Tensor] = {}
+        self._waiting: list[tuple[KeptTargets, Tensor]] = []
 
     @property
     def sums(self) -> dict[str, float]:
         """The sums so far; until they are asked for, they stay on the device, and nobody waits for it."""
+        self._add_waiting()
         if not self._sums:
             return {}
         return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
 
     def add(self, kept: KeptTargets, labels: Tensor) -> None:
         """Count n positions in; labels (n,) are their next tokens."""
+        self._waiting.append((kept, labels))
+        if not labels.is_cuda or sum(len(waiting) for _, waiting in self._waiting) >= GPU_POSITIONS:
+            self._add_waiting()
+
+    def _add_waiting(self) -> None:
+        if self._waiting:
+            several, labels = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            self._add(join(several), torch.cat(labels))
+
+    def _add(self, kept: KeptTargets, labels: Tensor) -> None:
         values, log_mass, layout = kept.values, kept.log_mass, self._layout
         entries = (values > -torch.inf).sum(-1).double()
         self._sum("agreement", (kept.ids[:, 0] == labels).double())

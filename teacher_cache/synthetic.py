@@ -31,7 +31,8 @@ from teacher_cache.format import (
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import open_store
-from teacher_cache.targets import keep_targets
+from teacher_cache.targets import join, keep_targets
+from teacher_cache.transfers import to_device, to_host
 from teacher_cache.writer import CacheWriter
 
 EOS_TOKEN_ID = 0
@@ -56,6 +57,8 @@ class SyntheticSettings:
     mode: Literal["sparse", "exact"] = "sparse"
     samples: int = 0
     exact_hidden: Literal["lossless", "int8"] = "lossless"
+    device: str = "cpu"
+    """Where logits are computed; devices round differently."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "seq_len", "top_k", "hidden_size", "rows_per_shard"):
@@ -87,7 +90,7 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path | str:
     """
     settings = SyntheticSettings(**sizes)
     source = SyntheticTeacher(settings)
-    frozen = save({"embedding.weight": source.embedding, "lm_head.weight": source.head})
+    frozen = save({"embedding.weight": source.embedding.cpu(), "lm_head.weight": source.head.cpu()})
     files = {FROZEN_WEIGHTS_KEY: frozen}
     store = open_store(path)
     writer = CacheWriter(store, _manifest(settings, files), files)
@@ -106,17 +109,18 @@ class SyntheticTeacher:
     def __init__(self, settings: SyntheticSettings) -> None:
         self._settings = settings
         self._dtype = getattr(torch, settings.dtype)
+        self._device = device = torch.device(settings.device)
         random = torch.Generator().manual_seed(settings.seed)
         vocab, width = settings.vocab_size, settings.hidden_size
         zipf = -torch.log(torch.randperm(vocab, generator=random) + 2.7)
-        self.embedding = torch.randn(vocab, width, generator=random).to(self._dtype)
+        self.embedding = torch.randn(vocab, width, generator=random).to(device, self._dtype)
         head = torch.randn(vocab, width, generator=random) / max(width - 1, 1) ** 0.5
         head[:, 0] = zipf
-        self.head = head.to(self._dtype)
-        self._mix_last = torch.randn(width, width, generator=random) / width**0.5
-        self._mix_before = torch.randn(width, width, generator=random) / width**0.5
-        self._sharpness = torch.exp(1.4 + 0.4 * torch.randn(vocab, generator=random))
-        self._mean_map = torch.randn(width, width, generator=random) / width**0.5
+        self.head = head.to(device, self._dtype)
+        self._mix_last = torch.randn(width, width, generator=random).to(device) / width**0.5
+        self._mix_before = torch.randn(width, width, generator=random).to(device) / width**0.5
+        self._sharpness = torch.exp(1.4 + 0.4 * torch.randn(vocab, generator=random)).to(device)
+        self._mean_map = torch.randn(width, width, generator=random).to(device) / width**0.5
 
     def states(self, last: Tensor, before: Tensor) -> Tensor:
         """Final states (n, d) after two tokens (n,) each; channel 0 is the constant that carries Zipf's law."""
@@ -137,38 +141,43 @@ class SyntheticTeacher:
         """All arrays of a shard: tokens are sampled from the distributions that are cached."""
         arrays, statistics = ShardArrays.empty(manifest, rows), ShardStatistics(manifest.targets)
         everything = slice(0, len(rows))
-        offsets = arrays.sampling_offsets(everything)
+        offsets = arrays.sampling_offsets(everything).to(self._device)
         generators = [np.random.Generator(np.random.Philox(key=[self._settings.seed, row])) for row in rows]
-        last = before = torch.full((len(rows),), EOS_TOKEN_ID)
-        arrays.tokens[:, 0] = EOS_TOKEN_ID
-        arrays.loss_mask[:] = True
-        finals = []
+        last = before = torch.full((len(rows),), EOS_TOKEN_ID, device=self._device)
+        finals, tokens, kept = [], [last], []
         for position in range(manifest.seq_len):
             finals.append(self.states(last, before))
             logits = self.logits(finals[-1])
             following = self._next_tokens(logits, generators)
-            kept = keep_targets(logits, following, manifest.targets, offsets[:, position])
-            statistics.add(kept, following)
-            if manifest.targets.mode == "sparse":
-                arrays.put_targets((np.arange(len(rows)), np.full(len(rows), position)), kept)
-            arrays.tokens[:, position + 1] = following.numpy()
+            kept.append(keep_targets(logits, following, manifest.targets, offsets[:, position]))
+            tokens.append(following)
             last, before = following, last
+        arrays.tokens[:] = torch.stack(tokens, dim=1).cpu().numpy()
         arrays.document_start[:, 0] = True
-        arrays.document_start[:, 1:] = arrays.tokens[:, : manifest.seq_len - 1] == EOS_TOKEN_ID
+        arrays.document_start[:, 1:] = arrays.tokens[:, 1 : manifest.seq_len] == EOS_TOKEN_ID
+        arrays.loss_mask[:] = True
+        everyones = join(kept)
+        statistics.add(everyones, torch.cat(tokens[1:]))
         final = torch.stack(finals, dim=1)
-        if manifest.targets.mode == "exact":
-            arrays.put_final(everything, final)
+        stored: dict[str, Tensor] = {}
+        if manifest.targets.mode == "sparse":
+            places = torch.arange(len(rows) * manifest.seq_len, device=self._device).view(len(rows), -1).T.flatten()
+            stored |= arrays.stored_targets(everything, places, everyones)
+        else:
+            stored |= arrays.stored_final(everything, final)
         if manifest.hidden.mean != "none":
-            arrays.put_hidden_mean(everything, torch.tanh(final.float() @ self._mean_map))
+            stored |= arrays.stored_hidden_mean(everything, torch.tanh(final.float() @ self._mean_map))
+        arrays.put(everything, to_host(stored).arrived())
         return arrays, statistics
 
     def _next_tokens(self, logits: Tensor, generators: list[np.random.Generator]) -> Tensor:
         """One token a row by inverting the cumulative distribution at that row's own uniform number."""
-        uniform = torch.tensor([random.random() for random in generators])
+        uniform = to_device(torch.tensor([random.random() for random in generators]), self._device)
         ends = torch.tensor([random.random() < 1 / MEAN_DOCUMENT_TOKENS for random in generators])
         cumulative = torch.softmax(logits.float(), -1).cumsum(-1)
         chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None]).squeeze(1)
-        return torch.where(ends, EOS_TOKEN_ID, chosen.clamp(max=self._settings.vocab_size - 1))
+        likely = chosen.clamp(max=self._settings.vocab_size - 1)
+        return torch.where(to_device(ends, self._device), EOS_TOKEN_ID, likely)
 
 
 def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:

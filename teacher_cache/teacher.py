@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from cli_common.errors import UserError
+from teacher_cache.captured import Captured
 from teacher_cache.format import (
     FROZEN_WEIGHTS_KEY,
     TOKENIZER_FOLDER,
@@ -25,7 +27,9 @@ from teacher_cache.format import (
     TokenizerIdentity,
     canonical_json,
 )
+from teacher_cache.layer_sum import LayerSum
 from teacher_cache.settings import TeacherSettings
+from teacher_cache.transfers import to_device
 
 HEAD_CHUNK_ELEMENTS = 16 * 2**20
 """Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
@@ -46,7 +50,7 @@ class TeacherStates:
     """
 
     final: Tensor
-    mean: Tensor | None
+    mean: Tensor | None = None
 
 
 class Teacher:
@@ -60,7 +64,15 @@ class Teacher:
         self._head = _output_head(model, settings.model)
         self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
         self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self.forget_shapes()
         self._require_plain_head()
+        if settings.compile:
+            for layer in self._layers:
+                layer.forward = torch.compile(layer.forward)
+
+    def forget_shapes(self) -> None:
+        """Let go what a GPU keeps for the shapes of batches it has seen."""
+        self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
     def device(self) -> torch.device:
@@ -90,26 +102,29 @@ class Teacher:
         With document_start (B, T) bool no position sees past the start of its document: positions count from there,
         which transformers takes for the border of packed sequences.
         """
-        total: list[Tensor] = []
+        tokens = to_device(tokens, self.device)
+        if document_start is None and self.device.type == "cuda":
+            return TeacherStates(*self._captured[mean](tokens))
+        where = {} if document_start is None else {"position_ids": to_device(places(document_start), self.device)}
+        return TeacherStates(*self._run(tokens, mean=mean, **where))
+
+    def _run(self, tokens: Tensor, *, mean: bool, **where: Tensor) -> tuple[Tensor, ...]:
+        """The fields of `TeacherStates` that are asked for."""
+        total = LayerSum()
 
         def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            state = output[0] if isinstance(output, tuple) else output
-            if total:
-                total[0] += state
-            else:
-                total.append(state.float())
+            total.add(output[0] if isinstance(output, tuple) else output)
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
         try:
-            positions = {} if document_start is None else {"position_ids": places(document_start).to(self.device)}
-            final = self._body(input_ids=tokens.to(self.device), use_cache=False, **positions).last_hidden_state
+            final: Tensor = self._body(input_ids=tokens, use_cache=False, **where).last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()
         if not mean:
-            return TeacherStates(final, None)
-        layer_sum = total[0].add_(final) if total else final.float()
-        return TeacherStates(final, layer_sum.div_(len(self._layers)))
+            return (final,)
+        total.add(final)
+        return final, total.sum().div_(len(self._layers))
 
     @torch.inference_mode()
     def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:

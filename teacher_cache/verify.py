@@ -12,6 +12,7 @@ from typing import Any, Literal
 import xxhash
 
 from teacher_cache.commits import CommitRecord, commit_key, covers, parse_commit
+from teacher_cache.corpus_positions import is_hint_key, unsound_hints
 from teacher_cache.format import (
     COMMITS_FOLDER,
     GROUP_KEY,
@@ -24,7 +25,7 @@ from teacher_cache.format import (
 from teacher_cache.metadata import check_metadata, read_manifest
 from teacher_cache.store import Store
 
-Kind = Literal["metadata", "commit", "missing", "size", "digest", "stray", "unbuilt", "content", "teacher"]
+Kind = Literal["metadata", "commit", "missing", "size", "digest", "hint", "stray", "unbuilt", "content", "teacher"]
 
 
 @dataclass(frozen=True)
@@ -78,12 +79,14 @@ def verify(store: Store) -> Findings:
         findings.shards_done = len(records)
         expected = _expected(manifest, records)
         findings.faults += _unlisted(manifest, sizes, expected)
+        hints = [key for key in sizes if is_hint_key(key)]
+        findings.faults += _hint_faults(store, manifest, hints)
         for key, (shard, size, digest) in expected.items():
             fault = _object_fault(store, key, shard, size, digest, sizes)
             if fault is not None:
                 findings.faults.append(fault)
-        findings.objects = len(expected) + len(records) + 1
-        findings.bytes = sum(sizes.get(key, 0) for key in expected)
+        findings.objects = len(expected) + len(records) + len(hints) + 1
+        findings.bytes = sum(sizes.get(key, 0) for key in [*expected, *hints])
     findings.seconds = time.monotonic() - started
     return findings
 
@@ -154,7 +157,13 @@ def _unlisted(manifest: Manifest, sizes: dict[str, int], expected: Iterable[str]
     for shard in range(manifest.shard_count):
         known |= {commit_key(shard), *(spec.data_key(shard) for spec in array_specs(manifest))}
     for key in sorted(set(sizes) - known):
-        yield Fault("stray", key, None, "nothing in the cache names it")
+        if not is_hint_key(key):
+            yield Fault("stray", key, None, "nothing in the cache names it")
+
+
+def _hint_faults(store: Store, manifest: Manifest, keys: list[str]) -> Iterator[Fault]:
+    for key in unsound_hints(store, manifest, keys):
+        yield Fault("hint", key, None, "not as it was written, or of another corpus; builds pass over it")
 
 
 def _object_fault(

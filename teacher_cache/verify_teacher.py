@@ -68,7 +68,13 @@ def _settings(cache: Cache, model: str | None) -> TeacherSettings:
         raise UserError(f"{cache.path}: a synthetic cache, there is no teacher to run; leave --teacher out")
     attention = teacher.attention
     return TeacherSettings.model_validate(
-        {"model": model or teacher.name, "revision": teacher.revision, "dtype": teacher.dtype, "attention": attention}
+        {
+            "model": model or teacher.name,
+            "revision": teacher.revision,
+            "dtype": teacher.dtype,
+            "attention": attention,
+            "compile": cache.manifest.compute.get("compiled", False),
+        }
     )
 
 

@@ -9,7 +9,17 @@ from numpy.typing import NDArray
 from cli_common.differences import differences
 from teacher_cache.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
-from teacher_cache.format import COMMITS_FOLDER, GROUP_KEY, CacheError, Manifest, array_specs, digest, is_metadata_key
+from teacher_cache.corpus_positions import Positions
+from teacher_cache.format import (
+    COMMITS_FOLDER,
+    CORPUS_FOLDER,
+    GROUP_KEY,
+    CacheError,
+    Manifest,
+    array_specs,
+    digest,
+    is_metadata_key,
+)
 from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.store import Store, read_if_there
 
@@ -44,6 +54,10 @@ class CacheWriter:
     def abandoned_shards(self) -> list[int]:
         """Pending shards that nobody is making: their builders died. In an object store this may take a minute."""
         return [shard for shard in self.pending_shards() if self._store.is_abandoned(_lock_name(shard))]
+
+    def positions(self) -> Positions:
+        """Where in the corpus shards begin, as far as builders have got."""
+        return Positions(self._store, self.manifest)
 
     @property
     def is_finished(self) -> bool:
@@ -99,7 +113,7 @@ class CacheWriter:
         path, names = self._store.path, self._store.names()
         existing = read_manifest(self._store)
         if existing is None:
-            ours = {key.partition("/")[0] for key in self.manifest.files} | {COMMITS_FOLDER}
+            ours = {key.partition("/")[0] for key in self.manifest.files} | {COMMITS_FOLDER, CORPUS_FOLDER}
             if names - ours:
                 raise CacheError(f"{path}: a folder with other content; choose another --out or an empty folder")
             return

@@ -14,6 +14,34 @@ from teacher_cache.synthetic import make_synthetic_cache
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
+CONTRASTS = """() => {
+  const parse = (color) => {
+    const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
+    return [r, g, b, a];
+  };
+  const over = (top, under) => top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3])).concat(1);
+  const ground = (element) => {
+    const own = parse(getComputedStyle(element).backgroundColor);
+    if (own[3] === 1) return own;
+    return over(own, element.parentElement ? ground(element.parentElement) : [255, 255, 255, 1]);
+  };
+  const light = (color) => {
+    const [r, g, b] = color.slice(0, 3).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const element = walker.currentNode.parentElement;
+    const words = walker.currentNode.data.trim();
+    if (!words || !element.getClientRects().length || element.closest("script, title")) continue;
+    const style = getComputedStyle(element);
+    const [a, b] = [light(parse(element.closest("svg") ? style.fill : style.color)), light(ground(element))];
+    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), words]);
+  }
+  return found;
+}"""
+
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
@@ -42,6 +70,11 @@ class Visit:
 
     def close(self) -> None:
         self._context.close()
+
+    def contrasts(self) -> list[tuple[float, str]]:
+        """Each piece of text that is shown, with its contrast to what it stands on."""
+        found: list[tuple[float, str]] = self.page.evaluate(CONTRASTS)
+        return found
 
     def set_temperature(self, temperature: float) -> None:
         self.page.locator("#temperature").fill(f"{temperature:g}")

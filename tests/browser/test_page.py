@@ -27,34 +27,6 @@ HOSTILE = [
     "<a href='javascript:alert(4)'>",
 ]
 
-CONTRASTS = """() => {
-  const parse = (color) => {
-    const [r, g, b, a = 1] = color.match(/[\\d.]+/g).map(Number);
-    return [r, g, b, a];
-  };
-  const over = (top, under) => top.slice(0, 3).map((c, i) => c * top[3] + under[i] * (1 - top[3])).concat(1);
-  const ground = (element) => {
-    const own = parse(getComputedStyle(element).backgroundColor);
-    if (own[3] === 1) return own;
-    return over(own, element.parentElement ? ground(element.parentElement) : [255, 255, 255, 1]);
-  };
-  const light = (color) => {
-    const [r, g, b] = color.slice(0, 3).map((c) => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-  };
-  const found = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const element = walker.currentNode.parentElement;
-    const words = walker.currentNode.data.trim();
-    if (!words || !element.getClientRects().length || element.closest("script, title")) continue;
-    const style = getComputedStyle(element);
-    const [a, b] = [light(parse(element.closest("svg") ? style.fill : style.color)), light(ground(element))];
-    found.push([(Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05), words]);
-  }
-  return found;
-}"""
-
 
 @EACH_KIND
 def test_it_asks_for_nothing_and_complains_of_nothing(visit: Open, page_file: Path) -> None:
@@ -171,7 +143,7 @@ def test_pointing_shows_and_leaving_returns(visit: Open, page_file: Path) -> Non
 def test_text_can_be_read(visit: Open, page_file: Path, scheme: str) -> None:
     seen = visit(page_file, color_scheme=scheme)
     seen.focus(5)
-    contrasts = seen.page.evaluate(CONTRASTS)
+    contrasts = seen.contrasts()
     assert len(contrasts) > 100
     assert [words for ratio, words in contrasts if ratio < 4.5] == []
 
@@ -196,7 +168,7 @@ def test_on_paper_everything_is_there_in_black_on_white(visit: Open, page_file: 
         "[...document.querySelectorAll('.scroll, #panel')].filter(e => e.scrollHeight > e.clientHeight + 3).length"
     )
     assert seen.page.evaluate(clipped) == 0
-    assert min(ratio for ratio, _ in seen.page.evaluate(CONTRASTS)) >= 4.5
+    assert min(ratio for ratio, _ in seen.contrasts()) >= 4.5
 
 
 @pytest.mark.parametrize("width", [400, 1200])

@@ -46,7 +46,7 @@ def test_reading_is_measured(tmp_path: Path) -> None:
 
 def test_what_trust_costs_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    run("trust.py", "--rows", "8", "--repeats", "1", "--json", str(output))
+    run("trust.py", "--rows", "8", "--seq-len", "16", "--repeats", "1", "--json", str(output))
     figures = json.loads(output.read_text())
     assert {"verify_over_sha256sum", "digests_share_of_read"} <= figures.keys()
 
@@ -64,6 +64,11 @@ def test_all_that_a_gpu_is_asked_runs_small_here(tmp_path: Path) -> None:
     for part in ("slstm", "recurrence", "mlstm", "mlstm_long"):
         assert 0 < blocks[f"{part}_error"] < 1e-5
         assert blocks[f"{part}_speedup"] > 0
+    step = json.loads((tmp_path / "step.json").read_text())
+    promised = {"time_cached_over_ce", "memory_cached_over_ce", "time_online_over_cached", "data_wait_share"}
+    assert all(math.isfinite(step[name]) and step[name] > 0 for name in promised)
+    assert step["data_wait_share"] < 1
+    assert set(step["seconds"]) == set(step["peak_bytes"]) == {"ce", "cached", "exact", "online"}
     table = (tmp_path / "table.md").read_text()
     for figure in ("build_over_teacher", "slstm_speedup", "time_cached_over_ce"):
         assert figure in table

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from cli_common.errors import UserError
 from cli_common.settings_file import load_settings
-from teacher_cache import open_cache
+from teacher_cache import corpus_files, open_cache
 from teacher_cache.build import build
 from teacher_cache.cli import app
+from teacher_cache.commits import commit_key
 from teacher_cache.settings import BuildSettings
 
 SEQ_LEN = 24
@@ -132,6 +133,30 @@ def test_document_rows_mask_padding_and_keep_zeros_there(config: dict[str, Any],
         assert array is not None
         assert not array[~rows.loss_mask].any()
     assert cache.commits[0].positions == rows.loss_mask[:8].sum()
+
+
+def test_a_build_of_a_whole_corpus_that_goes_on_neither_counts_nor_reads_it_again(
+    config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config["corpus"] = {"source": str(write_corpus(tmp_path, documents=600))}
+    config["rows"] = {"seq_len": SEQ_LEN}
+    cache = run(config, tmp_path / "cache")
+    sound = dict(objects(cache))
+    manifest = open_cache(cache).manifest
+    last = manifest.shard_count - 1
+    assert manifest.rows.count > 500
+    read: list[str] = []
+    make = corpus_files.make_document
+
+    def watched(*positional: Any, place: str, **named: Any) -> Any:
+        read.append(place)
+        return make(*positional, place=place, **named)
+
+    monkeypatch.setattr(corpus_files, "make_document", watched)
+    (cache / commit_key(last)).unlink()
+    run(config, cache)
+    assert dict(objects(cache)) == sound
+    assert 0 < len(read) < 40
 
 
 def test_a_finished_build_is_found_without_loading_the_teacher(

@@ -13,6 +13,7 @@ from zarr.errors import ZarrUserWarning
 
 from cli_common.settings_file import load_settings
 from student import cli as student_cli
+from student import eval_cli, report_cli
 from student.settings import TrainSettings
 from teacher_cache import cli as cache_cli
 from teacher_cache.settings import BuildSettings
@@ -23,6 +24,7 @@ README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = re.compile(r"^torchrun --nproc-per-node \d+ -m (student|teacher_cache)\b")
+APPS = {module.app.name[0]: module.app for module in (cache_cli, student_cli, eval_cli, report_cli)}
 PROGRAMS = {"student": "student-train", "teacher_cache": "teacher-cache"}
 
 
@@ -49,7 +51,7 @@ def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) ->
         done = subprocess.run(["make", "-n", "-o", "setup", *arguments], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         return
-    app = {"teacher-cache": cache_cli.app, "student-train": student_cli.app}[program]
+    app = APPS[program]
     function, bound, *_ = app.parse_args(arguments, exit_on_error=False, print_error=False)
     settings: dict[Any, Any] = {
         cache_cli.build: BuildSettings,

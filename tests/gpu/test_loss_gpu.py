@@ -6,7 +6,7 @@ from torch import Tensor
 
 from student.divergence import BucketDivergence, Divergence, ExactDivergence, SampledDivergence, TermWeights
 from student.frozen_weights import FrozenHead
-from student.fused_loss import fused_loss
+from student.fused_loss import fused_loss, valid_positions
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -54,7 +54,9 @@ def test_values_and_gradients_are_those_of_autograd(
     weights = TermWeights(0.4 / TOKENS, 0.6 * temperature**2 / TOKENS)
     mask = torch.ones(1, TOKENS, dtype=torch.bool, device="cuda")
     head = FrozenHead(weight)
-    found = fused_loss(hidden, head, labels, mask, divergence(kind, head, temperature), weights, chunk_tokens=128)
+    found = fused_loss(
+        hidden, head, labels, valid_positions(mask), divergence(kind, head, temperature), weights, chunk_tokens=128
+    )
     found.value.backward()
     exact_head, exact = FrozenHead(weight.double()), hidden.detach().double().requires_grad_()
     expected = naive(exact, exact_head, labels, divergence(kind, exact_head, temperature), weights)
@@ -78,5 +80,5 @@ def test_peak_memory_is_a_chunk_and_the_states() -> None:
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     weights = TermWeights(0.5 / tokens, 0.5 / tokens)
-    fused_loss(hidden, head, labels, torch.ones_like(labels, dtype=torch.bool), teacher, weights).value.backward()
+    fused_loss(hidden, head, labels, torch.arange(tokens, device="cuda"), teacher, weights).value.backward()
     assert torch.cuda.max_memory_allocated() - before < 2 * 2**30

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from layouts import keep, layout
 from student.divergence import TeacherTargets, TermWeights
 from student.frozen_weights import FrozenHead
-from student.fused_loss import fused_loss
+from student.fused_loss import fused_loss, valid_positions
 from student.loss import (
     DistillationLoss,
     FrobeniusTerm,
@@ -236,7 +236,7 @@ def test_a_head_alone_may_want_a_gradient() -> None:
 
 def test_cross_entropy_alone_needs_no_teacher() -> None:
     case = make_case()
-    found = fused_loss(case.hidden, case.head, case.labels, case.mask, None, TermWeights(0.25, 0.0))
+    found = fused_loss(case.hidden, case.head, case.labels, valid_positions(case.mask), None, TermWeights(0.25, 0.0))
     logits = case.head.logits(case.hidden)[case.mask]
     expected = torch.nn.functional.cross_entropy(logits, case.labels[case.mask], reduction="sum")
     assert torch.allclose(found.cross_entropy, expected, rtol=1e-13)
@@ -261,10 +261,10 @@ def test_a_loss_scale_saves_a_float16_gradient_that_the_counts_would_lose() -> N
     case = make_case(vocab=500).cast(torch.float16)
     divergence, scale, tokens = None, 2.0**20, 2.0**24
     weights = TermWeights(1 / tokens, 0.0)
-    found = fused_loss(case.hidden, case.head, case.labels, case.mask, divergence, weights)
+    found = fused_loss(case.hidden, case.head, case.labels, valid_positions(case.mask), divergence, weights)
     scaled, plain = (gradient(found.value * factor, case.hidden)[0] for factor in (scale, 1.0))
     exact = case.cast(torch.float64)
-    expected = fused_loss(exact.hidden, exact.head, exact.labels, exact.mask, divergence, weights)
+    expected = fused_loss(exact.hidden, exact.head, exact.labels, valid_positions(exact.mask), divergence, weights)
     assert relative_error(scaled / scale, *gradient(expected.value, exact.hidden)) < 2e-3
     assert relative_error(plain, *gradient(expected.value, exact.hidden)) > 2e-2
 
@@ -285,13 +285,13 @@ from student.fused_loss import fused_loss
 tokens, vocab = int(sys.argv[1]), 50_000
 torch.set_num_threads(1)
 hidden, head = torch.randn(1, tokens, 16, requires_grad=True), FrozenHead(torch.randn(vocab, 16))
-labels, mask = torch.zeros(1, tokens, dtype=torch.int64), torch.ones(1, tokens, dtype=torch.bool)
+labels, places = torch.zeros(1, tokens, dtype=torch.int64), torch.arange(tokens)
 ids, entries = torch.arange(8).expand(tokens, 8), torch.full((tokens, 8), 0.125)
 teacher = SampledDivergence(1.3, ids, entries, torch.zeros(tokens))
 
 def step(few):
     part = SampledDivergence(1.3, ids[:few], entries[:few], teacher.entropy[:few])
-    batch = hidden[:, :few], head, labels[:, :few], mask[:, :few]
+    batch = hidden[:, :few], head, labels[:, :few], places[:few]
     found = fused_loss(*batch, part, TermWeights(1.0, 1.0), chunk_tokens=64)
     found.value.backward()
 

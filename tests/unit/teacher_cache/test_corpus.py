@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def test_an_absent_text_column_names_those_there_are(tmp_path: Path) -> None:
         read(objects)
 
 
-@pytest.mark.parametrize(("value", "name"), [(3, "int"), (None, "NoneType"), (["a"], "list")])
+@pytest.mark.parametrize(("value", "name"), [(3, "int"), (["a"], "list")])
 def test_a_value_that_is_no_text_is_named_with_its_place(tmp_path: Path, value: Any, name: str) -> None:
     table = write_parquet(tmp_path / "a.parquet", {"text": [value, value]})
     objects = write(tmp_path / "b.jsonl", lines([{"text": "fine"}, {"text": value}]))
@@ -220,7 +221,7 @@ def test_a_value_that_is_no_text_is_named_with_its_place(tmp_path: Path, value: 
         (b'{"text": "cut', r"a\.jsonl:2: not JSON: .*; mend or remove the line"),
         (b"plain words", r"a\.jsonl:2: not JSON"),
         (b'["text"]', r"a\.jsonl:2: expected an object, got a list"),
-        (b'{"text": "\xff"}', r"a\.jsonl: cannot be read: .*utf-8.*; repair or remove the file"),
+        (b'{"text": "\xff"}', r"a\.jsonl:2: not UTF-8 text: .*utf-8.*; mend or remove the line"),
     ],
 )
 def test_a_bad_line_of_jsonl_is_named(tmp_path: Path, line: bytes, message: str) -> None:
@@ -265,14 +266,34 @@ def flipped(data: bytes, place: int) -> bytes:
 def test_a_damaged_parquet_file_is_named(tmp_path: Path) -> None:
     whole = write_parquet(tmp_path / "a.parquet", {"text": [f"document {i}" for i in range(500)]}).read_bytes()
     for data in (b"", b"PAR1", whole[:-1], whole[: len(whole) // 2], flipped(whole, 20), b"plain words" * 9):
-        with pytest.raises(UserError, match=r"(?s)a\.parquet: not readable as Parquet: .*; repair or remove the file"):
+        with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet from row 0 on: .*; repair or remove"):
             read(write(tmp_path / "a.parquet", data))
+
+
+def test_a_damaged_row_group_is_named_by_its_first_row_when_reading_gets_there(tmp_path: Path) -> None:
+    expected = [f"document {i} " + "x" * 50 for i in range(40)]
+    path = write_parquet(tmp_path / "a.parquet", {"text": expected}, row_group_size=10, use_dictionary=False)
+    column = pq.ParquetFile(path).metadata.row_group(2).column(0)
+    start, size = column.data_page_offset, column.total_compressed_size
+    damaged = bytearray(path.read_bytes())
+    damaged[start + 30 : start + size] = bytes(size - 30)
+    path.write_bytes(damaged)
+    documents = iter_documents(CorpusSettings(source=str(path)))
+    assert [document.text for document in islice(documents, 20)] == expected[:20]
+    with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet from row 20 on: .*; repair or remove"):
+        next(documents)
+
+
+def test_null_is_a_document_without_text(tmp_path: Path) -> None:
+    table = write_parquet(tmp_path / "a.parquet", {"text": ["one", None, "three"]})
+    objects = write(tmp_path / "b.jsonl", lines([{"text": "one"}, {"text": None}, {"text": "three"}]))
+    assert texts(table) == texts(objects) == ["one", "", "three"]
 
 
 def test_a_parquet_text_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     path = write_parquet(tmp_path / "a.parquet", {"text": ["fine", "damaged"]}, compression="none")
     path.write_bytes(path.read_bytes().replace(b"damaged", b"dam\xff\xff\xff\xff"))
-    with pytest.raises(UserError, match=r"a\.parquet: not readable as Parquet: .*utf-8"):
+    with pytest.raises(UserError, match=r"a\.parquet: row 1: not UTF-8 text: .*; repair or remove the file"):
         read(path)
 
 
@@ -280,94 +301,6 @@ def test_a_text_file_that_is_no_utf8_is_named(tmp_path: Path) -> None:
     write(tmp_path / "a.txt", b"\xff\xfe")
     with pytest.raises(UserError, match=r"a\.txt: not readable as UTF-8 text: .*; repair or remove the file"):
         read(tmp_path)
-
-
-def hub_stream(monkeypatch: pytest.MonkeyPatch, records: Iterable[dict[str, Any]]) -> list[Any]:
-    asked: list[Any] = []
-
-    def load_dataset(*positional: Any, **named: Any) -> Iterable[dict[str, Any]]:
-        asked.append((positional, named))
-        return records
-
-    monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    return asked
-
-
-def without_a_hub(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def fail(*_positional: Any, **_named: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("datasets.load_dataset", fail)
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", fail)
-
-
-def test_a_hub_data_set_is_streamed_as_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = hub_stream(monkeypatch, [{"text": "one", "id": "x"}, {"text": "two", "id": None}, {"text": "three"}])
-    settings: dict[str, Any] = {"subset": "sample-10BT", "split": "test", "revision": "abc"}
-    assert read("owner/name", **settings) == [("x", "one"), ("test:1", "two"), ("test:2", "three")]
-    streaming = {"split": "test", "revision": "abc", "streaming": True}
-    assert asked == [(("owner/name", "sample-10BT"), streaming)]
-
-
-def test_a_hub_stream_is_read_no_further_than_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def endless() -> Iterable[dict[str, Any]]:
-        yield {"text": "one"}
-        raise AssertionError("read too far")
-
-    hub_stream(monkeypatch, endless())
-    assert texts("owner/name", max_documents=1) == ["one"]
-
-
-def test_a_hub_data_set_is_described_by_its_commit(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Info:
-        sha = "0123abc"
-
-    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda _api, _name, revision: Info)
-    described = describe_corpus(CorpusSettings(source="owner/name", subset="small", revision="main"))
-    assert described["source"] == "owner/name"
-    assert described["revision"] == "0123abc"
-    assert described["subset"] == "small"
-    assert "files" not in described
-
-
-class HttpError(Exception):
-    """Like httpx's, no OSError and no ValueError."""
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (ConnectionError("offline\nsecond line"), "offline"),
-        (ValueError("Unknown split"), "Unknown split"),
-        (HttpError("[Errno 111] Connection refused"), "Connection refused"),
-        (TimeoutError(), "TimeoutError"),
-    ],
-    ids=lambda case: type(case).__name__,
-)
-def test_a_hub_data_set_without_a_hub_is_one_line_with_the_reason(
-    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
-) -> None:
-    without_a_hub(monkeypatch, error)
-    with pytest.raises(UserError, match=rf"^corpus\.source owner/name: .*{reason}; .*or give a local path$"):
-        read("owner/name")
-    with pytest.raises(UserError, match=rf"^corpus\.source owner/name: no such local path, .*{reason}; check the path"):
-        describe_corpus(CorpusSettings(source="owner/name"))
-
-
-def test_a_hub_stream_that_breaks_off_is_an_error_and_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Iterable[dict[str, Any]]:
-        yield {"text": "one"}
-        raise HttpError("peer closed connection")
-
-    hub_stream(monkeypatch, broken())
-    with pytest.raises(UserError, match="peer closed connection"):
-        read("owner/name")
-
-
-def test_a_hub_data_set_with_other_columns_names_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    hub_stream(monkeypatch, [{"body": "a", "url": "b"}])
-    with pytest.raises(UserError, match=r"owner/name: no column 'text'; .* one it has: body, url$"):
-        read("owner/name")
 
 
 def test_settings_refuse_what_they_do_not_know() -> None:

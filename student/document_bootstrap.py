@@ -1,0 +1,57 @@
+"""Means over positions with confidence intervals from resampling whole documents, which positions come in."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+RESAMPLES = 2000
+RESAMPLES_AT_ONCE = 100
+CONFIDENCE = 0.95
+
+Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+"""From sums over documents (..., m) to values (..., k)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A held-out number and its 95 % interval; without an interval both ends are None."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+    at_least: bool = False
+    """The true number is this or more: what is cached of the teacher says no more."""
+
+
+def intervals(sums: NDArray[np.float64], statistic: Statistic, *, distances: int = 0, seed: int = 0) -> list[Estimate]:
+    """The statistic of all documents' sums (D, m), with an interval for each of its k values.
+
+    Documents are drawn with replacement, as many as there are; the interval holds the middle 95 % of the statistic
+    over the resamples. The last `distances` values are sums of absolute differences, such as a calibration error:
+    larger in a resample than in what it was drawn from, so that they may lie outside that interval. Theirs is moved
+    until the resamples' mean is the value itself, and ends at 0. One document has no interval.
+    """
+    values = statistic(sums.sum(axis=0))
+    if len(sums) < 2:
+        return [Estimate(float(value)) for value in values]
+    found = _resampled(sums, statistic, seed)
+    low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
+    moved = np.arange(len(values)) >= len(values) - distances
+    shift = np.where(moved, values - found.mean(axis=0), 0.0)
+    low = np.where(moved, np.maximum(low + shift, 0.0), low)
+    ends = zip(values.tolist(), low.tolist(), (high + shift).tolist(), strict=True)
+    return [Estimate(*three) for three in ends]
+
+
+def _resampled(sums: NDArray[np.float64], statistic: Statistic, seed: int) -> NDArray[np.float64]:
+    """The statistic of every resample, (RESAMPLES, k)."""
+    count = len(sums)
+    random = np.random.Generator(np.random.Philox(key=seed))
+    shares = np.full(count, 1 / count)
+    parts = []
+    for _ in range(0, RESAMPLES, RESAMPLES_AT_ONCE):
+        drawn = random.multinomial(count, shares, size=RESAMPLES_AT_ONCE).astype(np.float64)
+        parts.append(statistic(drawn @ sums))
+    return np.concatenate(parts)

@@ -1,0 +1,144 @@
+"""`student-eval`: parse, call, print, exit code."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App, CycloptsError
+
+from cli_common.errors import UserError, run_command
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from cli_common.progress import ProgressLine
+    from student.held_out import Figures, HeldOut
+    from teacher_cache.decode import CachedRows
+
+app = App(name="student-eval")
+
+
+@app.default
+def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = None, json: bool = False) -> int:
+    """Measure a trained student on held-out text, by document, beside its teacher where a cache knows it.
+
+    Every number comes with a 95 % interval from resampling documents.
+
+    Parameters
+    ----------
+    student
+        Folder of a finished training run, or of an export.
+    cache
+        Folder or URL of a cache of held-out text by the same teacher.
+    corpus
+        Text to measure without the teacher, rows made as those of `--cache`, or of the cache trained on.
+    json
+        Print JSON in place of a table, with each document's means.
+    """
+    from cli_common.console import print_json, print_tables
+    from student.engine import quiet_deepspeed
+
+    if cache is None and corpus is None:
+        raise UserError("nothing to measure on; give --cache HELDOUT or --corpus FILE")
+    with quiet_deepspeed():
+        found, subject = _measure(student, cache, corpus)
+    if json:
+        print_json(_as_json(found, subject))
+    else:
+        print_tables(_table(found, subject), *_notes(found))
+    return 0
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run_command("student-eval", _call))
+
+
+def _call() -> int | None:
+    try:
+        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        raise UserError(f"{error} (see student-eval --help)") from error
+    return result
+
+
+def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["HeldOut", str]:
+    """What was measured, and on what."""
+    import torch
+
+    from cli_common.progress import ProgressLine
+    from student.corpus_text import text_rows
+    from student.held_out import measure_held_out, rows_in_order
+    from student.positions import require_temperature_one
+    from student.run_files import read_summary
+    from student.trained import is_export, load_student
+    from teacher_cache.reader import open_cache
+
+    if cache_path is None and is_export(path):
+        raise UserError(f"{path}: an export does not say how its rows were made; give --cache of the same teacher too")
+    cache = open_cache(cache_path or read_summary(path).cache)
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    student = load_student(path, cache, device)
+    if corpus is not None:
+        return measure_held_out(student.model, cache, text_rows(corpus, cache, student.rows), device), corpus
+    require_temperature_one(cache, "--cache")
+    with ProgressLine("measuring", len(cache)) as line:
+        rows = _counted(rows_in_order(cache, student.rows), line)
+        return measure_held_out(student.model, cache, rows, device), str(cache.path)
+
+
+def _counted(rows: "Iterable[CachedRows]", line: "ProgressLine") -> "Iterator[CachedRows]":
+    done = 0
+    for part in rows:
+        yield part
+        done += len(part.tokens)
+        line.update(done, "rows")
+
+
+def _table(found: "HeldOut", subject: str) -> Any:
+    from rich.table import Table
+
+    from student.measure_words import ADAPTIVE_WORDS, MEASURE_WORDS
+
+    extent = f"{found.tokens:,} tokens, {len(found.by_document):,} documents, {found.rows:,} rows"
+    table = Table(title=f"held out: {subject}\n{extent}", title_justify="left")
+    table.add_column("95 % intervals over documents")
+    columns = {"student": found.student} | ({"the teacher": found.teacher} if found.teacher else {})
+    for name in columns:
+        table.add_column(name, justify="right")
+    for name, (words, form) in (MEASURE_WORDS | ADAPTIVE_WORDS).items():
+        cells = [_cell(figures, name, form) for figures in columns.values()]
+        if any(cells):
+            table.add_row(words, *(cell or "–" for cell in cells))
+    return table
+
+
+def _cell(figures: "Figures", name: str, form: str) -> str:
+    estimate = getattr(figures, name)
+    if estimate is None:
+        return ""
+    words = ("≥ " if estimate.at_least else "") + form.format(estimate.value)
+    if estimate.low is None:
+        return words
+    return f"{words}\n{form.format(estimate.low)} … {form.format(estimate.high)}"
+
+
+def _notes(found: "HeldOut") -> list[str]:
+    notes = []
+    if found.student.kl is not None and found.student.kl.at_least:
+        notes.append("KL: this cache keeps the top_k and one bucket for all others, which sees less than there is.")
+    teacher = found.teacher and found.teacher.cross_entropy
+    if teacher and teacher.low is None and len(found.by_document) > 1:
+        notes.append(
+            "The teacher's cross-entropy is a bound: some next tokens were not kept."
+            if teacher.at_least
+            else "The teacher's cross-entropy is the cache's own mean; documents' are not known, for some next tokens "
+            "were not kept."
+        )
+    return notes
+
+
+def _as_json(found: "HeldOut", subject: str) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"measured_on": subject} | asdict(found)

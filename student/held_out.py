@@ -1,0 +1,209 @@
+"""A student on held-out rows, by document, beside its teacher: what `student-eval` measures."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cli_common.errors import UserError
+from student.batch import Batch
+from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
+from student.document_bootstrap import Estimate, intervals
+from student.evaluate import perplexity
+from student.frozen_weights import FrozenHead
+from student.positions import student_positions, teacher_positions
+from teacher_cache.decode import CachedRows
+from teacher_cache.reader import Cache
+
+MEANS = {"cross_entropy": "cross_entropy", "kl": "kl", "agreement": "agreement", "accuracy": "correct"}
+"""Measures that are means over positions, and what they are means of."""
+
+Columns = dict[str, NDArray[Any]]
+"""One array (n,) a measure, n the counted positions."""
+
+
+class Student(Protocol):
+    """What is measured: tokens (B, T) to hidden states (B, T, d), and the LM head for them."""
+
+    @property
+    def head(self) -> FrozenHead: ...
+
+    def __call__(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Of a student or a teacher, each with its interval: cross_entropy and kl in nats a token at T = 1, perplexity
+    exp(cross_entropy), agreement (share of positions where both have the same first choice), accuracy (share where
+    the first choice is the next token), calibration errors over 15 bins of equal width, and of equal mass.
+
+    None where it is not known.
+    """
+
+    cross_entropy: Estimate | None = None
+    perplexity: Estimate | None = None
+    kl: Estimate | None = None
+    agreement: Estimate | None = None
+    accuracy: Estimate | None = None
+    calibration_error: Estimate | None = None
+    adaptive_calibration_error: Estimate | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What was measured: student and teacher (None without one) over so many tokens of so many documents.
+
+    by_document has, for each document in order, its tokens and the student's means over them.
+    """
+
+    student: Figures
+    teacher: Figures | None
+    tokens: int
+    rows: int
+    by_document: list[dict[str, float]]
+
+
+def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> HeldOut:
+    """The student on rows in their order, and the teacher from what is cached of it, if anything is.
+
+    The rows are the cache's, known at T = 1, or others of the same tokenizer and context without targets. Raises
+    `UserError` when there are no counted positions.
+    """
+    documents, ours, theirs, count = DocumentNumbers(), [], [], 0
+    for part in rows:
+        batch = Batch.of(part, cache, device)
+        document = {"document": documents.of(part.document_start)[part.loss_mask]}
+        known = part.ids is not None or part.final_hidden is not None
+        ours.append(_student_columns(student, batch, known=known) | document)
+        if known:
+            theirs.append(_teacher_columns(student.head, batch) | document)
+        count += len(part.tokens)
+    if not sum(len(part["document"]) for part in ours):
+        raise UserError("no position counts in the rows of --cache or --corpus; give more text")
+    columns = _joined(ours)
+    figures = figures_of(columns, lower_bounds={"kl"} if theirs and _is_bucketed(cache) else set())
+    teacher = _teacher_figures(_joined(theirs), cache) if theirs else None
+    return HeldOut(figures, teacher, len(columns["document"]), count, by_document(columns))
+
+
+def teacher_figures(head: FrozenHead, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> Figures:
+    """The teacher's own figures on rows of a cache in their order, with no student."""
+    documents, found = DocumentNumbers(), []
+    for part in rows:
+        document = {"document": documents.of(part.document_start)[part.loss_mask]}
+        found.append(_teacher_columns(head, Batch.of(part, cache, device)) | document)
+    return _teacher_figures(_joined(found), cache)
+
+
+def rows_in_order(cache: Cache, size: int, count: int | None = None) -> Iterator[CachedRows]:
+    """The first `count` rows of a cache or all of them, `size` at a time at most; a shard is read whole."""
+    wanted = len(cache) if count is None else count
+    for shard in cache.shards:
+        here = range(shard.start, min(shard.stop, wanted))
+        if here:
+            rows = cache.rows(here)
+            yield from (rows.select(slice(first, first + size)) for first in range(0, len(here), size))
+
+
+class DocumentNumbers:
+    """Numbers documents from 0 over rows in order: a packed row goes on with the document the one before ended in."""
+
+    def __init__(self) -> None:
+        self._next = 0
+
+    def of(self, document_start: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """The document of every position of the next rows, (B, T) like `document_start`."""
+        counted = np.cumsum(document_start.reshape(-1)) + self._next
+        self._next = int(counted[-1])
+        # Rows cut out of the middle of a corpus begin with a document whose start is not among them.
+        numbers: NDArray[np.int64] = counted.reshape(document_start.shape).astype(np.int64)
+        return numbers
+
+
+def figures_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Figures:
+    """All figures that the columns allow; those named are less than the truth, or equal."""
+    document = np.unique(columns["document"], return_inverse=True)[1]
+    groups = int(document.max()) + 1
+    names = [name for name, column in MEANS.items() if column in columns]
+    counts = np.bincount(document, minlength=groups).astype(np.float64)
+    totals = [_totals(columns[MEANS[name]], document) for name in names]
+    confidence, correct = columns["confidence"], columns["correct"]
+    edges = (equal_width_edges(), equal_mass_edges(confidence))
+    bins = [bin_sums(confidence, correct, e, document, groups).reshape(groups, -1) for e in edges]
+    sums = np.concatenate([np.stack([counts, *totals], axis=1), *bins], axis=1)
+
+    def statistic(drawn: NDArray[np.float64]) -> NDArray[np.float64]:
+        tokens, means, *binned = np.split(drawn, [1, 1 + len(names), 1 + len(names) + 3 * BINS], axis=-1)
+        errors = [calibration_error(b.reshape(*b.shape[:-1], BINS, 3))[..., None] for b in binned]
+        return np.concatenate([means / tokens, *errors], axis=-1)
+
+    names_of_errors = ["calibration_error", "adaptive_calibration_error"]
+    estimates = intervals(sums, statistic, distances=len(names_of_errors))
+    found = dict(zip([*names, *names_of_errors], estimates, strict=True))
+    found |= {name: replace(found[name], at_least=True) for name in lower_bounds}
+    return Figures(**found, perplexity=_exponential(found["cross_entropy"]))
+
+
+def by_document(columns: Columns) -> list[dict[str, float]]:
+    """Each document's tokens and means, in order."""
+    document = np.unique(columns["document"], return_inverse=True)[1]
+    counts = np.bincount(document)
+    means = {name: _totals(columns[key], document) / counts for name, key in MEANS.items() if key in columns}
+    return [{"tokens": int(n), **{name: float(mean[d]) for name, mean in means.items()}} for d, n in enumerate(counts)]
+
+
+def _totals(column: NDArray[Any], document: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Sums of a column (n,) over each document."""
+    return np.bincount(document, weights=column.astype(np.float64)).astype(np.float64)
+
+
+def _teacher_figures(columns: Columns, cache: Cache) -> Figures:
+    """Cross-entropy from the commit records where a next token was not kept: they have it from whole vectors, of all
+    rows together.
+    """
+    figures = figures_of(columns)
+    if columns["known"].all():
+        return figures
+    assert figures.cross_entropy is not None
+    records = [commit for commit in cache.commits.values() if "cross_entropy" in commit.statistics]
+    positions = sum(commit.positions for commit in records)
+    if positions == len(columns["known"]):
+        mean = Estimate(sum(commit.statistics["cross_entropy"] for commit in records) / positions)
+    else:
+        mean = Estimate(figures.cross_entropy.value, at_least=True)
+    return replace(figures, cross_entropy=mean, perplexity=_exponential(mean))
+
+
+@torch.no_grad()
+def _student_columns(student: Student, batch: Batch, *, known: bool) -> Columns:
+    """Every measure at a batch's counted positions; those of the teacher where it is known."""
+    hidden_states = student(batch.inputs, batch.document_start)
+    targets = batch.targets if known else None
+    found = student_positions(hidden_states, student.head, batch.labels, batch.loss_mask, targets)
+    return _numpy({name: value for name, value in vars(found).items() if value is not None})
+
+
+def _teacher_columns(head: FrozenHead, batch: Batch) -> Columns:
+    return _numpy(vars(teacher_positions(head, batch.labels, batch.loss_mask, batch.targets)))
+
+
+def _numpy(fields: dict[str, Tensor]) -> Columns:
+    return {name: value.cpu().numpy() for name, value in fields.items()}
+
+
+def _joined(parts: list[Columns]) -> Columns:
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _is_bucketed(cache: Cache) -> bool:
+    """Whether the teacher's rest is one bucket, which makes KL a lower bound."""
+    return cache.layout.mode == "sparse" and not cache.layout.samples
+
+
+def _exponential(mean: Estimate) -> Estimate:
+    low, high = (None if end is None else perplexity(end) for end in (mean.low, mean.high))
+    return Estimate(perplexity(mean.value), low, high, mean.at_least)

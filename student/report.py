@@ -1,0 +1,197 @@
+"""Training runs as one page for a browser: curves, held-out numbers, text, costs, settings. It needs no network."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from cli_common.differences import flatten
+from cli_common.errors import UserError
+from cli_common.files import write_atomically
+from cli_common.markup import Markup, element, join
+from cli_common.page import fill_page, pairs, table
+from cli_common.progress import byte_size, duration
+from student.measure_words import MEASURE_WORDS
+from student.report_charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
+from student.report_series import MOST_POINTS, Chart, charts
+from student.run_files import RunFiles, Sample
+
+REPORT_FILE = "report.html"
+NONE = "–"
+COST_SUMS = ("tokens", "seconds", "waiting")
+
+
+def write_report(runs: Sequence[RunFiles], path: Path) -> int:
+    """Write the page of one or several runs, whole or not at all; its size in bytes. Raises `UserError`."""
+    page = render_report(runs).encode()
+    try:
+        write_atomically(path, page)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); choose another file with --out") from error
+    return len(page)
+
+
+def render_report(runs: Sequence[RunFiles]) -> str:
+    """The whole page as HTML."""
+    names, drawn = _names(runs), charts(runs)
+    return fill_page(
+        "student",
+        "report",
+        data={"names": names, "charts": [_data(chart) for chart in drawn], "width": WIDTH},
+        title=join(" and ".join(names)),
+        path=join(*(f"{run.path} " for run in runs)),
+        figures=_key_figures(runs[0]) if len(runs) == 1 else _legend(names),
+        held_out=_held_out(runs, names),
+        charts=_charts(drawn, runs),
+        text=_text(runs, names),
+        costs=_costs(runs, names),
+        settings=_settings(runs, names),
+        identity=_identity(runs, names),
+    )
+
+
+def _names(runs: Sequence[RunFiles]) -> list[str]:
+    """Folders' names, or whole paths where two are called the same."""
+    short = [run.path.resolve().name for run in runs]
+    return short if len(set(short)) == len(runs) else [str(run.path) for run in runs]
+
+
+def _data(chart: Chart) -> dict[str, Any]:
+    """What the script reads: lines, and where steps and values are on the chart."""
+    x, y = axes(chart)
+    lines = [asdict(line) | {"class": line_class(line.run)} for line in chart.lines]
+    return {"lines": lines, "x": asdict(x), "y": asdict(y), "left": LEFT, "right": WIDTH - RIGHT}
+
+
+def _key_figures(run: RunFiles) -> Markup:
+    facts = {"steps": f"{_steps(run):,}", "tokens": f"{sum(record.get('tokens', 0) for record in run.metrics):,}"}
+    if run.evaluations:
+        last = run.evaluations[-1]
+        facts |= {words: form.format(last[key]) for key, (words, form) in MEASURE_WORDS.items() if key in last}
+    return pairs(facts, "figures")
+
+
+def _steps(run: RunFiles) -> int:
+    return max((int(record.get("step", 0)) for record in run.metrics), default=0)
+
+
+def _legend(names: Sequence[str]) -> Markup:
+    entries = []
+    for number, name in enumerate(names):
+        stroke = element("line", x1=1, x2=33, y1=6, y2=6, class_=line_class(number))
+        swatch = element("svg", stroke, viewBox="0 0 34 12", aria_hidden="true", class_="swatch")
+        entries.append(element("li", swatch, element("bdi", name)))
+    return element("ul", *entries, class_="runs", aria_label="Runs")
+
+
+def _held_out(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
+    rows, teachers = [], []
+    for run, name in zip(runs, names, strict=True):
+        for record in run.evaluations[:1] + run.evaluations[1:][-1:]:
+            prefix = f"{name}, " if len(runs) > 1 else ""
+            rows.append([f"{prefix}after {record['step']:,} steps", *_measured(record)])
+        known = run.summary.teacher_measures if run.summary else None
+        if known and known not in teachers:
+            teachers.append(known)
+            rows.append(["the teacher" if len(runs) == 1 else f"the teacher, on the text of {name}", *_measured(known)])
+    if not rows:
+        return element("p", "Nothing was measured: no evaluation.cache was set.")
+    caches = {(record.get("cache"), record.get("rows")) for run in runs for record in run.evaluations}
+    note = element("p", "These runs were measured on different rows: their numbers cannot be compared.", class_="note")
+    headings = ["", *(words for words, _ in MEASURE_WORDS.values())]
+    return join(table("Means over all counted positions", headings, rows), note if len(caches) > 1 else None)
+
+
+def _measured(record: dict[str, Any]) -> list[str]:
+    return [form.format(record[key]) if key in record else NONE for key, (_, form) in MEASURE_WORDS.items()]
+
+
+def _charts(drawn: Sequence[Chart], runs: Sequence[RunFiles]) -> Markup:
+    if not drawn:
+        return element("p", "No step has been taken yet.")
+    longest = max(len(run.metrics) for run in runs)
+    thinned = f" Each point is the mean of about {longest / MOST_POINTS:.0f} steps." if longest > MOST_POINTS else ""
+    hint = f"Point at a chart to read it at a step, or reach one by Tab and go on by the arrow keys.{thinned}"
+    figures = element("div", *(figure(chart, number) for number, chart in enumerate(drawn)), class_="charts")
+    return join(element("p", hint, class_="note"), figures)
+
+
+def _text(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
+    parts = []
+    for run, name in zip(runs, names, strict=True):
+        samples = run.summary.samples if run.summary else []
+        if samples and len(runs) > 1:
+            parts.append(element("h3", name))
+        parts += [_sample(sample) for sample in samples]
+    if not parts:
+        return element("p", "No sample of text: the run has not finished, or its cache has no tokenizer.")
+    words = (
+        "A held-out beginning in grey, then how the student goes on: its likeliest tokens, and tokens drawn at T = 1."
+    )
+    return join(element("p", words, class_="note"), *parts)
+
+
+def _sample(sample: Sample) -> Markup:
+    continued = {"likeliest": sample.likeliest, "drawn": sample.drawn}
+    entries = []
+    for name, words in continued.items():
+        text = element("dd", element("span", sample.prompt, class_="prompt"), element("span", words), dir="auto")
+        entries.append(element("div", element("dt", name), text))
+    return element("dl", *entries, class_="sample")
+
+
+def _costs(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
+    rows = [[name, *_cost_words(run)] for run, name in zip(runs, names, strict=True) if run.costs]
+    if not rows:
+        return element("p", "No step has been timed.")
+    headings = ["", "steps timed", "time of the steps", "tokens a second", "waiting for data", "peak memory", "on"]
+    return table("Steps alone, without evaluations and checkpoints; memory of the first process", headings, rows)
+
+
+def _cost_words(run: RunFiles) -> list[str]:
+    tokens, seconds, waiting = (sum(getattr(cost, name) for cost in run.costs) for name in COST_SUMS)
+    return [
+        f"{len(run.costs):,} of {_steps(run):,}",
+        duration(seconds),
+        f"{tokens / seconds:,.0f}",
+        f"{waiting / seconds:.1%}",
+        byte_size(max(cost.peak_bytes for cost in run.costs)),
+        "; ".join(dict.fromkeys(cost.machine for cost in run.costs)),
+    ]
+
+
+def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
+    """All settings of one run; of several those that differ."""
+    flat = [flatten(run.settings.model_dump(mode="json")) for run in runs]
+    if len(runs) == 1:
+        return pairs({key: _value(value) for key, value in flat[0].items()}, "settings")
+    keys = [key for key in flat[0] if len({_value(settings.get(key)) for settings in flat}) > 1]
+    if not keys:
+        return element("p", "All runs have the same settings.")
+    rows = [[key, *(_value(settings.get(key)) for settings in flat)] for key in keys]
+    return table("Settings that differ", ["", *names], rows)
+
+
+def _value(value: Any) -> str:
+    return NONE if value is None else value if isinstance(value, str) else json.dumps(value)
+
+
+def _identity(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
+    facts = [_facts(run) for run in runs]
+    if len(runs) == 1:
+        return pairs(facts[0])
+    rows = [[key, *(fact[key] for fact in facts)] for key in facts[0]]
+    return element("div", table("What they were trained on", ["", *names], rows), class_="identity")
+
+
+def _facts(run: RunFiles) -> dict[str, str]:
+    summary = run.summary
+    held_out = run.evaluations[-1].get("cache") if run.evaluations else None
+    return {
+        "teacher": summary.teacher if summary else NONE,
+        "parameters trained": f"{summary.trainable_parameters:,} of {summary.total_parameters:,}" if summary else NONE,
+        "cache": summary.cache if summary else NONE,
+        "fingerprint of the cache": summary.cache_fingerprint if summary else NONE,
+        "fingerprint of the held-out cache": _value(held_out),
+    }

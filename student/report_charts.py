@@ -1,0 +1,64 @@
+"""A report's charts as SVG, drawn by attributes alone: their colours are the page's, their words are words."""
+
+from cli_common.markup import Markup, element
+from cli_common.svg import Scale, round_ticks, svg_points
+from student.report_series import Chart
+
+WIDTH, HEIGHT = 480, 230
+LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
+
+
+def figure(chart: Chart, number: int) -> Markup:
+    """A chart under its name, with room for what the page's script reads off it."""
+    caption = element("figcaption", element("b", chart.measure.name), " ", element("output"))
+    return element("figure", caption, _svg(chart), data_chart=number)
+
+
+def axes(chart: Chart) -> tuple[Scale, Scale]:
+    """Steps across, values up."""
+    steps = [step for line in chart.lines for step in line.steps]
+    values = [value for line in chart.lines for value in line.values]
+    ticks = round_ticks(min(values), max(values))
+    x = Scale(min(0, *steps), max(steps), LEFT, WIDTH - RIGHT)
+    return x, Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+
+
+def _svg(chart: Chart) -> Markup:
+    x, y = axes(chart)
+    lines = [
+        element(
+            "polyline", points=svg_points(zip(line.steps, line.values, strict=True), x, y), class_=line_class(line.run)
+        )
+        for line in chart.lines
+    ]
+    dots = [
+        element("circle", cx=x(step), cy=y(value), r=3, class_=line_class(line.run))
+        for line in chart.lines
+        if chart.measure.source == "evaluations" or len(line.steps) == 1
+        for step, value in zip(line.steps, line.values, strict=True)
+    ]
+    return element(
+        "svg",
+        *(_across(y(tick), f"{tick:.6g}") for tick in round_ticks(y.low, y.high)),
+        *(_below(x(tick), f"{tick:,.6g}") for tick in round_ticks(x.low, x.high, 4) if tick <= x.high),
+        *lines,
+        *dots,
+        element("line", y1=TOP, y2=HEIGHT - BOTTOM, class_="cursor", visibility="hidden"),
+        viewBox=f"0 0 {WIDTH} {HEIGHT}",
+        role="img",
+        aria_label=f"{chart.measure.name} over steps",
+    )
+
+
+def line_class(run: int) -> str:
+    """Colour and dashes of a run's lines; six colours, then again with other dashes."""
+    return f"run colour-{run % 6} dashes-{run // 6 % 3}"
+
+
+def _across(y: float, words: str) -> Markup:
+    label = element("text", words, x=LEFT - 8, y=y + 4, text_anchor="end")
+    return Markup(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid") + label)
+
+
+def _below(x: float, words: str) -> Markup:
+    return element("text", words, x=x, y=HEIGHT - 10, text_anchor="middle")

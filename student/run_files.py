@@ -1,0 +1,114 @@
+"""The files of a run's folder that are read again: what it was told, what it measured, came to and cost."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from cli_common.errors import UserError
+from cli_common.settings_file import FrozenSettings
+from student.costs import StepCost
+from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
+from student.settings import TrainSettings
+
+SETTINGS_FILE = "settings.json"
+SUMMARY_FILE = "summary.json"
+
+
+class Sample(FrozenSettings):
+    """A held-out beginning, and how the student goes on: by its likeliest tokens, and by tokens drawn at T = 1."""
+
+    prompt: str
+    likeliest: str
+    drawn: str
+
+
+class RunSummary(FrozenSettings):
+    """What a finished run came to, `summary.json`: nothing in it depends on the clock."""
+
+    cache: str
+    cache_fingerprint: str
+    teacher: str
+    teacher_weights_sha256: str
+    tokenizer_sha256: str
+    context: str
+    """`rows.context` of the cache trained on."""
+    steps: int
+    trainable_parameters: int
+    total_parameters: int
+    teacher_measures: dict[str, float] | None
+    """The teacher's own numbers on the held-out cache, by the names of the student's."""
+    samples: list[Sample]
+    """None where the cache has no tokenizer, or a process has parts of the parameters only."""
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run's folder as it is found; of a run that has not finished, `summary` is None and lists are shorter.
+
+    metrics, evaluations and costs are the lines of `metrics.jsonl`, `evaluation.jsonl` and `costs.jsonl`.
+    """
+
+    path: Path
+    settings: TrainSettings
+    metrics: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
+    costs: list[StepCost]
+    summary: RunSummary | None
+
+
+def read_run(path: Path) -> RunFiles:
+    """Read a run's folder. Raises `UserError` naming the file when it is none, or one is damaged."""
+    settings = read_settings(path)
+    summary = path / SUMMARY_FILE
+    return RunFiles(
+        path,
+        settings,
+        metrics=_lines(path / METRICS_FILE),
+        evaluations=_lines(path / EVALUATION_FILE),
+        costs=_costs(path / COSTS_FILE),
+        summary=_parse(RunSummary, summary) if summary.is_file() else None,
+    )
+
+
+def read_settings(path: Path) -> TrainSettings:
+    """The settings of a run's folder. Raises `UserError` when it is none."""
+    if not (path / SETTINGS_FILE).is_file():
+        raise UserError(f"{path}: no training run here; give the --out folder of student-train")
+    return _parse(TrainSettings, path / SETTINGS_FILE)
+
+
+def read_summary(path: Path) -> RunSummary:
+    """The summary of a finished run. Raises `UserError` when it has not finished."""
+    if not (path / SUMMARY_FILE).is_file():
+        raise UserError(f"{path}: the run has not finished; run its student-train command again to its end")
+    return _parse(RunSummary, path / SUMMARY_FILE)
+
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+
+def _parse(model: type[ModelT], path: Path) -> ModelT:
+    try:
+        return model.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise UserError(f"{path}: not what student-train writes there; run its command again") from error
+
+
+def _costs(path: Path) -> list[StepCost]:
+    try:
+        return [StepCost(**line) for line in _lines(path)]
+    except TypeError as error:
+        raise UserError(f"{path}: not what student-train writes there; is it damaged?") from error
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        found = Records(path).read()
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not readable as lines of JSON ({error}); is it damaged?") from error
+    if not all(isinstance(line, dict) for line in found):
+        raise UserError(f"{path}: not readable as lines of JSON objects; is it damaged?")
+    return found

@@ -1,0 +1,39 @@
+"""What a student writes after held-out beginnings."""
+
+from student.assemble import Run
+from student.generate import TextCodec, generate_tokens
+from student.run_files import Sample
+from teacher_cache.reader import Cache
+
+SAMPLES = 3
+PROMPT_TOKENS = 16
+WRITTEN_TOKENS = 48
+
+
+def write_samples(run: Run) -> list[Sample]:
+    """Beginnings of rows spread over the held-out cache, or the one trained on, each with the student's text.
+
+    None without a tokenizer, or where this process has parts of the parameters only.
+    """
+    cache = run.held_out or run.cache
+    if cache.tokenizer_folder is None or run.engine.zero_optimization_partition_weights():
+        return []
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
+    return [_sample(run, tokenizer, cache, row) for row in range(0, len(cache), -(-len(cache) // SAMPLES))]
+
+
+def _sample(run: Run, tokenizer: TextCodec, cache: Cache, row: int) -> Sample:
+    cached = cache[row]
+    beginning = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1)
+    prompt = [int(token) for token in cached.tokens[:beginning]]
+
+    def continued(temperature: float) -> str:
+        stop = cache.manifest.eos_token_id
+        written = generate_tokens(
+            run.student, prompt, max_new_tokens=WRITTEN_TOKENS, temperature=temperature, seed=row, stop_token=stop
+        )
+        return tokenizer.decode(written)
+
+    return Sample(prompt=tokenizer.decode(prompt), likeliest=continued(0.0), drawn=continued(1.0))

@@ -1,0 +1,192 @@
+"""Documents of Parquet, JSONL and text files, from any place in them."""
+
+import contextlib
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import IO, Any, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cli_common.errors import UserError
+from teacher_cache.corpus_documents import Document, Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus_settings import CorpusSettings
+
+FileFormat = Literal["parquet", "jsonl", "text"]
+
+PARQUET_BATCH = 256
+
+
+PACKED = (".gz", ".zst")
+
+
+def file_reader(files: Sequence[str], kind: FileFormat, settings: CorpusSettings) -> Reader:
+    """A reader of paths or URLs; packed files have to be unpacked from their beginning."""
+    return Reader(partial(read_files, files, kind, settings), seeks=not any(where.endswith(PACKED) for where in files))
+
+
+def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+    """Documents of paths or URLs, one after another, from `start` on.
+
+    Raises `UserError` naming file and row, its cause the error met, when something cannot be read.
+    """
+    begin = start
+    for number in range(start.file, len(files)):
+        count = begin.document
+        for place, document in _READERS[kind](files[number], settings, begin):
+            yield place, document
+            count = place.document + 1
+        begin = Place(document=count, file=number + 1)
+
+
+def read_parquet(where: str, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+    """A document a row; row groups before `start` are not touched."""
+    row, place = start.item, start
+    try:
+        with _open_parquet(where) as file:
+            names = file.schema_arrow.names
+            require_column(settings, names, where)
+            columns = [settings.text_column, *([settings.id_column] if settings.id_column in names else [])]
+            for batch in _batches(file, columns, start.item):
+                for record in _records(batch, columns, where, row):
+                    name = f"{_name(where)}:{row}"
+                    yield place, make_document(*record, settings, place=name, where=where)
+                    row += 1
+                    place = replace(place, document=place.document + 1, item=row)
+    except UserError:
+        raise
+    # What a remote file raises is for the HTTP library behind it to choose.
+    except Exception as error:
+        raise UserError(
+            f"{where}: not readable as Parquet from row {row} on: {reason(error)}; repair or remove the file"
+        ) from error
+
+
+def _batches(file: pq.ParquetFile, columns: list[str], start: int) -> Iterator[pa.RecordBatch]:
+    first = 0
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if first + rows > start:
+            for batch in file.iter_batches(PARQUET_BATCH, row_groups=[group], columns=columns):
+                wanted = batch.slice(max(0, start - first))
+                first += batch.num_rows
+                if wanted.num_rows:
+                    yield wanted
+        else:
+            first += rows
+
+
+def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[tuple[Any, Any]]:
+    """(text, id or None) of each row of a batch."""
+    try:
+        found = [batch.column(name).to_pylist() for name in columns]
+    except UnicodeDecodeError:
+        places = [f"{where}: row {first + i}" for i in range(len(batch))]
+        found = [[_value(batch.column(name), i, place) for i, place in enumerate(places)] for name in columns]
+    ids = found[1] if len(found) > 1 else [None] * len(batch)
+    return zip(found[0], ids, strict=True)
+
+
+def _value(column: pa.Array, index: int, where: str) -> Any:
+    try:
+        return column[index].as_py()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 text: {error}; repair or remove the file") from error
+
+
+@contextlib.contextmanager
+def _open_parquet(where: str) -> Iterator[pq.ParquetFile]:
+    if "://" not in where:
+        with pq.ParquetFile(where) as file:
+            yield file
+        return
+    import fsspec
+
+    with fsspec.open(where, "rb") as remote, pq.ParquetFile(remote) as file:
+        yield file
+
+
+def read_jsonl(where: str, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+    """A document a line; lines before `start` are passed over unread, unpacked where the file is packed."""
+    place = start
+    try:
+        with _open_lines(where) as lines:
+            lines.seek(start.byte)
+            for line in lines:
+                if line.strip():
+                    yield place, _json_document(line, settings, where, place.item + 1)
+                    place = replace(place, document=place.document + 1)
+                place = replace(place, item=place.item + 1, byte=place.byte + len(line))
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{where}: cannot be read: {reason(error)}; repair or remove the file") from error
+
+
+def _json_document(line: bytes, settings: CorpusSettings, where: str, number: int) -> Document:
+    at = f"{where}:{number}"
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{at}: not JSON: {error}; mend or remove the line") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{at}: not UTF-8 text: {error}; mend or remove the line") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{at}: expected an object, got a {type(record).__name__}; mend or remove the line")
+    require_column(settings, list(record), at)
+    text, name = record[settings.text_column], record.get(settings.id_column)
+    return make_document(text, name, settings, place=f"{_name(where)}:{number}", where=at)
+
+
+@contextlib.contextmanager
+def _open_lines(path: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
+    try:
+        raw = open(path, "rb")  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check the file") from error
+    with raw:
+        if path.endswith(".gz"):
+            yield gzip.GzipFile(fileobj=raw)
+        elif path.endswith(".zst"):
+            # Arrow's reader raises where the file is cut short; zstandard's would end there as if that were all.
+            yield _Forward(pa.CompressedInputStream(raw, "zstd"))
+        else:
+            yield raw
+
+
+class _Forward(io.BufferedReader):
+    """Lines of a stream that only goes forward: seeking, once and before reading, reads and drops."""
+
+    def seek(self, target: int, _whence: int = 0) -> int:
+        done = 0
+        while done < target and (dropped := len(self.read(min(target - done, 2**20)))):
+            done += dropped
+        return done
+
+
+def read_text(where: str, _settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+    """The file is one document."""
+    try:
+        with open(where, encoding="utf-8") as file:
+            yield start, Document(_name(where), file.read())
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not readable as UTF-8 text: {error}; repair or remove the file") from error
+
+
+_READERS: dict[FileFormat, Callable[[str, CorpusSettings, Place], Iterator[Placed]]] = {
+    "parquet": read_parquet,
+    "jsonl": read_jsonl,
+    "text": read_text,
+}
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an error says."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def _name(where: str) -> str:
+    return where.replace("\\", "/").rpartition("/")[2]

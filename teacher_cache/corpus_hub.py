@@ -1,0 +1,75 @@
+"""Data sets of the Hub: their Parquet files by row groups, everything else as the datasets package streams it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from cli_common.errors import UserError
+from teacher_cache.corpus_documents import Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus_files import file_reader, reason
+from teacher_cache.corpus_settings import CorpusSettings
+
+
+def hub_reader(settings: CorpusSettings) -> Reader:
+    """A reader of the data set; its files are looked up once, here.
+
+    Raises `UserError` naming corpus.source, subset or split.
+    """
+    # datasets takes a second to import and local corpora never need it.
+    import datasets
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    try:
+        builder = datasets.load_dataset_builder(settings.source, settings.subset, revision=settings.revision)
+        if not isinstance(builder, Parquet):
+            return Reader(partial(_read_stream, builder, settings), seeks=False)
+        found = builder.config.data_files
+    except Exception as error:  # the clients let the errors of whichever HTTP library they use through
+        raise _unreadable(settings, error) from error
+    if settings.split not in found:
+        raise UserError(
+            f"corpus.split {settings.split}: {settings.source} has no such split; set it to one of {', '.join(found)}"
+        )
+    return file_reader([str(where) for where in found[settings.split]], "parquet", settings)
+
+
+def _read_stream(builder: Any, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+    """The stream knows how to go on from a state of its own, at worst from the beginning of the file that is in."""
+    place = start
+    try:
+        stream = builder.as_streaming_dataset(split=settings.split)
+        if start.state is not None:
+            stream.load_state_dict(start.state)
+        for record in stream:
+            if place is start:
+                require_column(settings, list(record), settings.source)
+            text, name = record.get(settings.text_column), record.get(settings.id_column)
+            label = f"{settings.split}:{place.item}"
+            yield place, make_document(text, name, settings, place=label, where=settings.source)
+            number = place.document + 1
+            place = replace(place, document=number, item=number, state=stream.state_dict())
+    except UserError:
+        raise
+    except Exception as error:  # the clients let the errors of whichever HTTP library they use through
+        raise _unreadable(settings, error) from error
+
+
+def hub_revision(settings: CorpusSettings) -> str | None:
+    """The commit a Hub data set stands at, so that a later build notices when it has moved on."""
+    from huggingface_hub import HfApi
+
+    try:
+        return HfApi().dataset_info(settings.source, revision=settings.revision).sha
+    except Exception as error:  # the client lets the errors of whichever HTTP library it uses through
+        raise UserError(
+            f"corpus.source {settings.source}: no such local path, and the Hub cannot be asked: {reason(error)}; "
+            "check the path or the connection"
+        ) from error
+
+
+def _unreadable(settings: CorpusSettings, error: Exception) -> UserError:
+    return UserError(
+        f"corpus.source {settings.source}: the Hub data set cannot be read: {reason(error)}; "
+        "check its name, corpus.subset and corpus.split, or give a local path"
+    )

@@ -1,0 +1,164 @@
+"""Where in the corpus rows begin, kept beside the cache: hints, so that nobody reads what lies before them again."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_cache.corpus_documents import Place, RowEnd
+from teacher_cache.format import CORPUS_ROWS_KEY, POSITIONS_FOLDER, Manifest, Record, canonical_json, digest, load_json
+from teacher_cache.store import Store, read_if_there
+
+KEY = re.compile(rf"{POSITIONS_FOLDER}/(\d{{12}})\.json", re.ASCII)
+
+
+class Hint(Record):
+    """What has been found out about a corpus, for whoever comes next; wrong for another basis."""
+
+    basis: str
+    """`positions_basis` of the cache."""
+
+    def to_bytes(self) -> bytes:
+        """The hint as it is stored: JSON, with a digest of itself."""
+        content = self.model_dump(mode="json")
+        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+
+
+class CorpusLength(Hint):
+    """How many rows the whole corpus gives."""
+
+    rows: int
+
+
+class Position(Hint):
+    """Where a row begins: in a document of the corpus, behind so many of its tokens."""
+
+    row: int
+    place: Place
+    used: int
+    """Tokens of the document that belong to rows before; of packed rows the last of those is this one's first too."""
+    tokens: str
+    """Digest of the document's tokens, uint32 little-endian: whoever begins here makes sure of them."""
+
+    def holds(self, tokens: NDArray[np.uint32], mode: str) -> bool:
+        """Whether the document that is found there has the tokens it had."""
+        rest = len(tokens) - self.used
+        return _tokens_digest(tokens) == self.tokens and (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
+
+
+HintT = TypeVar("HintT", bound=Hint)
+
+
+class Positions:
+    """The positions of one cache, a small object each, so that any number of builders may write them."""
+
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store, self._basis = store, positions_basis(manifest)
+        self._seen: set[int] = set()
+        self.rows_apart = manifest.rows.rows_per_shard
+        """Positions are kept of rows that begin a shard."""
+        self.revision: str | None = manifest.corpus.get("revision")
+        """Commit of the Hub data set that the rows are made of."""
+
+    def between(self, after: int, row: int) -> Iterator[Position]:
+        """Positions of rows above `after` and not above `row`, the last first.
+
+        What is damaged, or of another corpus, another tokenizer or other rows, is passed over.
+        """
+        rows = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
+        for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
+            data = read_if_there(self._store, position_key(known))
+            position = None if data is None else _parse_position(data, position_key(known), self._basis)
+            if position is not None:
+                yield position
+
+    def save(self, row: int, end: RowEnd) -> None:
+        """Keep where a row begins, if it begins a shard: where the row before it ends."""
+        if row % self.rows_apart or row in self._seen:
+            return
+        document = end.document
+        position = Position(
+            row=row, place=document.place, used=end.used, tokens=_tokens_digest(document.tokens), basis=self._basis
+        )
+        self._publish(position_key(row), position.to_bytes())
+        self._seen.add(row)
+
+    def length(self) -> int | None:
+        """Rows the whole corpus gives, if a build has counted them."""
+        data = read_if_there(self._store, CORPUS_ROWS_KEY)
+        found = None if data is None else _parse(CorpusLength, data, self._basis)
+        return None if found is None or found.rows < 1 else found.rows
+
+    def save_length(self, rows: int) -> None:
+        """Keep how many rows the whole corpus gives."""
+        self._publish(CORPUS_ROWS_KEY, CorpusLength(basis=self._basis, rows=rows).to_bytes())
+
+    def _publish(self, key: str, data: bytes) -> None:
+        self._store.remove_leftovers(key)
+        if read_if_there(self._store, key) != data:
+            # Nobody holds a lock here: another writer of the same position may have taken this one's for a leftover.
+            with suppress(FileNotFoundError):
+                self._store.publish(key, data)
+
+
+def positions_basis(manifest: Manifest) -> str:
+    """sha256 of what decides where rows begin: corpus, tokenizer, row length and mode, nothing else of the cache."""
+    corpus, tokenizer, rows = manifest.corpus, manifest.tokenizer, manifest.rows
+    content = [corpus, tokenizer.sha256, tokenizer.eos_token_id, rows.mode, rows.seq_len]
+    return hashlib.sha256(canonical_json(content)).hexdigest()
+
+
+def position_key(row: int) -> str:
+    """Key of a row's position."""
+    return f"{POSITIONS_FOLDER}/{row:012d}.json"
+
+
+def position_row(key: str) -> int | None:
+    """The row whose position is at `key`, None where that is no key of a position."""
+    found = KEY.fullmatch(key)
+    return int(found[1]) if found else None
+
+
+def is_hint_key(key: str) -> bool:
+    """Whether a key is that of a position, or of the corpus' length."""
+    return key == CORPUS_ROWS_KEY or position_row(key) is not None
+
+
+def unsound_hints(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
+    """Those of `keys` whose objects are no hints for this cache; a build passes over them."""
+    basis = positions_basis(manifest)
+    found = zip(keys, store.read_all(keys), strict=True)
+    return [key for key, data in found if _parse_any(data, key, basis) is None]
+
+
+def _parse_any(data: bytes, key: str, basis: str) -> Hint | None:
+    return _parse(CorpusLength, data, basis) if key == CORPUS_ROWS_KEY else _parse_position(data, key, basis)
+
+
+def _parse_position(data: bytes, key: str, basis: str) -> Position | None:
+    position = _parse(Position, data, basis)
+    if position is None or position_key(position.row) != key:
+        return None
+    numbers = [position.used, *(number for number in asdict(position.place).values() if isinstance(number, int))]
+    return position if min(numbers) >= 0 else None
+
+
+def _parse(kind: type[HintT], data: bytes, basis: str) -> HintT | None:
+    try:
+        content: Any = load_json(data)
+        written = content.pop("digest", None) if isinstance(content, dict) else None
+        hint = kind.model_validate(content)
+    except ValueError:
+        return None
+    sound = hint.basis == basis and digest(canonical_json(hint.model_dump(mode="json"))) == written
+    return hint if sound else None
+
+
+def _tokens_digest(tokens: NDArray[np.uint32]) -> str:
+    return digest(tokens.astype("<u4").tobytes())

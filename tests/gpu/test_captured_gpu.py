@@ -1,0 +1,38 @@
+"""Recorded passes of a teacher: what they give, when they are recorded, and what cannot be."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from teacher_cache.captured import Captured
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+@torch.inference_mode()
+def test_a_replay_gives_what_the_run_gives_and_leaves_earlier_results_alone() -> None:
+    weight = torch.randn(64, 64, device="cuda")
+    calls = []
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x.shape)
+        return x @ weight, (x @ weight).relu().sum(0)
+
+    captured = Captured(run)
+    inputs = [torch.randn(rows, 64, device="cuda") for rows in (8, 8, 8, 3, 8, 3, 3)]
+    found = [captured(x) for x in inputs]
+    assert len(calls) == 4  # a call and a recording for each of two shapes
+    for x, (product, total) in zip(inputs, found, strict=True):
+        assert torch.equal(product, x @ weight)
+        assert torch.equal(total, (x @ weight).relu().sum(0))
+
+
+@torch.inference_mode()
+def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        return (x * float(x.max()),)
+
+    captured = Captured(run)
+    for scale in (1.0, 2.0, 3.0):
+        x = torch.full((4,), scale, device="cuda")
+        assert torch.equal(captured(x)[0], x * scale)

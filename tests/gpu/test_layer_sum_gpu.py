@@ -1,0 +1,28 @@
+"""The sum over layers on a GPU."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import layer_sum_twin
+from teacher_cache.layer_sum import LayerSum
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+]
+
+
+def test_the_kernel_adds_in_turn() -> None:
+    layer_sum_twin.compare("cuda")
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 6, 28])
+def test_a_gpu_sums_as_a_cpu_does(layers: int) -> None:
+    states = torch.randn(layers, 2, 100, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    there, here = LayerSum(), LayerSum()
+    for state in states:
+        there.add(state.cuda())
+        here.add(state)
+    assert torch.equal(there.sum().cpu(), here.sum())
