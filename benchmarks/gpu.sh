@@ -27,7 +27,7 @@ step() { # NAME SECONDS COMMAND...: a step that fails or takes too long is noted
 checks=(python3 -m pytest -o addopts= -o filterwarnings=default -p no:cacheprovider -q --noconftest)
 if [ "$tiny" ]; then
     step checks 60 "${checks[@]}" tests/gpu
-    step build 90 python3 benchmarks/gpu_build.py --tiny --batch 2 --batches 4 --repeats 1 --json "$out/build.json"
+    step build 90 python3 benchmarks/gpu_build.py --tiny --batch 2 --batches 16 --repeats 1 --json "$out/build.json"
     step targets 60 python3 benchmarks/targets_gpu.py --tiny --rounds 1 --json "$out/targets.json"
     step blocks 60 python3 benchmarks/blocks.py --batch 2 --seq-len 16 --width 64 --heads 4 --repeats 1 --json "$out/blocks.json"
     step step 90 python3 benchmarks/step.py --tiny --repeats 1 --json "$out/step.json"

@@ -27,8 +27,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import build, compute_batch, make_manifest
+from teacher_cache.build import build, make_manifest
 from teacher_cache.codec import describe_arrays, encode_shard
+from teacher_cache.compute import compute_batch
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.teacher import Teacher, load_teacher
@@ -52,6 +53,8 @@ class Size:
 QWEN = Size(1536, 8960, 28, 12, 2, 151_936, 151_665, 512, 8192)
 TINY = Size(32, 64, 2, 4, 2, 320, 300, 32, 64)
 END = "<|endoftext|>"
+BATCHES_A_SHARD = 16
+"""256 rows of 512 where a batch has 16, as in configs/paper.yaml."""
 
 
 def make_teacher(folder: Path, size: Size, device: str) -> Path:
@@ -97,14 +100,14 @@ def make_corpus(folder: Path, tokens: int) -> Path:
 
 
 def settings(teacher: Path, corpus: Path, size: Size, arguments: argparse.Namespace, batches: int) -> BuildSettings:
-    """A build of so many batches, four to a shard."""
+    """A build of so many batches, `BATCHES_A_SHARD` to a shard."""
     return BuildSettings.model_validate(
         {
             "teacher": {"model": str(teacher), "device": arguments.device, "compile": arguments.compile},
             "corpus": {"source": str(corpus)},
             "rows": {"seq_len": size.seq_len, "count": batches * arguments.batch},
             "hidden": {"mean": "int8"},
-            "compute": {"batch_size": arguments.batch, "rows_per_shard": 4 * arguments.batch},
+            "compute": {"batch_size": arguments.batch, "rows_per_shard": BATCHES_A_SHARD * arguments.batch},
         }
     )
 
@@ -193,7 +196,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     size = TINY if arguments.tiny else QWEN
     device = torch.device(arguments.device)
-    short, long = 4, 4 + arguments.batches
+    short, long = BATCHES_A_SHARD, BATCHES_A_SHARD + arguments.batches
     made = make_teacher(folder / "teacher", size, arguments.device)
     corpus = make_corpus(folder / "corpus", (long + 1) * arguments.batch * size.seq_len)
     teacher = load_teacher(settings(made, corpus, size, arguments, long).teacher)
@@ -227,7 +230,7 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="rows in a batch")
-    parser.add_argument("--batches", type=int, default=24, help="batches that count; a multiple of 4")
+    parser.add_argument("--batches", type=int, default=64, help="batches that count; a multiple of 16")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="as `teacher.compile`")

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from student.held_out import Figures, HeldOut
     from teacher_cache.decode import CachedRows
 
+FEW_DOCUMENTS = 20
+
 app = App(name="student-eval")
 
 
@@ -125,6 +127,10 @@ def _cell(figures: "Figures", name: str, form: str) -> str:
 
 def _notes(found: "HeldOut") -> list[str]:
     notes = []
+    if 1 < len(found.by_document) < FEW_DOCUMENTS:
+        notes.append(
+            f"{len(found.by_document)} documents are few: the intervals are rough, and more likely too narrow."
+        )
     if found.student.kl is not None and found.student.kl.at_least:
         notes.append("KL: this cache keeps the top_k and one bucket for all others, which sees less than there is.")
     teacher = found.teacher and found.teacher.cross_entropy

@@ -136,9 +136,14 @@ def _sample(sample: Sample) -> Markup:
     continued = {"likeliest": sample.likeliest, "drawn": sample.drawn}
     entries = []
     for name, words in continued.items():
-        text = element("dd", element("span", sample.prompt, class_="prompt"), element("span", words), dir="auto")
+        text = element("dd", element("span", _one_line(sample.prompt), class_="prompt"), _one_line(words), dir="auto")
         entries.append(element("div", element("dt", name), text))
     return element("dl", *entries, class_="sample")
+
+
+def _one_line(text: str) -> str:
+    """Line breaks as a sign: a student that repeats itself may write nothing else."""
+    return text.replace("\n", "⏎")
 
 
 def _costs(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:

@@ -16,11 +16,14 @@ def figure(chart: Chart, number: int) -> Markup:
 
 def axes(chart: Chart) -> tuple[Scale, Scale]:
     """Steps across, values up."""
-    steps = [step for line in chart.lines for step in line.steps]
-    values = [value for line in chart.lines for value in line.values]
-    ticks = round_ticks(min(values), max(values))
+    steps, ticks = [step for line in chart.lines for step in line.steps], _ticks(chart)
     x = Scale(min(0, *steps), max(steps), LEFT, WIDTH - RIGHT)
     return x, Scale(ticks[0], ticks[-1], HEIGHT - BOTTOM, TOP)
+
+
+def _ticks(chart: Chart) -> list[float]:
+    values = [value for line in chart.lines for value in line.values]
+    return round_ticks(min(values), max(values))
 
 
 def _svg(chart: Chart) -> Markup:
@@ -39,7 +42,7 @@ def _svg(chart: Chart) -> Markup:
     ]
     return element(
         "svg",
-        *(_across(y(tick), f"{tick:.6g}") for tick in round_ticks(y.low, y.high)),
+        *(_across(y(tick), f"{tick:.6g}") for tick in _ticks(chart)),
         *(_below(x(tick), f"{tick:,.6g}") for tick in round_ticks(x.low, x.high, 4) if tick <= x.high),
         *lines,
         *dots,

@@ -72,6 +72,10 @@ def _require_same_teacher(path: Path, summary: RunSummary, cache: Cache) -> None
         "tokenizer": summary.tokenizer_sha256 == manifest.tokenizer_sha256,
         "rows.context": summary.context == manifest.rows.context,
     }
+    _require(path, same, cache)
+
+
+def _require(path: Path, same: dict[str, bool], cache: Cache) -> None:
     for name, is_same in same.items():
         if not is_same:
             raise UserError(
@@ -80,28 +84,37 @@ def _require_same_teacher(path: Path, summary: RunSummary, cache: Cache) -> None
 
 
 def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
-    found = _export_type(path)
-    if found != EXPORT_TYPE:
-        raise UserError(
-            f"{path}: a model of type {found!r}, not {EXPORT_TYPE!r}; give a run or a folder of student-export"
-        )
+    config = _export_config(path)
+    if config.get("model_type") != EXPORT_TYPE:
+        found = config.get("model_type")
+        raise UserError(f"{path}: a model of type {found}, not {EXPORT_TYPE}; give a run or a folder of student-export")
+    _require_fit(path, config, cache)
     importlib.import_module("student.hf")
     from transformers import AutoModelForCausalLM
 
     try:
-        model = AutoModelForCausalLM.from_pretrained(path)
-    except (OSError, ValueError, SafetensorError) as error:
+        student: XLSTMStudent = AutoModelForCausalLM.from_pretrained(path).student
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: not a whole export ({error}); run student-export again") from error
-    student: XLSTMStudent = model.student
-    wanted = cache.manifest.vocab_size, cache.manifest.hidden_size
-    if tuple(student.head.weight.shape) != wanted:
-        raise UserError(f"--cache {cache.path}: another teacher than that of {path}; give a cache of the same")
     dtype = torch.float32 if device.type == "cpu" else student.head.weight.dtype
     return TrainedStudent(student.to(device, dtype).eval().requires_grad_(False), EXPORT_ROWS)
 
 
-def _export_type(path: Path) -> Any:
+def _require_fit(path: Path, config: dict[str, Any], cache: Cache) -> None:
+    manifest = cache.manifest
+    same = {
+        "tokenizer": config.get("tokenizer_sha256") == manifest.tokenizer_sha256,
+        "teacher": (config.get("vocab_size"), config.get("hidden_size")) == (manifest.vocab_size, manifest.hidden_size),
+    }
+    _require(path, same, cache)
+
+
+def _export_config(path: Path) -> dict[str, Any]:
+    file = path / EXPORT_FILE
     try:
-        return json.loads((path / EXPORT_FILE).read_text(encoding="utf-8"))["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path / EXPORT_FILE}: not a model's configuration; run student-export again") from error
+        config = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not a model's configuration; run student-export again") from error
+    if not isinstance(config, dict):
+        raise UserError(f"{file}: not a model's configuration; run student-export again")
+    return config

@@ -51,7 +51,7 @@ def _seconds(teacher: Teacher, rows: int, seq_len: int) -> float | None:
     try:
         for _ in range(2):
             started = time.perf_counter()
-            final = teacher.states(tokens, mean=True).final
+            final = teacher.states(tokens, mean=True, recorded=False).final
             for _ in teacher.logits_in_chunks(final.flatten(0, 1)):
                 pass
             if teacher.device.type == "cuda":

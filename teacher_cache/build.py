@@ -3,23 +3,22 @@
 import os
 import platform
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numcodecs
-import numpy as np
 import torch
 import transformers
 import zarr
-from torch import Tensor
 
 from cli_common.background import Background
 from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.batch_size import find_batch_size
+from teacher_cache.compute import computed_batches
 from teacher_cache.corpus import describe_corpus
 from teacher_cache.corpus_positions import Positions
 from teacher_cache.corpus_rows import CorpusRows
@@ -39,9 +38,7 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.shard_writes import ShardWrites
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import Store, open_store
-from teacher_cache.targets import join, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
-from teacher_cache.transfers import OnTheirWay, to_device, to_host
 from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 
 SHARDS_AHEAD = 3
@@ -220,57 +217,6 @@ class _Progress:
         self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
 
-def computed_batches(
-    teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
-) -> Iterator[slice]:
-    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
-    before: tuple[slice, OnTheirWay] | None = None
-    for batch in batches(len(arrays.rows), batch_size):
-        stored = start_batch(teacher, arrays, batch, statistics)
-        if before is not None:
-            arrays.put(before[0], before[1].arrived())
-            yield before[0]
-        before = batch, stored
-    if before is not None:
-        arrays.put(before[0], before[1].arrived())
-        yield before[0]
-
-
-def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
-    arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
-
-
-@torch.inference_mode()
-def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
-    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
-    manifest, device = arrays.manifest, teacher.device
-    tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
-    starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
-    counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
-    labels = to_device(tokens[:, 1:].flatten()[counted], device)
-    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
-    places = to_device(counted, device)
-    states = teacher.states(
-        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
-    )
-    parts = [
-        keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
-    ]
-    stored: dict[str, Tensor] = {}
-    if states.mean is not None:
-        stored |= arrays.stored_hidden_mean(batch, states.mean)
-    if manifest.targets.mode == "exact":
-        stored |= arrays.stored_final(batch, states.final)
-    if parts:
-        kept = join(parts)
-        statistics.add(kept, labels)
-        if manifest.targets.mode == "sparse":
-            stored |= arrays.stored_targets(batch, places, kept)
-    return to_host(stored)
-
-
 def make_manifest(
     settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
 ) -> Manifest:
@@ -362,12 +308,6 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"rows.seq_len {settings.rows.seq_len}: longer than the teacher's context of {context}; "
             f"set it to {context} or less"
         )
-
-
-def batches(rows: int, batch_size: int) -> Iterator[slice]:
-    """Rows cut into batches, in order."""
-    for start in range(0, rows, batch_size):
-        yield slice(start, min(start + batch_size, rows))
 
 
 def _environment(teacher: Teacher) -> dict[str, str]:

@@ -4,9 +4,10 @@ pcodec beats zstd with shuffle on every numeric array here (docs/benchmarks.md);
 chunk lets any Zarr reader notice a flipped bit.
 """
 
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -24,12 +25,32 @@ from teacher_cache.format import GROUP_KEY, ArraySpec, Manifest, array_specs
 Arrays = Mapping[str, NDArray[Any]]
 
 
-@contextmanager
-def quiet_zarr() -> Iterator[None]:
+class _Quiet:
+    """A filter of warnings while any thread wants it; `catch_warnings` of two threads undo each other's."""
+
+    def __init__(self) -> None:
+        self._lock, self._threads, self._filters = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._threads:
+                self._filters.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3", ZarrUserWarning)
+            self._threads += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._threads -= 1
+            if not self._threads:
+                self._filters.close()
+
+
+_QUIET = _Quiet()
+
+
+def quiet_zarr() -> AbstractContextManager[None]:
     """Zarr warns that numcodecs' codecs are not in the v3 specification; docs/format.md says so once."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Numcodecs codecs are not in the Zarr version 3", ZarrUserWarning)
-        yield
+    return _QUIET
 
 
 def describe_arrays(manifest: Manifest) -> dict[str, bytes]:

@@ -16,8 +16,9 @@ from torch import Tensor
 from cli_common.progress import byte_size, duration
 from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import batches, compute_batch, make_manifest, require_fit, with_batch_size
+from teacher_cache.build import make_manifest, require_fit, with_batch_size
 from teacher_cache.codec import describe_arrays, encode_shard
+from teacher_cache.compute import batches, compute_batch
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings

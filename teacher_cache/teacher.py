@@ -64,6 +64,7 @@ class Teacher:
         self._head = _output_head(model, settings.model)
         self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
         self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._records = self.device.type == "cuda" and not settings.compile
         self.forget_shapes()
         self._require_plain_head()
         if settings.compile:
@@ -96,14 +97,17 @@ class Teacher:
         return self._head.weight[: self.vocab_size]
 
     @torch.inference_mode()
-    def states(self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None) -> TeacherStates:
+    def states(
+        self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None, recorded: bool = True
+    ) -> TeacherStates:
         """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed.
 
         With document_start (B, T) bool no position sees past the start of its document: positions count from there,
-        which transformers takes for the border of packed sequences.
+        which transformers takes for the border of packed sequences. A GPU records the pass over a shape that comes
+        again, unless told not to, and keeps its memory.
         """
         tokens = to_device(tokens, self.device)
-        if document_start is None and self.device.type == "cuda":
+        if recorded and self._records and document_start is None:
             return TeacherStates(*self._captured[mean](tokens))
         where = {} if document_start is None else {"position_ids": to_device(places(document_start), self.device)}
         return TeacherStates(*self._run(tokens, mean=mean, **where))

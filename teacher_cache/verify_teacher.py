@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from cli_common.errors import UserError
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import batches, compute_batch
+from teacher_cache.compute import batches, compute_batch
 from teacher_cache.decode import CachedRows, decode_entries, decode_rows
 from teacher_cache.reader import Cache
 from teacher_cache.settings import TeacherSettings

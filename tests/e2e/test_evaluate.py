@@ -199,6 +199,7 @@ def test_a_table_has_the_teacher_beside_the_student(folder: Path, capsys: pytest
     assert "the teacher" in printed
     assert re.search(r"KL from the teacher at T = 1, nats +│ +≥ \d", printed)
     assert "one bucket for all others" in printed
+    assert "documents are few: the intervals are rough" in printed
 
 
 def damaged_run(folder: Path, name: str) -> Path:
@@ -249,7 +250,7 @@ def prepare(folder: Path) -> None:
             ["runs/student", "--corpus", "empty.txt"],
             "no position counts in the rows of --cache or --corpus; give more text",
         ),
-        (["another_model", "--cache", "exact"], "a model of type 'llama', not 'distil_xlstm'"),
+        (["another_model", "--cache", "exact"], "a model of type llama, not distil_xlstm"),
         (["another_model", "--corpus", "texts"], "give --cache"),
     ],
 )
@@ -342,3 +343,51 @@ def test_a_student_of_16_bits_is_measured_in_float32_on_a_cpu(folder: Path, caps
     assert run(eval_cli, folder / "runs" / "half", "--cache", folder / "exact", "--json") == 0
     found = json.loads(capsys.readouterr().out)["student"]["cross_entropy"]["value"]
     assert found == pytest.approx(read_run(folder / "runs" / "half").evaluations[-1]["cross_entropy"], rel=0.02)
+
+
+@pytest.fixture(scope="module")
+def exported(folder: Path) -> Path:
+    """The run's student as a folder that transformers loads."""
+    hf = pytest.importorskip("student.hf", reason="this version does not export")
+    student = load_student(folder / "runs" / "student", open_cache(folder / "train"), torch.device("cpu")).model
+    manifest = open_cache(folder / "train").manifest
+    config = hf.DistilXLSTMForCausalLM.config_class(
+        vocab_size=manifest.vocab_size,
+        padded_vocab_size=manifest.padded_vocab_size,
+        hidden_size=manifest.hidden_size,
+        slstm_at=[0],
+        tokenizer_sha256=manifest.tokenizer_sha256,
+    )
+    model = hf.DistilXLSTMForCausalLM(config)
+    frozen = dict(student.named_buffers())
+    model.student.load_state_dict(student.state_dict() | {"embedding": frozen["embedding"]})
+    model.save_pretrained(folder / "exported")
+    return folder / "exported"
+
+
+def test_an_export_has_the_numbers_of_its_run(
+    measured: Any, folder: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    expected = measured("--cache", folder / "sampled")
+    capsys.readouterr()
+    assert run(eval_cli, exported, "--cache", folder / "sampled", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    for name, estimate in expected["student"].items():
+        assert found["student"][name]["value"] == pytest.approx(estimate["value"], rel=1e-5, abs=1e-6), name
+    assert run(eval_cli, exported, "--cache", folder / "sampled", "--corpus", folder / "texts") == 0
+
+
+def test_an_export_that_does_not_fit_or_is_cut_is_one_line(
+    folder: Path, exported: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    prepare(folder)
+    assert run(eval_cli, exported, "--cache", folder / "another") == 2
+    assert "another tokenizer than" in capsys.readouterr().err
+    cut = folder / "cut_export"
+    cut.mkdir()
+    for file in exported.iterdir():
+        (cut / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".safetensors" else None])
+    assert run(eval_cli, cut, "--cache", folder / "sampled") == 2
+    error = capsys.readouterr().err
+    assert "not a whole export" in error
+    assert error.count("\n") == 1

@@ -1,0 +1,70 @@
+"""Rows → teacher → targets → arrays: what is computed of a shard, batch by batch."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from teacher_cache.arrays import ShardArrays
+from teacher_cache.statistics import ShardStatistics
+from teacher_cache.targets import join, keep_targets
+from teacher_cache.teacher import Teacher
+from teacher_cache.transfers import OnTheirWay, to_device, to_host
+
+
+def computed_batches(
+    teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
+) -> Iterator[slice]:
+    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
+    before: tuple[slice, OnTheirWay] | None = None
+    for batch in batches(len(arrays.rows), batch_size):
+        stored = start_batch(teacher, arrays, batch, statistics)
+        if before is not None:
+            arrays.put(before[0], before[1].arrived())
+            yield before[0]
+        before = batch, stored
+    if before is not None:
+        arrays.put(before[0], before[1].arrived())
+        yield before[0]
+
+
+def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
+    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
+
+
+@torch.inference_mode()
+def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
+    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
+    manifest, device = arrays.manifest, teacher.device
+    tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
+    starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
+    counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
+    labels = to_device(tokens[:, 1:].flatten()[counted], device)
+    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
+    places = to_device(counted, device)
+    states = teacher.states(
+        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
+    )
+    parts = [
+        keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
+        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
+    ]
+    stored: dict[str, Tensor] = {}
+    if states.mean is not None:
+        stored |= arrays.stored_hidden_mean(batch, states.mean)
+    if manifest.targets.mode == "exact":
+        stored |= arrays.stored_final(batch, states.final)
+    if parts:
+        kept = join(parts)
+        statistics.add(kept, labels)
+        if manifest.targets.mode == "sparse":
+            stored |= arrays.stored_targets(batch, places, kept)
+    return to_host(stored)
+
+
+def batches(rows: int, batch_size: int) -> Iterator[slice]:
+    """Rows cut into batches, in order."""
+    for start in range(0, rows, batch_size):
+        yield slice(start, min(start + batch_size, rows))
