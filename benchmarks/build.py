@@ -28,6 +28,7 @@ import transformers
 
 from gpu_build import TINY, make_corpus, make_teacher
 from teacher_cache import build
+from teacher_cache.compute import batches
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import open_store
@@ -45,10 +46,13 @@ load_teacher(TeacherSettings(model=sys.argv[1]))
 
 RESTART = """
 import os, sys
-from teacher_cache import build, cli
-build.compute_batch = lambda *_: os._exit(0)
+from teacher_cache import cli, compute
+compute.start_batch = lambda *_: os._exit(BEGUN)
 cli.main()
 """
+
+BEGUN = 9
+"""Exit code of a restart that has come to its first batch."""
 
 
 class Work:
@@ -69,7 +73,7 @@ class Work:
         rows = list(CorpusRows(self._settings, self._teacher).take(range(self._manifest.rows.count)))
         tokens = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
         with self._timed() as figures:
-            for batch in build.batches(len(tokens), self._settings.compute.rows_at_once):
+            for batch in batches(len(tokens), self._settings.compute.rows_at_once):
                 final = self._teacher.states(tokens[batch, :-1], mean=False).final
                 for _ in self._teacher.logits_in_chunks(final.flatten(0, 1)):
                     pass
@@ -128,7 +132,7 @@ class Worker:
     def __init__(self, config: Path, threads: int) -> None:
         command = [sys.executable, __file__, "--serve", str(config), str(threads)]
         self._process = subprocess.Popen(  # noqa: S603
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
     def __enter__(self) -> Self:
@@ -197,16 +201,19 @@ def restart_over_load(config: Path, settings: BuildSettings, folder: Path, repea
     """A build that goes on in the middle, until its first batch, over loading the teacher; medians, interleaved."""
     out = folder / "half"
     build.build(settings, out, range(1))
-    restart = ["-c", RESTART, "build", str(config), "--out", str(out)]
-    times = [(taken(restart), taken(["-c", LOAD, settings.teacher.model])) for _ in range(repeats)]
+    restart = ["-c", RESTART.replace("BEGUN", str(BEGUN)), "build", str(config), "--out", str(out)]
+    load = ["-c", LOAD, settings.teacher.model]
+    times = [(taken(restart, BEGUN), taken(load, 0)) for _ in range(repeats)]
     begun, loaded = (statistics.median(column) for column in zip(*times, strict=True))
     return begun / loaded
 
 
-def taken(arguments: list[str]) -> float:
-    """Seconds of a Python process."""
+def taken(arguments: list[str], code: int) -> float:
+    """Seconds of a Python process that ends with this exit code."""
     started = time.perf_counter()
-    subprocess.run([sys.executable, *arguments], check=True, capture_output=True)  # noqa: S603
+    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)  # noqa: S603
+    if done.returncode != code:
+        raise SystemExit(done.stderr)
     return time.perf_counter() - started
 
 

@@ -58,8 +58,11 @@ def _seconds(teacher: Teacher, rows: int, seq_len: int) -> float | None:
                 torch.cuda.synchronize(teacher.device)
             times.append(time.perf_counter() - started)
     except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
         return None
+    finally:
+        teacher.forget_shapes()
+        if teacher.device.type == "cuda":
+            torch.cuda.empty_cache()
     return min(times)
 
 

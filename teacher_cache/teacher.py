@@ -65,11 +65,15 @@ class Teacher:
         self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
         self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
         self._records = self.device.type == "cuda" and not settings.compile
-        self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
+        self.forget_shapes()
         self._require_plain_head()
         if settings.compile:
             for layer in self._layers:
                 layer.forward = torch.compile(layer.forward)
+
+    def forget_shapes(self) -> None:
+        """Let go what a GPU keeps for the shapes of batches it has seen."""
+        self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
     def device(self) -> torch.device:
