@@ -113,7 +113,8 @@ def test_a_killed_build_continues_with_the_same_bytes(
         process.wait()
     s3.fault = lambda request: None
     assert sorted(open_cache(url, allow_unfinished=True).commits) == [0, 1]
-    assert open_store(url).names(".locks") == {"shard-00002"}
+    locks = open_store(url).names(".locks")
+    assert {"shard-00002"} <= locks <= {"shard-00002", "shard-00003"}  # the one written, and the one computed meanwhile
     report = build(settings, url)
     assert (report.shards_built, report.shards_found, report.shards_elsewhere) == (3, 2, 0)
     assert stored(url) == contents(local)
@@ -141,7 +142,9 @@ def test_two_builders_at_once_share_the_shards(
         assert is_at_shard_2.wait(100)
         report = build(settings, url)
         assert process.wait(100) == 0
-    assert (report.shards_built, report.shards_found, report.shards_elsewhere) == (2, 2, 1)
+    assert report.shards_found == 2
+    # The other builder has the shard it writes, and maybe the one that it computes meanwhile.
+    assert (report.shards_built, report.shards_elsewhere) in [(2, 1), (1, 2)]
     assert s3.count("PUT", "tokens/c/") == SHARDS, "a shard was made twice"
     assert stored(url) == contents(local)
     assert open_store(url).names(".locks") == set()
