@@ -1,49 +1,39 @@
-"""Text from a student: the prompt at once, then one token at a time, greedy or drawn at a temperature."""
+"""Tokens from a student: prompts in chunks of all their positions at once, then one token at a time.
 
-from collections.abc import Sequence
-from typing import Protocol
+What is carried on is the recurrent state, so memory and the time a token takes do not grow with the text.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cli_common.errors import UserError
-from student.models.xlstm import XLSTMStudent
+from student.models.blocks import RecurrentState
+from student.models.state import select_rows
+from student.models.xlstm import PREFILL_LENGTH, XLSTMStudent
 
 
-class TextCodec(Protocol):
-    """What of a tokenizer is needed."""
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen: temperature 0 takes the likeliest, above it tokens are drawn, out of the likeliest
+    that together have probability `top_p`, with random numbers of `seed` plus the prompt's number.
+    """
 
-    def encode(self, text: str) -> list[int]: ...
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
-    def decode(self, token_ids: list[int]) -> str: ...
-
-
-def sample_text(
-    student: XLSTMStudent,
-    tokenizer: TextCodec,
-    prompt: str,
-    *,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    stop_token: int | None = None,
-) -> str:
-    """The prompt with the student's continuation; arguments as for `generate_tokens`."""
-    tokens = tokenizer.encode(prompt)
-    return tokenizer.decode(
-        tokens
-        + generate_tokens(
-            student,
-            tokens,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            seed=seed,
-            stop_token=stop_token,
-        )
-    )
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(
+                f"temperature {self.temperature:g} is negative or no number; give 0 for the likeliest tokens, or more"
+            )
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top-p {self.top_p:g} is no share of the probability; give more than 0 and at most 1")
 
 
-@torch.no_grad()
 def generate_tokens(
     student: XLSTMStudent,
     prompt: Sequence[int],
@@ -55,30 +45,87 @@ def generate_tokens(
 ) -> list[int]:
     """Up to `max_new_tokens` tokens that follow the prompt; `stop_token` ends them and is not among them.
 
-    Temperature 0 takes the likeliest token, above it tokens are drawn with a generator seeded by `seed`. Memory grows
-    with the prompt by its hidden states alone. Raises `UserError` for an empty prompt or a negative temperature.
+    Raises `UserError` for an empty prompt or a negative temperature.
     """
-    if not prompt:
+    sampling = Sampling(temperature, seed=seed)
+    steps = continue_prompts(student, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token)
+    return [step[0] for step in steps if 0 in step]
+
+
+@torch.no_grad()
+def continue_prompts(
+    student: XLSTMStudent,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_token: int | None = None,
+    first_number: int = 0,
+) -> Iterator[dict[int, int]]:
+    """Step by step the next token of each prompt that goes on, by the prompt's place in `prompts`.
+
+    A prompt whose token is `stop_token` ends there without it. Prompts may have any lengths, and each goes on as it
+    would alone. `first_number` is the number of the first prompt, where these are some of more. Raises `UserError`
+    for an empty prompt.
+    """
+    if not all(prompts):
         raise UserError("the prompt is empty; give at least one token to continue")
-    if temperature < 0:
-        raise UserError(f"temperature {temperature:g} is negative; give 0 for the likeliest tokens, or more")
     device = student.embedding.device
-    random = torch.Generator(device).manual_seed(seed)
-    generated: list[int] = []
-    pending, state = list(prompt), None
-    while len(generated) < max_new_tokens:
-        advance = student.prefill if state is None else student.step
-        hidden_states, state = advance(torch.tensor([pending], device=device), state)
-        token = _choose(student.logits(hidden_states[0, -1]), temperature, random)
-        if token == stop_token:
-            break
-        generated.append(token)
-        pending = [token]
-    return generated
+    randoms = [torch.Generator(device).manual_seed(sampling.seed + first_number + row) for row in range(len(prompts))]
+    rows = list(range(len(prompts)))
+    hidden_states, state = read_prompts(student, prompts)
+    for left in reversed(range(max_new_tokens)):
+        logits = student.logits(hidden_states)
+        chosen = [_choose(logits[place], sampling, randoms[row]) for place, row in enumerate(rows)]
+        going = [place for place, token in enumerate(chosen) if token != stop_token]
+        yield {rows[place]: chosen[place] for place in going}
+        if not going or not left:
+            return
+        if len(going) < len(rows):
+            rows, chosen = [rows[place] for place in going], [chosen[place] for place in going]
+            state = select_rows(state, torch.tensor(going))
+        hidden_states, state = student.step(torch.tensor(chosen, device=device)[:, None], state)
+        hidden_states = hidden_states[:, -1]
 
 
-def _choose(logits: Tensor, temperature: float, random: torch.Generator) -> int:
-    if temperature == 0:
+def read_prompts(student: XLSTMStudent, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, RecurrentState]:
+    """Hidden states (B, d) after the last token of each prompt, and the state to go on from.
+
+    Shorter prompts begin later, with nothing seen before. Memory is that of one chunk, beside the tokens themselves.
+    """
+    tokens, starts = _right_aligned(prompts)
+    state: RecurrentState = {}
+    for begin in range(0, tokens.shape[1], PREFILL_LENGTH):
+        span = slice(begin, begin + PREFILL_LENGTH)
+        part, some = (x[:, span].to(student.embedding.device) for x in (tokens, starts))
+        hidden_states, state = student.prefill(part, state, some if len(prompts) > 1 else None)
+        last = hidden_states[:, -1]
+    return last, state
+
+
+def _right_aligned(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens (B, T) that end together, and where each prompt starts (B, T)."""
+    longest = max(map(len, prompts))
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
+    starts = torch.zeros(len(prompts), longest, dtype=torch.bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, longest - len(prompt) :] = torch.tensor(prompt)
+        starts[row, longest - len(prompt)] = True
+    return tokens, starts
+
+
+def _choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    if sampling.temperature == 0:
         return int(logits.argmax())
-    probabilities = torch.softmax(logits.float() / temperature, dim=-1)
-    return int(torch.multinomial(probabilities, 1, generator=random))
+    wide = logits.double()
+    probabilities = torch.softmax((wide - wide.max()) / sampling.temperature, dim=-1)
+    return int(torch.multinomial(nucleus(probabilities, sampling.top_p), 1, generator=random))
+
+
+def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
+    """Probabilities (V,) of the fewest likeliest entries that have `top_p` together, and 0; not summing to 1."""
+    if top_p == 1:
+        return probabilities
+    ordered, order = probabilities.sort(descending=True, stable=True)
+    before = ordered.cumsum(-1) - ordered
+    return torch.zeros_like(probabilities).scatter(-1, order, ordered * (before < top_p))

@@ -13,11 +13,10 @@ from student.checkpoint import find_checkpoint, load_checkpoint, require_same_ru
 from student.engine import Processes
 from student.evaluate import Measures, measure, recorded
 from student.progress import Progress
+from student.run_files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_cache.reader import open_cache
-
-TRAINED_FILE = "trained.safetensors"
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Outcome:
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
     """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
 
-    Leaves under `out`: `settings.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`, `evaluation.jsonl`,
-    `trained.safetensors`.
+    Leaves under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
+    `evaluation.jsonl`, `trained.safetensors`.
     Raises `UserError` when `out` belongs to another run.
     """
     if out.exists() and not out.is_dir():
@@ -74,7 +73,9 @@ def _prepare_folder(run: Run, start: int) -> None:
         run.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--out {run.out}: cannot be made ({error.strerror}); give another folder") from error
-    write_atomically(run.out / "settings.json", run.settings.model_dump_json(indent=1).encode() + b"\n")
+    plan = RunPlan(total_steps=run.total_steps)
+    for name, content in ((SETTINGS_FILE, run.settings), (PLAN_FILE, plan)):
+        write_atomically(run.out / name, content.model_dump_json(indent=1).encode() + b"\n")
     run.metrics.drop_after(start)
     run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)

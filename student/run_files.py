@@ -14,7 +14,15 @@ from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.settings import TrainSettings
 
 SETTINGS_FILE = "settings.json"
+PLAN_FILE = "plan.json"
+TRAINED_FILE = "trained.safetensors"
 SUMMARY_FILE = "summary.json"
+
+
+class RunPlan(FrozenSettings):
+    """What a run sets out to do, `plan.json`."""
+
+    total_steps: int
 
 
 class Sample(FrozenSettings):
@@ -57,12 +65,14 @@ class RunFiles:
     evaluations: list[dict[str, Any]]
     costs: list[StepCost]
     summary: RunSummary | None
+    plan: RunPlan | None = None
+    """None for runs of earlier versions."""
 
 
 def read_run(path: Path) -> RunFiles:
     """Read a run's folder. Raises `UserError` naming the file when it is none, or one is damaged."""
     settings = read_settings(path)
-    summary = path / SUMMARY_FILE
+    summary, plan = path / SUMMARY_FILE, path / PLAN_FILE
     return RunFiles(
         path,
         settings,
@@ -70,6 +80,7 @@ def read_run(path: Path) -> RunFiles:
         evaluations=_lines(path / EVALUATION_FILE),
         costs=_costs(path / COSTS_FILE),
         summary=_parse(RunSummary, summary) if summary.is_file() else None,
+        plan=_parse(RunPlan, plan) if plan.is_file() else None,
     )
 
 

@@ -1,8 +1,9 @@
 """What a student writes after held-out beginnings."""
 
 from student.assemble import Run
-from student.generate import TextCodec, generate_tokens
+from student.generate import generate_tokens
 from student.run_files import Sample
+from student.text_stream import Decoder
 from teacher_cache.reader import Cache
 
 SAMPLES = 3
@@ -24,7 +25,7 @@ def write_samples(run: Run) -> list[Sample]:
     return [_sample(run, tokenizer, cache, row) for row in range(0, len(cache), -(-len(cache) // SAMPLES))]
 
 
-def _sample(run: Run, tokenizer: TextCodec, cache: Cache, row: int) -> Sample:
+def _sample(run: Run, tokenizer: Decoder, cache: Cache, row: int) -> Sample:
     cached = cache[row]
     beginning = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1)
     prompt = [int(token) for token in cached.tokens[:beginning]]

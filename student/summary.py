@@ -9,11 +9,11 @@ from rich.table import Table
 from cli_common.files import write_atomically
 from student.assemble import Run
 from student.held_out import rows_in_order, teacher_figures
-from student.job import TRAINED_FILE, Outcome
+from student.job import Outcome
 from student.measure_words import MEASURE_WORDS
 from student.records import METRICS_FILE
 from student.report import REPORT_FILE, write_report
-from student.run_files import SUMMARY_FILE, RunSummary, Sample, read_run
+from student.run_files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
 from student.samples import write_samples
 
 

@@ -12,9 +12,8 @@ from safetensors.torch import load_file
 
 from cli_common.errors import UserError
 from student.assemble import initial_student
-from student.job import TRAINED_FILE
 from student.models.xlstm import XLSTMStudent
-from student.run_files import RunSummary, read_settings, read_summary
+from student.run_files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.settings import TrainSettings
 from teacher_cache.reader import Cache
 

@@ -20,6 +20,7 @@ from teacher_cache.build import make_manifest, require_fit, with_batch_size
 from teacher_cache.codec import describe_arrays, encode_shard
 from teacher_cache.compute import batches, compute_batch
 from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.extent import Costs, Extent
 from teacher_cache.format import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
@@ -35,18 +36,14 @@ STEP_TOKENS = 16_384
 
 @dataclass(frozen=True)
 class Plan:
-    """A build's extent and cost, extrapolated from a few rows; bytes and seconds of the whole build."""
+    """A build's extent and cost, extrapolated from a few rows."""
 
     rows: int
-    tokens: float
-    shards: int
-    seconds: float
+    extent: Extent
     load_seconds: float
-    tokens_per_second: float
-    encode_share: float
-    bytes: float
     bytes_per_token: float
     bytes_by_array: dict[str, float]
+    """A token."""
     teacher_bytes: int
     free_bytes: int | None
     calibration_rows: int
@@ -69,25 +66,26 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
     files = teacher.files()
     count = settings.rows.count or CorpusRows(settings, teacher).count()
     sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.rows_at_once))
-    arrays, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
+    arrays, read_seconds, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
     encode_seconds, by_key = _encode(arrays)
     positions, rows = int(arrays.loss_mask.sum()), len(arrays.rows)
-    tokens = positions / rows * count
-    by_array = {key.split("/c/")[0]: size / positions for key, size in by_key.items()}
-    teacher_bytes = sum(map(len, files.values()))
-    seconds_per_token = (compute_seconds + encode_seconds) / positions
+    costs = Costs(
+        read=read_seconds / positions,
+        compute=compute_seconds / positions,
+        encode=encode_seconds / positions,
+        bytes_by_array={key.split("/c/")[0]: size / positions for key, size in by_key.items()},
+        load_seconds=load_seconds,
+        teacher_bytes=sum(map(len, files.values())),
+    )
+    shards = -(-count // settings.compute.rows_per_shard)
+    overlapping = teacher.device.type == "cuda"
     return Plan(
         rows=count,
-        tokens=tokens,
-        shards=-(-count // settings.compute.rows_per_shard),
-        seconds=seconds_per_token * tokens + load_seconds,
+        extent=Extent.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping),
         load_seconds=load_seconds,
-        tokens_per_second=1 / seconds_per_token,
-        encode_share=encode_seconds / (compute_seconds + encode_seconds),
-        bytes=sum(by_array.values()) * tokens + teacher_bytes,
-        bytes_per_token=sum(by_array.values()),
-        bytes_by_array=by_array,
-        teacher_bytes=teacher_bytes,
+        bytes_per_token=sum(costs.bytes_by_array.values()),
+        bytes_by_array=dict(costs.bytes_by_array),
+        teacher_bytes=costs.teacher_bytes,
         free_bytes=_free_bytes(out),
         calibration_rows=rows,
         gradient_error=_gradient_errors(teacher, arrays),
@@ -104,17 +102,17 @@ def _calibration_settings(settings: BuildSettings, rows: int) -> BuildSettings:
     )
 
 
-def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> tuple[ShardArrays, float]:
-    """The calibration's rows and the seconds they took; the first batch warms up before time is taken."""
+def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> tuple[ShardArrays, float, float]:
+    """The calibration's rows, and the seconds to read and to compute them; one row warms up before time is taken."""
     arrays = ShardArrays.empty(manifest, manifest.shard_rows(0))
     started = time.monotonic()
     arrays.put_rows(CorpusRows(settings, teacher).take(arrays.rows))
-    tokenising = time.monotonic() - started
+    reading = time.monotonic() - started
     compute_batch(teacher, arrays, slice(0, 1), ShardStatistics(manifest.targets))
     started = time.monotonic()
     for batch in batches(len(arrays.rows), settings.compute.rows_at_once):
         compute_batch(teacher, arrays, batch, ShardStatistics(manifest.targets))
-    return arrays, tokenising + time.monotonic() - started
+    return arrays, reading, time.monotonic() - started
 
 
 def _encode(arrays: ShardArrays) -> tuple[float, dict[str, int]]:
@@ -178,18 +176,23 @@ def render_plan(plan: Plan) -> Group:
     facts = Table(box=None, show_header=False)
     facts.add_column(style="bold")
     facts.add_column()
+    extent = plan.extent
     room = "" if plan.free_bytes is None else f", {byte_size(plan.free_bytes)} free there"
-    short = plan.free_bytes is not None and plan.free_bytes < plan.bytes
-    facts.add_row("rows", f"{plan.rows:,} in {plan.shards:,} shards, {plan.tokens:,.0f} counted positions")
-    facts.add_row("time", f"{duration(plan.seconds)}, {duration(plan.load_seconds)} of them to load the teacher")
-    facts.add_row("speed", f"{plan.tokens_per_second:,.0f} tokens/s, {plan.encode_share:.1%} of the time encoding")
-    facts.add_row("size", f"{byte_size(plan.bytes)}{room}" + (" — TOO LITTLE" if short else ""))
+    short = plan.free_bytes is not None and plan.free_bytes < extent.bytes
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in extent.shares.items())
+    facts.add_row("rows", f"{plan.rows:,} in {extent.shards:,} shards, {extent.tokens:,.0f} counted positions")
+    facts.add_row("time", f"{duration(extent.seconds)} on one device like this, {duration(plan.load_seconds)} to load")
+    facts.add_row("speed", f"{extent.tokens_per_second:,.0f} tokens/s, bound by {extent.bound_by}")
+    facts.add_row("work", shares)
+    facts.add_row("size", f"{byte_size(extent.bytes)}{room}" + (" — TOO LITTLE" if short else ""))
+    facts.add_row("disk", f"{extent.objects:,} objects; {byte_size(extent.write_rate)}/s while it runs")
+    facts.add_row("a restart", f"{duration(extent.restart_seconds)}: loading, and half a shard again on average")
     facts.add_row("calibrated on", f"{plan.calibration_rows} rows")
     sizes = Table("array", box=box.SIMPLE_HEAD)
     for heading in ("bytes a token", "whole"):
         sizes.add_column(heading, justify="right")
     for name, per_token in plan.bytes_by_array.items():
-        sizes.add_row(name, f"{per_token:.2f}", byte_size(per_token * plan.tokens))
+        sizes.add_row(name, f"{per_token:.2f}", byte_size(per_token * extent.tokens))
     sizes.add_row("teacher/", "", byte_size(plan.teacher_bytes))
     errors = Table("relative error of the KD gradient at T", *plan.gradient_error, box=box.SIMPLE_HEAD)
     errors.add_row("one token", *(f"{error:.3f}" for error in plan.gradient_error.values()))

@@ -24,6 +24,7 @@ from xlstm import (
 from student.frozen_weights import FrozenHead, FrozenWeights
 from student.model_settings import StudentShape
 from student.models.blocks import RecurrentState, run_stack
+from student.models.state import forget_rows
 
 PREFILL_LENGTH = 512
 """Tokens of a prompt that run at once: enough to be fast, few enough that memory stays small."""
@@ -40,8 +41,8 @@ class ParameterCounts:
 class XLSTMStudent(nn.Module):
     """Tokens to hidden states; the LM head is applied by whoever needs logits, in chunks.
 
-    The frozen matrices are non-persistent buffers, not parameters: optimizers, ZeRO and checkpoints never see them,
-    and a tied pair stays one tensor in memory. So `parameters()` and `state_dict()` are what is trained.
+    The frozen matrices are buffers, not parameters: optimizers, ZeRO and checkpoints never see them, and a tied pair
+    stays one tensor in memory. So `parameters()` and, unless `keep_frozen`, `state_dict()` are what is trained.
     """
 
     embedding: Tensor
@@ -49,15 +50,20 @@ class XLSTMStudent(nn.Module):
     lm_head_bias: Tensor | None
 
     def __init__(
-        self, stack: xLSTMBlockStack, frozen: FrozenWeights, *, kernels: Literal["auto", "naive"] = "auto"
+        self,
+        stack: xLSTMBlockStack,
+        frozen: FrozenWeights,
+        *,
+        kernels: Literal["auto", "naive"] = "auto",
+        keep_frozen: bool = False,
     ) -> None:
         super().__init__()
         self.stack = stack
         self.kernels = kernels
         self.vocab_size = frozen.vocab_size
-        self.register_buffer("embedding", frozen.embedding, persistent=False)
-        self.register_buffer("lm_head", frozen.lm_head, persistent=False)
-        self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=False)
+        self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
+        self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
+        self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
 
     @property
     def head(self) -> FrozenHead:
@@ -77,18 +83,21 @@ class XLSTMStudent(nn.Module):
             return _one_by_one(self.stack, embedded, document_start)
         return run_stack(self.stack, embedded, document_start=document_start)[0]
 
-    def prefill(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+    def prefill(
+        self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
         """Hidden states (B, T, d) of tokens (B, T) that follow `state`, and the state to `step` on from.
 
         Equal to `forward` over the whole row up to rounding, in memory that does not grow with T but for the result.
-        The state passed in is used up.
+        Where `document_start` (B, T) is true, nothing of what came before is seen, `state` included. The state passed
+        in is used up.
         """
         state = {} if state is None else state
-        if self.kernels == "naive":
-            return self._prefill_stepwise(tokens, state)
         parts = []
-        for part in torch.split(tokens, PREFILL_LENGTH, dim=1):
-            hidden_states, state = run_stack(self.stack, functional.embedding(part, self.embedding), state)
+        for begin in range(0, tokens.shape[1], PREFILL_LENGTH):
+            span = slice(begin, begin + PREFILL_LENGTH)
+            starts = None if document_start is None else document_start[:, span]
+            hidden_states, state = self._prefill_part(tokens[:, span], state, starts)
             parts.append(hidden_states)
         return torch.cat(parts, dim=1), state
 
@@ -97,15 +106,21 @@ class XLSTMStudent(nn.Module):
 
         Equal to `forward` over the whole row up to rounding. The state passed in is used up.
         """
-        # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same.
-        if not state and self.kernels != "naive":
-            return self.prefill(tokens)
+        # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same, and
+        # would round mLSTM's memory to 16 bits at every token of a 16-bit student, which adds up.
+        if self.kernels != "naive" and (not state or self.embedding.dtype.itemsize < 4):
+            return self.prefill(tokens, state)
         hidden_states, state = self.stack.step(functional.embedding(tokens, self.embedding), state)
         return hidden_states, state
 
-    def _prefill_stepwise(self, tokens: Tensor, state: RecurrentState) -> tuple[Tensor, RecurrentState]:
+    def _prefill_part(
+        self, tokens: Tensor, state: RecurrentState, starts: Tensor | None
+    ) -> tuple[Tensor, RecurrentState]:
+        if self.kernels != "naive":
+            return run_stack(self.stack, functional.embedding(tokens, self.embedding), state, starts)
         steps = []
-        for token in torch.split(tokens, 1, dim=1):
+        for position, token in enumerate(torch.split(tokens, 1, dim=1)):
+            state = state if starts is None else forget_rows(state, starts[:, position])
             hidden_states, state = self.step(token, state)
             steps.append(hidden_states)
         return torch.cat(steps, dim=1), state
@@ -127,10 +142,12 @@ def build_student(
     context_length: int,
     seed: int,
     kernels: Literal["auto", "naive"] = "auto",
+    keep_frozen: bool = False,
 ) -> XLSTMStudent:
     """A student with initial parameters that depend on `shape` and `seed` alone; global random state is kept.
 
-    `context_length` is the most tokens in a row with naive kernels; the others have no such limit.
+    `context_length` is the most tokens in a row with naive kernels; the others have no such limit. With `keep_frozen`
+    the frozen matrices are in `state_dict()` too.
 
     Under `torch.device("meta")` nothing is allocated, which is enough to count parameters.
     """
@@ -138,7 +155,7 @@ def build_student(
         torch.manual_seed(seed)
         # xlstm's cells keep a mask of context_length², which only their own forward reads.
         stack = xLSTMBlockStack(_stack_config(shape, context_length if kernels == "naive" else 1))
-    return XLSTMStudent(stack, frozen, kernels=kernels)
+    return XLSTMStudent(stack, frozen, kernels=kernels, keep_frozen=keep_frozen)
 
 
 def _one_by_one(stack: xLSTMBlockStack, x: Tensor, document_start: Tensor | None) -> Tensor:

@@ -85,3 +85,8 @@ def test_bias_and_noise_are_told_apart() -> None:
     assert spread == pytest.approx(4.0, rel=0.1)
     assert z > 10
     assert abs(bias_and_noise(noise)[1]) < 4.5
+
+
+def test_the_table_of_operations_is_what_its_script_prints() -> None:
+    printed = run("fineweb_plan.py").strip()
+    assert printed in (BENCHMARKS.parent / "docs" / "operations.md").read_text()

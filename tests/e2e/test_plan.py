@@ -31,8 +31,8 @@ def test_a_plan_foresees_the_bytes_of_the_build_and_writes_nothing(settings: Bui
     assert not out.exists()
     build(settings, out)
     summary = summarize(open_cache(out))
-    assert plan.tokens == summary["tokens"]
-    assert plan.shards == summary["shards"]["planned"]
+    assert plan.extent.tokens == summary["tokens"]
+    assert plan.extent.shards == summary["shards"]["planned"]
     assert plan.bytes_per_token == pytest.approx(summary["bytes_per_token"], rel=0.1)
     assert plan.bytes_by_array.keys() == summary["arrays"].keys()
     assert plan.free_bytes is not None

@@ -13,7 +13,7 @@ from zarr.errors import ZarrUserWarning
 
 from cli_common.settings_file import load_settings
 from student import cli as student_cli
-from student import eval_cli, report_cli
+from student import eval_cli, export_cli, generate_cli, report_cli
 from student.settings import TrainSettings
 from teacher_cache import cli as cache_cli
 from teacher_cache.settings import BuildSettings
@@ -24,7 +24,10 @@ README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = re.compile(r"^torchrun --nproc-per-node \d+ -m (student|teacher_cache)\b")
-APPS = {module.app.name[0]: module.app for module in (cache_cli, student_cli, eval_cli, report_cli)}
+APPS = {
+    module.app.name[0]: module.app
+    for module in (cache_cli, student_cli, eval_cli, export_cli, generate_cli, report_cli)
+}
 PROGRAMS = {"student": "student-train", "teacher_cache": "teacher-cache"}
 
 

@@ -1,0 +1,256 @@
+"""What the next token costs after a long text: the student beside a teacher with a KV cache. Ratios of one run.
+
+Usage: python benchmarks/generate.py [--paper | --tiny] [--device cuda] [--repeats 15] [--seed 0] [--json FILE]
+
+Both have random weights. The student, in float32 as student-generate runs it, reads a prompt of each length. The
+teacher is a Llama of the demo's (or the paper's) teacher's dimensions, in float32 on a CPU and bfloat16 on a GPU. Its
+cache, of the kind that `generate` uses by default, is filled with random keys and values: reading 16,384 tokens would
+take it minutes on a CPU. A step is the next token's logits and its choice, one row. Steps take turns, so that a busy
+machine slows all of them; times are medians, a ratio is the median of the rounds' ratios. Memory is a case's peak in a
+process of its own above what that process held before: resident memory on a CPU, the allocator's on a GPU.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor
+
+from cli_common.settings_file import load_settings
+from step import SIZES, Sizes, make_teacher
+from student.frozen_weights import FrozenWeights
+from student.generate import read_prompts
+from student.model_settings import TeacherDims, resolve_shape
+from student.models.state import state_bytes
+from student.models.xlstm import XLSTMStudent, build_student
+from student.settings import TrainSettings
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+CONTEXTS = {"demo": (512, 4096, 16384), "paper": (512, 4096, 16384), "tiny": (16, 64)}
+PEAK_STEPS = 3
+
+
+@dataclass
+class Case:
+    """A model after a text, ready for the next token: `step` takes a token (1, 1) to the one after it."""
+
+    step: Callable[[Tensor], Tensor]
+    carried_bytes: int
+    prompt_seconds: float | None = None
+
+
+def make_student(sizes: Sizes, device: torch.device, seed: int) -> XLSTMStudent:
+    """A student of the configuration's shape, with random frozen matrices."""
+    settings = load_settings(TrainSettings, CONFIGS / sizes.config)
+    shape = resolve_shape(settings.model, TeacherDims(sizes.width, sizes.teacher_layers, sizes.teacher_heads))
+    embedding = torch.randn(sizes.vocab, sizes.width, generator=torch.Generator().manual_seed(seed))
+    student = build_student(shape, FrozenWeights(embedding, None, None, sizes.vocab), context_length=1, seed=seed)
+    return student.to(device).eval()
+
+
+def student_case(student: XLSTMStudent, sizes: Sizes, context: int, device: torch.device) -> Case:
+    """The student after a prompt of random tokens."""
+    prompt = torch.randint(0, sizes.vocab, (context,), generator=torch.Generator().manual_seed(context)).tolist()
+    begun = now(device)
+    _, state = read_prompts(student, [prompt])
+    case = Case(lambda token: token, state_bytes(state), now(device) - begun)
+
+    def step(token: Tensor) -> Tensor:
+        nonlocal state
+        hidden_states, state = student.step(token, state)
+        return student.logits(hidden_states[:, -1]).argmax(-1, keepdim=True)
+
+    case.step = step
+    return case
+
+
+def teacher_case(teacher: Any, sizes: Sizes, context: int, device: torch.device) -> Case:
+    """The teacher with as many keys and values as such a prompt leaves."""
+    cache = transformers.DynamicCache(config=teacher.config)
+    shape = (1, sizes.teacher_kv_heads, context, sizes.width // sizes.teacher_heads)
+    for layer in range(sizes.teacher_layers):
+        keys, values = torch.randn(2, *shape, device=device, dtype=teacher.dtype)
+        cache.update(keys, values, layer)
+
+    def step(token: Tensor) -> Tensor:
+        found = teacher(token, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        chosen: Tensor = found.logits[:, -1].argmax(-1, keepdim=True)
+        return chosen
+
+    return Case(step, 2 * sizes.teacher_layers * torch.Size(shape).numel() * teacher.dtype.itemsize)
+
+
+def load_teacher(sizes: Sizes, device: torch.device, seed: int) -> Any:
+    """In the precision it is used in."""
+    return make_teacher(sizes, seed, device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+
+
+def now(device: torch.device) -> float:
+    """The clock, when the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def time_steps(cases: dict[str, Case], device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Seconds of a step of each case, round by round, after one round to warm up; each begins with another case."""
+    names = list(cases)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    tokens = {name: torch.zeros(1, 1, dtype=torch.long, device=device) for name in names}
+    for repeat in range(repeats + 1):
+        first = repeat % len(names)
+        for name in names[first:] + names[:first]:
+            begun = now(device)
+            tokens[name] = cases[name].step(tokens[name])
+            if repeat:
+                times[name].append(now(device) - begun)
+    return times
+
+
+def peak_bytes(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
+    """Peak memory of building a model, reading a text, and some steps, above what this process holds now."""
+    before = 0 if device.type == "cuda" else status("VmRSS")
+    if model == "student":
+        case = student_case(make_student(sizes, device, seed), sizes, context, device)
+    else:
+        case = teacher_case(load_teacher(sizes, device, seed), sizes, context, device)
+    token = torch.zeros(1, 1, dtype=torch.long, device=device)
+    for _ in range(PEAK_STEPS):
+        token = case.step(token)
+    return torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM") - before
+
+
+def status(field: str) -> int:
+    """A line of this process's status, in bytes."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+
+def peak_of_process(arguments: argparse.Namespace, model: str, context: int) -> int:
+    """`peak_bytes` in a fresh process."""
+    options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
+    command = [sys.executable, __file__, *options, "--peak", model, str(context)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
+    return int(done.stdout.split()[-1])
+
+
+@torch.inference_mode()
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures, by context."""
+    sizes, device = SIZES[arguments.size], torch.device(arguments.device)
+    contexts = CONTEXTS[arguments.size]
+    student, teacher = make_student(sizes, device, arguments.seed), load_teacher(sizes, device, arguments.seed)
+    cases = {("student", context): student_case(student, sizes, context, device) for context in contexts}
+    cases |= {("teacher", context): teacher_case(teacher, sizes, context, device) for context in contexts}
+    named = {f"{model}_{context}": case for (model, context), case in cases.items()}
+    times = time_steps(named, device, arguments.repeats)
+    by_context = [row(arguments, named, times, context) for context in contexts]
+    first, last = (times[f"student_{context}"] for context in (contexts[0], contexts[-1]))
+    return {
+        "setup": setup(arguments, device),
+        "sizes": asdict(sizes),
+        "contexts": by_context,
+        "student_time_longest_over_shortest": ratio(last, first),
+        "student_state_longest_over_shortest": named[f"student_{contexts[-1]}"].carried_bytes
+        / named[f"student_{contexts[0]}"].carried_bytes,
+    }
+
+
+def row(
+    arguments: argparse.Namespace, cases: dict[str, Case], times: dict[str, list[float]], context: int
+) -> dict[str, Any]:
+    """The figures of one context."""
+    student, teacher = cases[f"student_{context}"], cases[f"teacher_{context}"]
+    seconds = {model: statistics.median(times[f"{model}_{context}"]) for model in ("student", "teacher")}
+    assert student.prompt_seconds is not None
+    return {
+        "context": context,
+        "student_seconds_a_token": seconds["student"],
+        "teacher_seconds_a_token": seconds["teacher"],
+        "student_tokens_per_second": 1 / seconds["student"],
+        "teacher_tokens_per_second": 1 / seconds["teacher"],
+        "time_teacher_over_student": ratio(times[f"teacher_{context}"], times[f"student_{context}"]),
+        "student_prompt_tokens_per_second": context / student.prompt_seconds,
+        "student_state_bytes": student.carried_bytes,
+        "teacher_cache_bytes": teacher.carried_bytes,
+        "student_peak_bytes": peak_of_process(arguments, "student", context),
+        "teacher_peak_bytes": peak_of_process(arguments, "teacher", context),
+    }
+
+
+def ratio(one: list[float], other: list[float]) -> float:
+    """Median over rounds."""
+    return statistics.median(a / b for a, b in zip(one, other, strict=True))
+
+
+def setup(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """What the figures depend on beside the code."""
+    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
+        "repeats": arguments.repeats,
+        "seed": arguments.seed,
+        "size": arguments.size,
+    }
+
+
+def show(figures: dict[str, Any]) -> None:
+    """As a table."""
+    for name in ("setup", "sizes"):
+        print(f"{name}: {', '.join(f'{key} {value}' for key, value in figures[name].items())}")
+    for name in ("student_time_longest_over_shortest", "student_state_longest_over_shortest"):
+        print(f"{name} {figures[name]:.3f}")
+    print()
+    for name in figures["contexts"][0]:
+        values = (found[name] for found in figures["contexts"])
+        print(
+            f"{name:34}"
+            + "".join(f"{value:16,.4f}" if isinstance(value, float) else f"{value:16,}" for value in values)
+        )
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    size = parser.add_mutually_exclusive_group()
+    parser.set_defaults(size="demo")
+    size.add_argument(
+        "--paper", dest="size", action="store_const", const="paper", help="the paper's student and teacher, for a GPU"
+    )
+    size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="to see that it runs")
+    size.add_argument("--size", help=argparse.SUPPRESS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts")
+    parser.add_argument("--seed", type=int, default=0, help="of weights")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    parser.add_argument("--peak", nargs=2, metavar=("MODEL", "CONTEXT"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        model, context = arguments.peak
+        with torch.inference_mode():
+            print(
+                peak_bytes(model, int(context), SIZES[arguments.size], torch.device(arguments.device), arguments.seed)
+            )
+        return
+    figures = measure(arguments)
+    show(figures)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=1))
+
+
+if __name__ == "__main__":
+    main()

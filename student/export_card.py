@@ -1,0 +1,99 @@
+"""The model card of an export: what it is, where from, how good, how to use it."""
+
+import json
+from typing import Any
+
+import torch
+
+from student.measure_words import MEASURE_WORDS
+from student.run_files import RunFiles, RunSummary
+from teacher_cache.format import Manifest
+
+CARD_FILE = "README.md"
+LAST_STEP = ("loss", "cross_entropy", "kl", "frobenius", "temperature", "alpha")
+
+
+def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes: dict[str, torch.dtype]) -> str:
+    """The card as Markdown; `dtypes` are those of the stored tensors."""
+    teacher = manifest.teacher.name
+    parts = [
+        _front_matter(),
+        f"# An xLSTM distilled from {teacher}",
+        f"{summary.trainable_parameters:,} trained of {summary.total_parameters:,} parameters: a stack of xLSTM blocks "
+        "between the teacher's own embedding and LM head, which are frozen. Trained by δ-distillation "
+        "(Distil-xLSTM, [arXiv 2503.18565](https://arxiv.org/abs/2503.18565)) from a cache of the teacher's outputs. "
+        "Embedding, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
+        _use(has_tokenizer=manifest.tokenizer.has_files),
+        "## Where it comes from\n\n" + _table(_provenance(summary, manifest)),
+        "## Held out\n\n" + _held_out(files, summary.teacher_measures or {}),
+        "## Last step of training\n\n" + _table(_last_step(files)),
+        "## Numbers in the file\n\n" + _precision(files, dtypes),
+        "## Settings\n\n```json\n" + json.dumps(files.settings.model_dump(mode="json"), indent=1) + "\n```",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter() -> str:
+    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- xlstm\n- distillation\n---"
+
+
+def _use(*, has_tokenizer: bool) -> str:
+    if not has_tokenizer:
+        return "The cache it was trained on was synthetic and had no tokenizer: it takes tokens, not text."
+    code = (
+        "import student  # of delta-cache: makes transformers know the model\n"
+        "from transformers import pipeline\n\n"
+        'write = pipeline("text-generation", model="PATH-OF-THIS-FOLDER")\n'
+        'print(write("Once", max_new_tokens=40)[0]["generated_text"])'
+    )
+    return f"```python\n{code}\n```\n\nOr `student-generate PATH-OF-THIS-FOLDER --prompt Once`."
+
+
+def _provenance(summary: RunSummary, manifest: Manifest) -> dict[str, str]:
+    teacher, rows = manifest.teacher, manifest.rows
+    return {
+        "teacher": teacher.name,
+        "teacher's revision": teacher.revision or "–",
+        "teacher's weights, sha256": teacher.weights_sha256,
+        "teacher's configuration, sha256": teacher.config_sha256,
+        "teacher ran in": teacher.dtype,
+        "tokenizer, sha256": manifest.tokenizer_sha256,
+        "cache, fingerprint": summary.cache_fingerprint,
+        "corpus": str(manifest.corpus.get("source", "–")),
+        "rows": f"{rows.count:,} of {rows.seq_len:,} positions, {rows.mode}, context {rows.context}",
+        "steps": f"{summary.steps:,}",
+    }
+
+
+def _held_out(files: RunFiles, teacher: dict[str, float]) -> str:
+    last = max(files.evaluations, key=lambda found: int(found["step"]), default=None)
+    if last is None:
+        return "Not measured: the run had no `evaluation.cache`."
+    lines = ["| | student | teacher |", "|---|---:|---:|"]
+    for name, (words, form) in MEASURE_WORDS.items():
+        cells = [form.format(found[name]) if found.get(name) is not None else "–" for found in (last, teacher)]
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    where = f"Over {last['rows']:,} rows of the cache {last['cache'][:12]}…, after {last['step']:,} steps."
+    return "\n".join([where, "", *lines])
+
+
+def _last_step(files: RunFiles) -> dict[str, str]:
+    last = files.metrics[-1]
+    return {name.replace("_", "-"): f"{last[name]:.4f}" for name in LAST_STEP if name in last}
+
+
+def _precision(files: RunFiles, dtypes: dict[str, torch.dtype]) -> str:
+    def words(*, trained: bool) -> str:
+        kinds = {str(kind).removeprefix("torch.") for name, kind in dtypes.items() if (".stack." in name) == trained}
+        return " and ".join(sorted(kinds))
+
+    return (
+        f"Embedding and LM head are stored as the cache has them ({words(trained=False)}), trained parameters as the "
+        f"student had them when training ended ({words(trained=True)}; it computed in "
+        f"{files.settings.training.precision}). It loads in float32 unless told otherwise; there every number is exact."
+    )
+
+
+def _table(rows: dict[str, Any]) -> str:
+    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])

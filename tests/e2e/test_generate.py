@@ -1,0 +1,145 @@
+"""student-generate as a user meets it: text in order, while it is written, and one line for what makes no sense."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from made_exports import change_tokenizer, make_export, run
+from student import generate_cli
+
+PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
+    return make_export(tmp_path_factory.mktemp("generate"), tiny_teacher)
+
+
+def written(capsys: pytest.CaptureFixture[str], *words: Path | str) -> str:
+    capsys.readouterr()
+    assert run(generate_cli, *words) == 0
+    return capsys.readouterr().out
+
+
+def test_student_generate_continues_prompts_in_order_as_it_does_each_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [folder / "export", "--max-new-tokens", "12", "--temperature", "0"]
+    alone = [written(capsys, *options, "--prompt", prompt) for prompt in PROMPTS]
+    assert all(text.startswith(prompt) and len(text) > len(prompt) for text, prompt in zip(alone, PROMPTS, strict=True))
+    given = [word for prompt in PROMPTS[:2] for word in ("--prompt", prompt)]
+    (tmp_path / "prompts.txt").write_text(f"\n{PROMPTS[2]}\n\n")
+    together = written(capsys, *options, *given, "--prompts", tmp_path / "prompts.txt")
+    assert together == "\n".join(alone)
+    many = written(capsys, *options, *(["--prompt", PROMPTS[1]] * 10))
+    assert many == "\n".join([alone[1]] * 10)
+
+
+def test_drawn_text_depends_on_the_seed_and_the_prompts_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [folder / "export", "--max-new-tokens", "16"]
+    first, again, other = (written(capsys, *options, "--prompt", "a", "--seed", seed) for seed in ("1", "1", "2"))
+    assert first == again != other
+    assert written(capsys, *options, "--prompt", "a", "--prompt", "a", "--seed", "1") == f"{first}\n{other}"
+    narrow = written(capsys, *options, "--prompt", "a", "--top-p", "1e-6")
+    assert narrow == written(capsys, *options, "--prompt", "a", "--temperature", "0")
+
+
+def test_text_is_printed_while_it_is_written(folder: Path) -> None:
+    """The first token is there before the last: a reader that leaves early does not wait for 100,000 tokens."""
+    command = [sys.executable, "-c", "from student.generate_cli import main; main()", str(folder / "export")]
+    options = ["--prompt", "Once", "--max-new-tokens", "100000", "--temperature", "0"]
+    environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.read(10).startswith(b"Once")
+        assert process.poll() is None
+        process.kill()
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    return lambda export: (export / name).unlink()
+
+
+def _cut_weights(export: Path) -> None:
+    (export / "model.safetensors").write_bytes((export / "model.safetensors").read_bytes()[:500])
+
+
+def _tensor_less(export: Path) -> None:
+    tensors = load_file(export / "model.safetensors")
+    del tensors["student.embedding"]
+    save_file(tensors, export / "model.safetensors", metadata={"format": "pt"})
+
+
+def _other_type(export: Path) -> None:
+    said = json.loads((export / "config.json").read_text())
+    (export / "config.json").write_text(json.dumps(said | {"model_type": "llama"}))
+
+
+def _no_json(export: Path) -> None:
+    (export / "config.json").write_text("{")
+
+
+BAD_EXPORTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "no configuration": (_without("config.json"), "no export; give the folder that student-export"),
+    "no weights": (_without("model.safetensors"), "model.safetensors: missing; run student-export again"),
+    "no tokenizer": (_without("tokenizer_config.json"), "tokenizer_config.json: missing; run student-export again"),
+    "no token map": (_without("tokenizer.json"), "its tokenizer is not"),
+    "cut weights": (_cut_weights, "its weights or configuration are damaged"),
+    "a tensor less": (_tensor_less, "student.embedding is missing or not the student's; run student-export again"),
+    "another type": (_other_type, "config.json: a model of type 'llama'; give a folder of student-export"),
+    "no JSON": (_no_json, "config.json: not a model's configuration"),
+    "another tokenizer": (change_tokenizer, "its tokenizer is not the one the student was trained with"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_EXPORTS)
+def test_what_is_no_export_is_refused_in_one_line(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], kind: str
+) -> None:
+    damage, words = BAD_EXPORTS[kind]
+    export = shutil.copytree(folder / "export", tmp_path / "export")
+    damage(export)
+    assert run(generate_cli, export, "--prompt", "a") == 2
+    refused = capfd.readouterr()
+    assert words in refused.err
+    assert refused.err.count("\n") == 1
+    assert refused.out == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "nothing to continue; give --prompt TEXT, or --prompts FILE"),
+        (("--prompt", ""), "the prompt is empty; give at least one token"),
+        (("--prompts", "no-such-file"), "--prompts no-such-file: not readable as text"),
+        (("--prompt", "a", "--temperature", "-1"), "temperature -1 is negative"),
+        (("--prompt", "a", "--temperature", "nan"), "temperature nan is negative or no number"),
+        (("--prompt", "a", "--top-p", "0"), "top-p 0 is no share"),
+        (("--prompt", "a", "--top-p", "1.5"), "top-p 1.5 is no share"),
+        (("--prompt", "a", "--max-new-tokens", "0"), "--max-new-tokens 0: give 1 or more"),
+        (("--prompt", "a", "--beams", "3"), "(see student-generate --help)"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_in_one_line(
+    folder: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], message: str
+) -> None:
+    assert run(generate_cli, folder / "export", *words) == 2
+    refused = capsys.readouterr().err
+    assert message in refused
+    assert refused.count("\n") == 1
+
+
+def test_a_run_is_no_export_and_a_folder_that_is_not_there_neither(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(generate_cli, folder / "run", "--prompt", "a") == 2
+    assert "a training run; give the folder that student-export RUN --out FOLDER writes" in capsys.readouterr().err
+    assert run(generate_cli, tmp_path / "none", "--prompt", "a") == 2
+    assert "no such folder; give the --out folder of student-export" in capsys.readouterr().err
