@@ -1,6 +1,7 @@
 """Markdown tables of what the trainings left; verdicts follow from the numbers alone."""
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,9 @@ class Sheet:
     folder: Folder
     plan: Plan
     results: Results
+    """Of trainings whose student is one."""
+    diverged: Mapping[str, list[int]]
+    """Seeds with which a variant's parameters came to be no numbers; they are in no mean."""
 
     def column(self, variant: str, name: str) -> dict[int, float]:
         """One figure by seed."""
@@ -45,9 +49,14 @@ class Sheet:
 def page(folder: Folder) -> str:
     """Everything in Markdown."""
     results: dict[str, dict[int, Mapping[str, Any]]] = {}
+    diverged: dict[str, list[int]] = {}
     for result in folder.results():
-        results.setdefault(str(result["variant"]), {})[int(str(result["seed"]))] = result
-    sheet = Sheet(folder, folder.plan(), results)
+        variant, seed = str(result["variant"]), int(str(result["seed"]))
+        if math.isfinite(float(str(result["cross_entropy"]))):
+            results.setdefault(variant, {})[seed] = result
+        else:
+            diverged.setdefault(variant, []).append(seed)
+    sheet = Sheet(folder, folder.plan(), results, diverged)
     tables = [render(sheet, table) for table in TABLES if sum(v.name in results for v in table.variants) > 1]
     return "\n\n".join([*_setup(sheet), *tables, *norm_tables(folder, results)]) + "\n"
 
@@ -67,7 +76,8 @@ def _setup(sheet: Sheet) -> list[str]:
     )
     time = duration(sum(float(result["seconds"]) for result in results))
     machine = f"{'; '.join(devices)}. {len(results)} trainings, {time} of steps. Caches: {built}."
-    return [f"Teacher {plan.teacher}; {size}", machine, *_teacher_words(sheet), *_timing_words(sheet)]
+    words = [*_teacher_words(sheet), *_timing_words(sheet), *_diverged_words(sheet)]
+    return [f"Teacher {plan.teacher}; {size}", machine, *words]
 
 
 def _teacher_words(sheet: Sheet) -> list[str]:
@@ -76,6 +86,11 @@ def _teacher_words(sheet: Sheet) -> list[str]:
         return []
     found = json.loads(file.read_text())
     return [f"The teacher itself: CE {found['cross_entropy']:.4f}, ECE {found['calibration_error']:.4f}."]
+
+
+def _diverged_words(sheet: Sheet) -> list[str]:
+    found = [f"{name} (seed {', '.join(map(str, seeds))})" for name, seeds in sheet.diverged.items()]
+    return [f"Diverged, and in no mean: {'; '.join(found)}."] if found else []
 
 
 def _timing_words(sheet: Sheet) -> list[str]:
@@ -97,7 +112,9 @@ def render(sheet: Sheet, table: Table) -> str:
 def _cells(sheet: Sheet, variant: Variant, base: Variant) -> list[str]:
     steps = sorted({int(result["steps"]) for result in sheet.results[variant.name].values()})
     figures = [Spread.of(sheet.column(variant.name, name)).words(digits) for name, (_, digits) in COLUMNS.items()]
-    cells = [variant.words, "–".join(f"{count:,}" for count in steps), *figures]
+    seeds = len(sheet.results[variant.name])
+    words = variant.words if variant.name not in sheet.diverged else f"{variant.words} ({seeds} that did not diverge)"
+    cells = [words, "–".join(f"{count:,}" for count in steps), *figures]
     if variant is base or base.name not in sheet.results:
         return [*cells, "", "", ""]
     found = {name: difference(sheet.column(variant.name, name), sheet.column(base.name, name)) for name in JUDGED}

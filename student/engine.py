@@ -137,13 +137,25 @@ def make_engine(
     _require_valid(config, settings)
     trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     wanted = settings.optimizer
-    optimizer = torch.optim.AdamW(
+    is_plain = settings.training.precision == "fp32" and not config["zero_optimization"].get("stage")
+    optimizer = (_SkippingAdamW if is_plain else torch.optim.AdamW)(
         trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
     )
     scheduler = LambdaLR(optimizer, multiplier)
     engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
     _undo_first_step(engine)
     return engine
+
+
+class _SkippingAdamW(torch.optim.AdamW):
+    """For float32 without ZeRO, where DeepSpeed steps whatever the gradient is: clipping by an infinite norm would make
+    every parameter not a number. The engine reads `overflow` as it does of its own optimizers.
+    """
+
+    overflow = False
+
+    def step(self, closure: Any = None) -> Any:
+        return None if self.overflow else super().step(closure)
 
 
 def backward(engine: Any, loss: Tensor) -> None:
@@ -170,6 +182,13 @@ def gradient_norm(engine: Any) -> float | None:
     if _is_16_bit_without_zero(engine):
         norm /= loss_scaler(engine).cur_scale
     return norm if math.isfinite(norm) else math.inf
+
+
+def withhold_update(engine: Any, norm: float | None) -> None:
+    """Let the coming `engine.step()` change nothing if the gradient's norm is not finite, where DeepSpeed would not."""
+    if isinstance(engine.optimizer, _SkippingAdamW):
+        assert norm is not None
+        engine.optimizer.overflow = not math.isfinite(norm)
 
 
 def loss_scaler(engine: Any) -> Any:

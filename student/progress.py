@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class Progress:
     """Steps, each a global batch read, and updates, each a step the optimizer carried out.
 
-    Under fp16 a step whose gradient overflows is skipped: its batch has been read, but nothing was learnt from it.
+    A step whose gradient is not finite is skipped: its batch has been read, but nothing was learnt from it.
     The order of the rows follows steps; learning rate, α, T and β follow updates.
     """
 

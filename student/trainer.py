@@ -8,12 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cli_common.errors import UserError
 from cli_common.progress import ProgressLine
 from student.assemble import Run
 from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
 from student.costs import step_cost
-from student.engine import backward, gradient_norm
+from student.engine import backward, gradient_norm, withhold_update
 from student.evaluate import measure
 from student.feed import batches_ahead
 from student.loss import DistillationLoss, distillation_loss
@@ -26,14 +27,17 @@ LossOf = Callable[[Run, Batch, Tensor, Coefficients, float, float], Distillation
 
 NO_CURVES = {"step", "epoch", "tokens", "applied"}
 
+MOST_SKIPPED = 50
+"""Steps without an update in a row after which training is given up: fp16 needs some to find its loss scale."""
+
 
 @dataclass(frozen=True)
 class StepMetrics:
     """One step, over all processes; a line of `metrics.jsonl`.
 
     step counts from 1; loss as in Eq. 38; cross_entropy and kl (at T, without its square) a valid token in nats,
-    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones; applied is false where fp16
-    skipped the update because a gradient overflowed.
+    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones; applied is false where the update was
+    skipped because the gradient was not finite.
     """
 
     step: int
@@ -56,7 +60,7 @@ def train(run: Run, start: Progress) -> float | None:
 
     Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
     """
-    done, waited, taken = start, 0.0, 0.0
+    done, waited, taken, skipped = start, 0.0, 0.0, 0
     with _progress_line(run, start) as line, step_batches(run, start.steps) as batches:
         while done.steps < run.total_steps:
             began = time.perf_counter()
@@ -70,8 +74,18 @@ def train(run: Run, start: Progress) -> float | None:
                 _record(run, metrics)
                 run.costs.append(vars(step_cost(metrics.step, metrics.tokens, seconds, wait, run.processes)))
                 line.update(done.steps, _words(metrics, seconds, wait, done))
+            skipped = 0 if metrics.applied else skipped + 1
+            _require_updates(skipped, done.steps)
             _measure_and_keep(run, done)
     return waited / taken if taken else None
+
+
+def _require_updates(skipped: int, step: int) -> None:
+    if skipped >= MOST_SKIPPED:
+        raise UserError(
+            f"step {step}: the gradient has not been finite for {skipped} steps; its checkpoints are kept; "
+            "train into another --out with a lower optimizer.learning_rate or another training.precision"
+        )
 
 
 def _progress_line(run: Run, start: Progress) -> AbstractContextManager[ProgressLine | None]:
@@ -148,6 +162,7 @@ def take_step(
         totals += torch.stack([loss.total.detach(), sums.cross_entropy, sums.kl, sums.frobenius])
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
+            withhold_update(engine, norm)
         engine.step()
     total, cross_entropy, kl, frobenius = processes.sum(totals).tolist()
     return StepMetrics(

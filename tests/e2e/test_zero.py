@@ -13,6 +13,8 @@ import torch
 
 from several_jobs import let_fp16_run_on_a_cpu, run
 from small_training import make_uneven_cache, small_settings, trace, weights
+from cli_common.errors import UserError
+from student import trainer
 from student.assemble import assemble
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
@@ -186,3 +188,44 @@ def test_before_the_first_update_nothing_has_moved(cache: Path, alone: Processes
     untouched = assemble(wanted, open_cache(cache), tmp_path / "untouched", alone)
     for ours, theirs in zip(continued.run.student.parameters(), untouched.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def break_gradients(patch: pytest.MonkeyPatch, broken_from: int, broken_to: int) -> None:
+    """Make the gradient infinite in some steps, of a loss that is a number, as a recurrence can."""
+    whole, steps = trainer.loss_of, iter(range(1000))
+
+    def loss_of(run: Any, batch: Any, hidden_states: torch.Tensor, *rest: Any) -> Any:
+        if broken_from <= next(steps) // run.settings.training.gradient_accumulation < broken_to:
+            hidden_states.register_hook(lambda gradient: gradient * torch.inf)
+        return whole(run, batch, hidden_states, *rest)
+
+    take_step = trainer.take_step
+    patch.setattr(trainer, "take_step", lambda *arguments: take_step(*arguments, loss_of))
+
+
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gradient_that_is_not_finite_changes_nothing(
+    cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: int, precision: str
+) -> None:
+    chosen = options(stage_file(tmp_path, stage), precision)
+    break_gradients(monkeypatch, 2, 4)
+    outcome = run_job(small_settings(*chosen, "--training.max_steps=6"), cache, tmp_path / "out", alone)
+    found = trace(tmp_path / "out")
+    assert [record["applied"] for record in found] == [True, True, False, False, True, True]
+    assert [record["gradient_norm"] == float("inf") for record in found] == [False, False, True, True, False, False]
+    assert found[2]["learning_rate"] == found[3]["learning_rate"] == found[4]["learning_rate"]
+    assert all(torch.isfinite(parameter).all() for parameter in outcome.run.student.parameters())
+    assert all(record["loss"] == pytest.approx(record["loss"]) for record in found)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_training_that_has_come_to_nothing_is_given_up(
+    cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    chosen = options(stage_file(tmp_path, 0), precision)
+    break_gradients(monkeypatch, 3, 1000)
+    monkeypatch.setattr(trainer, "MOST_SKIPPED", 3)
+    with pytest.raises(UserError, match=r"step 6: the gradient has not been finite for 3 steps.*learning_rate"):
+        run_job(small_settings(*chosen), cache, tmp_path / "out", alone)
+    assert [record["applied"] for record in trace(tmp_path / "out")] == [True] * 3 + [False] * 3

@@ -187,3 +187,15 @@ def test_unknown_and_unfit_kernels_are_refused() -> None:
         mlstm_sequence(cell, *qkv, kernels="fast")
     with pytest.raises(ValueError, match="'triton' takes no float64"):
         mlstm_sequence(cell, *qkv, kernels="triton")
+
+
+@pytest.mark.parametrize("bias", [-85.0, -95.0, -300.0])
+def test_closed_input_gates_leave_gradients_that_are_numbers(bias: float) -> None:
+    """Below -88.7 exp(-m) is infinite in float32; xlstm's cell, and so did this one, then gives none."""
+    cell, qkv, upstream = _case(70, 2, 16, torch.float32)
+    with torch.no_grad():
+        cell.igate.bias.fill_(bias)
+    output, _ = mlstm_sequence(cell, *qkv)
+    assert torch.isfinite(output).all()
+    for gradient in _gradients(output, upstream, cell, qkv):
+        assert torch.isfinite(gradient).all()

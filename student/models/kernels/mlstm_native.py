@@ -23,6 +23,9 @@ from torch.nn import functional
 LONGEST_CHUNK = 64
 EPSILON = 1e-6
 """xlstm's ε. It meets a denominator scaled by exp(-m), so results are equal to it only with the same m."""
+LARGEST_EXPONENT = 80.0
+"""Where exp(-m) would overflow, its derivative would be infinite times the zero that it divides down to, not a number.
+Beyond this the output is zero to float32's rounding either way."""
 NOTHING = -1e30
 """Logarithm of a weight that is none; finite, so that differences of two are numbers."""
 
@@ -147,4 +150,5 @@ def _outputs(
     q = q * torch.exp(log_kept - m)[..., None]
     numerator = attention @ v + q @ before.c
     n_q = attention.sum(-1) + (q @ before.n[..., None]).squeeze(-1)
-    return numerator / (torch.maximum(n_q.abs(), torch.exp(-m)) + EPSILON)[..., None]
+    floor = torch.exp((-m).clamp(max=LARGEST_EXPONENT))
+    return numerator / (torch.maximum(n_q.abs(), floor) + EPSILON)[..., None]
