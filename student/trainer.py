@@ -36,8 +36,8 @@ class StepMetrics:
     """One step, over all processes; a line of `metrics.jsonl`.
 
     step counts from 1; loss as in Eq. 38; cross_entropy and kl (at T, without its square) a valid token in nats,
-    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones; applied is false where the update was
-    skipped because the gradient was not finite.
+    frobenius a sequence; gradient_norm before clipping; tokens are the valid ones; applied is false where the update
+    was skipped because the gradient was not finite.
     """
 
     step: int

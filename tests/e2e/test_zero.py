@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 
+from cli_common.errors import UserError
 from several_jobs import let_fp16_run_on_a_cpu, run
 from small_training import make_uneven_cache, small_settings, trace, weights
-from cli_common.errors import UserError
 from student import trainer
 from student.assemble import assemble
 from student.engine import Processes, joined_processes, quiet_deepspeed
