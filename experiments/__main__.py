@@ -3,7 +3,7 @@
 Usage: python -m experiments FOLDER [--rows 400 --epochs 2 --batch 4 --seeds 3 --jobs 1 --parts 1 2 3 4] [...]
 
 Builds the caches, times the steps of CE alone, cached and online distillation in turns, trains every
-variant with every seed in a process of its own, and writes FOLDER/tables.md.
+variant with every seed in a process of its own, and writes FOLDER/tables.md and FOLDER/accounts.png.
 """
 
 import argparse
@@ -18,8 +18,9 @@ from cli_common.errors import UserError, run_command
 from cli_common.files import write_atomically
 from experiments.caches import build_caches
 from experiments.plan import Folder, Plan
+from experiments.plot import plot_accounts
 from experiments.pool import Task, run_tasks
-from experiments.tables import page
+from experiments.tables import page, read_sheet
 from experiments.variants import TABLES, all_variants
 
 FIRST_SEED = 42
@@ -109,9 +110,11 @@ def _measure_teacher(folder: Folder) -> None:
 
 
 def _write_tables(folder: Folder) -> int:
-    file = folder.path / "tables.md"
-    write_atomically(file, page(folder).encode())
+    sheet, file, plot = read_sheet(folder), folder.path / "tables.md", folder.path / "accounts.png"
+    write_atomically(file, page(sheet).encode())
     print(file)
+    if plot_accounts(sheet, plot):
+        print(plot)
     return 0
 
 

@@ -46,8 +46,8 @@ class Sheet:
         return {seed: float(result[name]) for seed, result in self.results[variant].items()}
 
 
-def page(folder: Folder) -> str:
-    """Everything in Markdown."""
+def read_sheet(folder: Folder) -> Sheet:
+    """All results in a folder."""
     results: dict[str, dict[int, Mapping[str, Any]]] = {}
     diverged: dict[str, list[int]] = {}
     for result in folder.results():
@@ -56,9 +56,13 @@ def page(folder: Folder) -> str:
             results.setdefault(variant, {})[seed] = result
         else:
             diverged.setdefault(variant, []).append(seed)
-    sheet = Sheet(folder, folder.plan(), results, diverged)
-    tables = [render(sheet, table) for table in TABLES if sum(v.name in results for v in table.variants) > 1]
-    return "\n\n".join([*_setup(sheet), *tables, *norm_tables(folder, results)]) + "\n"
+    return Sheet(folder, folder.plan(), results, diverged)
+
+
+def page(sheet: Sheet) -> str:
+    """Everything in Markdown."""
+    tables = [render(sheet, table) for table in TABLES if sum(v.name in sheet.results for v in table.variants) > 1]
+    return "\n\n".join([*_setup(sheet), *tables, *norm_tables(sheet.folder, sheet.results)]) + "\n"
 
 
 def _setup(sheet: Sheet) -> list[str]:
