@@ -18,6 +18,7 @@ from cli_common.errors import UserError
 from cli_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.batch_size import find_batch_size
+from teacher_cache.codec import encoding_beside_other_work
 from teacher_cache.compute import computed_batches
 from teacher_cache.corpus import describe_corpus
 from teacher_cache.corpus_positions import Positions
@@ -130,6 +131,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     progress = _Progress(manifest, pending)
     with (
         Background(_read(manifest, CorpusRows(settings, teacher, writer.positions()), pending), SHARDS_AHEAD) as read,
+        encoding_beside_other_work(),
         ShardWrites(writer, _environment(teacher)) as writes,
         progress.line,
     ):

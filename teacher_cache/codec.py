@@ -4,10 +4,11 @@ pcodec beats zstd with shuffle on every numeric array here (docs/benchmarks.md);
 chunk lets any Zarr reader notice a flipped bit.
 """
 
+import os
 import threading
 import warnings
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,19 @@ _QUIET = _Quiet()
 def quiet_zarr() -> AbstractContextManager[None]:
     """Zarr warns that numcodecs' codecs are not in the v3 specification; docs/format.md says so once."""
     return _QUIET
+
+
+def encoding_beside_other_work() -> AbstractContextManager[object]:
+    """Let Zarr encode with three quarters of this process's cores, so that the thread which keeps a GPU busy has one.
+
+    On all cores, as Zarr would, that thread's small calls took 2.5 times as long. A number of threads that the user has
+    set for Zarr is kept.
+    """
+    if zarr.config.get("threading.max_workers", None) is not None:
+        return nullcontext()
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    set_for_now: AbstractContextManager[object] = zarr.config.set({"threading.max_workers": max(1, 3 * cores // 4)})
+    return set_for_now
 
 
 def describe_arrays(manifest: Manifest) -> dict[str, bytes]:

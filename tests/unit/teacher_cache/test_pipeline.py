@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import zarr
 from e2e_corpus import write_text_corpus
 
 from damageable import contents
@@ -49,6 +50,34 @@ def test_bytes_are_those_of_one_thing_after_another(
     monkeypatch.setattr(build, "_build_shards", build.build_shards_serially)
     assert build.build(wanted, tmp_path / "serial").shards_built == SHARDS
     assert contents(tmp_path / "overlapping") == contents(tmp_path / "serial")
+
+
+@pytest.mark.parametrize(
+    ("cores", "builders", "chosen", "threads"), [(16, 1, None, 12), (16, 4, None, 3), (1, 1, None, 1), (16, 1, 16, 16)]
+)
+def test_encoding_leaves_cores_to_computing(
+    wanted: BuildSettings,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    cores: int,
+    builders: int,
+    chosen: int | None,
+    threads: int,
+) -> None:
+    found: list[object] = []
+
+    def watched(writer: CacheWriter, *arguments: object) -> CommitRecord:
+        found.append(zarr.config.get("threading.max_workers"))
+        return write(writer, *arguments)  # type: ignore[arg-type]
+
+    write = CacheWriter.write_shard
+    monkeypatch.setattr(CacheWriter, "write_shard", watched)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(builders))
+    with zarr.config.set({"threading.max_workers": chosen}):
+        build.build(wanted, tmp_path / "cache")
+        assert zarr.config.get("threading.max_workers") == chosen
+    assert found == [threads] * SHARDS
 
 
 def slowed(call: Callable[..., object], seconds: float, log: list[tuple[str, float]]) -> Callable[..., object]:
