@@ -162,6 +162,12 @@ TABLES = (
             Variant("align-first", "F alone for a fifth, then δ + F", fixed(BETA, 0.1), align_share=0.2),
             Variant("align-first-normalised", "the same, normalised channels", NORMALISED.options, align_share=0.2),
             Variant("late-unfreezing", "embedding and head trained in the last 30 %", unfreeze_at=0.7),
+            Variant(
+                "linear-frobenius",
+                "linear over the whole training, δ + F, β = 0.2 → 0.1",
+                (*OVER_ALL, *fall(BETA, 0.2, 0.1)),
+                shape="linear",
+            ),
         ),
     ),
 )

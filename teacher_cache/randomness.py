@@ -7,6 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.transfers import to_device
+
 
 class Purpose(IntEnum):
     """Streams of a row that must not share numbers."""
@@ -30,7 +32,7 @@ def rounding_uniforms(seed: int, rows: range, count: int, device: torch.device) 
     """
     keys = [int(np.random.Philox(key=[seed, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw()) for row in rows]
     words = torch.arange(1, -(-count // 4) + 1, device=device) * _signed(0x9E3779B97F4A7C15)
-    mixed = torch.tensor([_signed(key) for key in keys], device=device)[:, None] + words
+    mixed = to_device(torch.tensor([_signed(key) for key in keys]), device)[:, None] + words
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed.bitwise_xor_(_shifted_right(mixed, shift)).mul_(_signed(factor))
     mixed.bitwise_xor_(_shifted_right(mixed, 31))
