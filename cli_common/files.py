@@ -9,7 +9,7 @@ BLOCK_BYTES = 2**22
 """Read at once where a file or an object is only looked through."""
 
 
-def write_atomically(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename. An `OSError` leaves what was there."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=_staging_prefix(path), dir=path.parent)

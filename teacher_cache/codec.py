@@ -112,11 +112,13 @@ _DIMENSIONS = {
 }
 
 
-def encode_shard(manifest: Manifest, documents: Mapping[str, bytes], shard: int, arrays: Arrays) -> dict[str, bytes]:
+def encode_shard(
+    manifest: Manifest, documents: Mapping[str, bytes], shard: int, arrays: Arrays
+) -> dict[str, memoryview]:
     """The objects of one shard by key, as Zarr writes them; `arrays` hold the shard's rows on axis 0.
 
     `documents` are those of `describe_arrays`. Encoding goes through a store in memory, so what is published and
-    digested are finished bytes.
+    digested are finished bytes: views of them, as copying hundreds of MiB would stop every other thread of Python.
     """
     rows = manifest.shard_rows(shard)
     objects: dict[str, Buffer] = {
@@ -129,7 +131,7 @@ def encode_shard(manifest: Manifest, documents: Mapping[str, bytes], shard: int,
             array = open_array(group, spec.name).with_config({"write_empty_chunks": True})
             array[rows.start : rows.stop] = arrays[spec.name]
     keys = [spec.data_key(shard) for spec in array_specs(manifest)]
-    return {key: objects[key].to_bytes() for key in keys}
+    return {key: objects[key].as_numpy_array().data.cast("B") for key in keys}
 
 
 _BARE_GROUP = b'{"zarr_format": 3, "node_type": "group"}'

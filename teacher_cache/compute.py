@@ -25,6 +25,7 @@ def computed_batches(
             yield before[0]
         before = batch, stored
     if before is not None:
+        statistics.settle()
         arrays.put(before[0], before[1].arrived())
         yield before[0]
 

@@ -73,7 +73,7 @@ class ObjectStore:
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {name for name in (path.rpartition("/")[2] for path in paths) if name[0] != "."}
 
-    def publish(self, key: str, data: bytes) -> None:
+    def publish(self, key: str, data: bytes | memoryview) -> None:
         """Make `data` the object at `key`; not where a lock that is held here was lost."""
         self._require_locks()
         ask(self.where(key), lambda: obstore.put(self._writes, key, data))

@@ -35,22 +35,23 @@ class ShardStatistics:
     @property
     def sums(self) -> dict[str, float]:
         """The sums so far; until they are asked for, they stay on the device, and nobody waits for it."""
-        self._add_waiting()
+        self.settle()
         if not self._sums:
             return {}
         return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
+
+    def settle(self) -> None:
+        """Begin to sum what has been added, behind whatever a GPU still has to do."""
+        if self._waiting:
+            several, labels = zip(*self._waiting, strict=True)
+            self._waiting.clear()
+            self._add(join(several), torch.cat(labels))
 
     def add(self, kept: KeptTargets, labels: Tensor) -> None:
         """Count n positions in; labels (n,) are their next tokens."""
         self._waiting.append((kept, labels))
         if not labels.is_cuda or sum(len(waiting) for _, waiting in self._waiting) >= GPU_POSITIONS:
-            self._add_waiting()
-
-    def _add_waiting(self) -> None:
-        if self._waiting:
-            several, labels = zip(*self._waiting, strict=True)
-            self._waiting.clear()
-            self._add(join(several), torch.cat(labels))
+            self.settle()
 
     def _add(self, kept: KeptTargets, labels: Tensor) -> None:
         values, log_mass, layout = kept.values, kept.log_mass, self._layout

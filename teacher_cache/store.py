@@ -45,7 +45,7 @@ class Store(Protocol):
         """What lies directly in a folder."""
         ...
 
-    def publish(self, key: str, data: bytes) -> None:
+    def publish(self, key: str, data: bytes | memoryview) -> None:
         """Make `data` the object at `key`."""
         ...
 
@@ -173,7 +173,7 @@ class LocalStore:
             raise CacheError(f"{place}: a file, not a folder; choose another --out")
         return {found.name for found in place.iterdir() if found.name[0] != "."}
 
-    def publish(self, key: str, data: bytes) -> None:
+    def publish(self, key: str, data: bytes | memoryview) -> None:
         """Make `data` the object at `key`. Raises `UserError` on a full disk or a refused write."""
         with self._failures_named(key):
             write_atomically(self.path / key, data)
