@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.format import Manifest, array_specs
-from teacher_cache.quantize import pack_int4, quantize
-from teacher_cache.randomness import Purpose, rounding_uniforms, row_uniforms
+from teacher_cache.quantize import pack_int4, quantize, quantize_rows
+from teacher_cache.randomness import Purpose, rounding_keys, row_uniforms
 from teacher_cache.rows import TokenRow
 from teacher_cache.targets import KeptTargets
 from teacher_cache.transfers import to_device
@@ -71,18 +71,21 @@ class ShardArrays:
 
     def stored_hidden_mean(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
         """Averaged states (B, T, d) float32 of some rows, at the positions and the precision the manifest names."""
-        hidden = self.manifest.hidden
-        states = states[:, :: hidden.stride]
-        uniform = None
-        if hidden.mean in ("int8", "int4"):
-            rows, seed = self.rows[batch], self.manifest.targets.seed
-            uniform = rounding_uniforms(seed, rows, states[0].numel(), states.device).view(states.shape)
-        return self._stored_states("hidden/mean", batch, states, hidden.mean, hidden.stride, uniform)
+        hidden, name = self.manifest.hidden, "hidden/mean"
+        states, counted = states[:, :: hidden.stride], self._counted(batch, states.device)[:, :: hidden.stride]
+        if hidden.mean not in ("int8", "int4"):
+            return {name: self._lossless(states, counted)}
+        keys = rounding_keys(self.manifest.targets.seed, self.rows[batch], states.device)
+        codes, scales = quantize_rows(states, counted, hidden.mean, keys)
+        return {name: pack_int4(codes) if hidden.mean == "int4" else codes, f"{name}_scales": scales}
 
     def stored_final(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
         """Final states (B, T, d) of some rows: exact mode."""
-        precision = self.manifest.targets.exact_hidden
-        return self._stored_states("exact/hidden", batch, states.float(), precision, 1, None)
+        counted, name = self._counted(batch, states.device), "exact/hidden"
+        if self.manifest.targets.exact_hidden == "lossless":
+            return {name: self._lossless(states, counted)}
+        codes, scales = quantize(torch.where(counted[..., None], states.float(), 0.0), "int8", None)
+        return {name: codes, f"{name}_scales": scales}
 
     def put(self, batch: slice, stored: Mapping[str, Tensor]) -> None:
         """Arrays of some rows by name, on the CPU; integers of another sign as their bits."""
@@ -90,13 +93,11 @@ class ShardArrays:
             array = self.by_name[name]
             array[batch] = part.numpy().view(array.dtype)
 
-    def _stored_states(
-        self, name: str, batch: slice, states: Tensor, precision: str, stride: int, uniform: Tensor | None
-    ) -> dict[str, Tensor]:
-        counted = to_device(torch.from_numpy(self.loss_mask[batch, ::stride])[..., None], states.device)
-        states = torch.where(counted, states, 0.0)
-        if precision == "lossless":
-            stored = states.to(getattr(torch, self.manifest.teacher.dtype))
-            return {name: stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored}
-        codes, scales = quantize(states, "int4" if precision == "int4" else "int8", uniform)
-        return {name: pack_int4(codes) if precision == "int4" else codes, f"{name}_scales": scales}
+    def _counted(self, batch: slice, device: torch.device) -> Tensor:
+        """The loss mask (B, T) of some rows."""
+        return to_device(torch.from_numpy(self.loss_mask[batch]), device)
+
+    def _lossless(self, states: Tensor, counted: Tensor) -> Tensor:
+        """States in the teacher's dtype, bfloat16 as its bits; 0 where nothing counts."""
+        stored = torch.where(counted[..., None], states, 0.0).to(getattr(torch, self.manifest.teacher.dtype))
+        return stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored

@@ -1,5 +1,7 @@
 """Hidden states at 8 and 4 bits: codes and one float16 scale for each group of 64 channels."""
 
+import importlib.util
+from functools import cache
 from typing import Literal
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teacher_cache.format import SCALE_GROUP
+from teacher_cache.randomness import rounding_uniforms
 
 Precision = Literal["int8", "int4"]
 
@@ -14,6 +17,22 @@ LARGEST_CODE = {"int8": 127, "int4": 7}
 
 ROOM = 1 + 2.0**-10
 """Scales are made this much larger, so that rounding them to float16 never makes the largest channel overflow."""
+
+
+def quantize_rows(states: Tensor, counted: Tensor, precision: Precision, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """`quantize` of rows' states (B, T, d) with the rounding numbers of keys (B,); 0 where counted (B, T) is false."""
+    if states.is_cuda and _has_triton():
+        from teacher_cache import quantize_triton
+
+        largest = LARGEST_CODE[precision]
+        return quantize_triton.quantize_rows(states.float(), counted, keys, largest, ROOM / largest)
+    uniform = rounding_uniforms(keys, states[0].numel()).view(states.shape)
+    return quantize(torch.where(counted[..., None], states, 0.0), precision, uniform)
+
+
+@cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def quantize(states: Tensor, precision: Precision, uniform: Tensor | None) -> tuple[Tensor, Tensor]:

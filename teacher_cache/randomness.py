@@ -24,15 +24,20 @@ def row_uniforms(seed: int, row: int, purpose: Purpose, count: int) -> NDArray[n
     return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
 
 
-def rounding_uniforms(seed: int, rows: range, count: int, device: torch.device) -> Tensor:
+def rounding_keys(seed: int, rows: range, device: torch.device) -> Tensor:
+    """What rows' rounding numbers are drawn from: (rows,) int64."""
+    keys = [int(np.random.Philox(key=[seed, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw()) for row in rows]
+    return to_device(torch.tensor([_signed(key) for key in keys]), device)
+
+
+def rounding_uniforms(keys: Tensor, count: int) -> Tensor:
     """Numbers in (0, 1), float32 (rows, count), the same on every device: 16 bits each of a row's SplitMix64 stream.
 
     Rounding needs one a channel, a thousand times as many as sampling: `row_uniforms` would take longer than a GPU
     needs for its teacher, and so would bringing them there.
     """
-    keys = [int(np.random.Philox(key=[seed, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw()) for row in rows]
-    words = torch.arange(1, -(-count // 4) + 1, device=device) * _signed(0x9E3779B97F4A7C15)
-    mixed = to_device(torch.tensor([_signed(key) for key in keys]), device)[:, None] + words
+    words = torch.arange(1, -(-count // 4) + 1, device=keys.device) * _signed(0x9E3779B97F4A7C15)
+    mixed = keys[:, None] + words
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed.bitwise_xor_(_shifted_right(mixed, shift)).mul_(_signed(factor))
     mixed.bitwise_xor_(_shifted_right(mixed, 31))

@@ -1,3 +1,8 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -5,7 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from teacher_cache.quantize import LARGEST_CODE, Precision, dequantize, pack_int4, quantize, unpack_int4
-from teacher_cache.randomness import Purpose, rounding_uniforms, row_uniforms
+from teacher_cache.randomness import Purpose, rounding_keys, rounding_uniforms, row_uniforms
+
+CPU = torch.device("cpu")
+TESTS = Path(__file__).parents[1]
 
 
 @given(st.integers(1, 200), st.integers(0, 2**31), st.sampled_from([1e-6, 1.0, 1e3]))
@@ -73,7 +81,7 @@ def splitmix64(seed: int, words: int) -> list[int]:
 
 @pytest.mark.parametrize("count", [1, 4, 103])
 def test_rounding_takes_16_bits_each_of_a_rows_splitmix64(count: int) -> None:
-    found = rounding_uniforms(7, range(3, 6), count, torch.device("cpu"))
+    found = rounding_uniforms(rounding_keys(7, range(3, 6), CPU), count)
     assert found.shape == (3, count)
     for row, numbers in zip(range(3, 6), found, strict=True):
         seed = int(np.random.Philox(key=[7, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw())
@@ -83,10 +91,18 @@ def test_rounding_takes_16_bits_each_of_a_rows_splitmix64(count: int) -> None:
 
 def test_rounding_numbers_are_uniform_and_rows_have_their_own() -> None:
     """A chi-square over 256 bins of 400,000 numbers within 4.5 standard deviations; rows correlate within 4.5 too."""
-    numbers = rounding_uniforms(0, range(4), 100_000, torch.device("cpu")).double()
+    numbers = rounding_uniforms(rounding_keys(0, range(4), CPU), 100_000).double()
     assert 0 < numbers.min() < numbers.max() < 1
     counts = torch.histc(numbers, 256, 0, 1)
     chi_square = ((counts - counts.mean()).square() / counts.mean()).sum()
     assert abs(chi_square - 255) < 4.5 * 510**0.5
     correlations = torch.corrcoef(numbers) - torch.eye(4)
     assert correlations.abs().max() < 4.5 * 100_000**-0.5
+
+
+def test_the_kernel_rounds_as_pytorch_does() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"}
+    pytest.importorskip("triton")
+    command = [sys.executable, str(TESTS / "quantize_twin.py"), "cpu"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.stdout == "equal\n", done.stderr
