@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cli_common.progress import ProgressLine
+from delta_common.progress import ProgressLine
 from schemes import CHUNK, Both, Entries, Scheme, draws, sampled, stored_bytes, top
 from student.frozen_weights import FrozenWeights
 from student.model_settings import StudentSettings, TeacherDims, resolve_shape

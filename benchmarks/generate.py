@@ -26,7 +26,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from step import SIZES, Sizes, make_teacher
 from student.frozen_weights import FrozenWeights
 from student.generate import read_prompts

@@ -29,7 +29,7 @@ import torch
 import transformers
 from torch import Tensor
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.divergence import TermWeights

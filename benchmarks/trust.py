@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from teacher_cache import open_cache
 from teacher_cache.build import build
 from teacher_cache.format import digest

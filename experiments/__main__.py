@@ -14,8 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from cli_common.errors import UserError, run_command
-from cli_common.files import write_atomically
+from delta_common.errors import UserError, run_command
+from delta_common.files import write_atomically
 from experiments.caches import build_caches
 from experiments.plan import Folder, Plan
 from experiments.plot import plot_accounts

@@ -5,8 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cli_common.files import write_atomically
-from cli_common.settings_file import load_settings
+from delta_common.files import write_atomically
+from delta_common.settings_file import load_settings
 from experiments.plan import Folder, Plan
 from teacher_cache.build import build
 from teacher_cache.settings import BuildSettings

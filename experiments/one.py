@@ -8,8 +8,8 @@ import json
 import sys
 from pathlib import Path
 
-from cli_common.errors import run_command
-from cli_common.files import write_atomically
+from delta_common.errors import run_command
+from delta_common.files import write_atomically
 from experiments.plan import Folder
 from experiments.variants import all_variants
 from student.engine import joined_processes, quiet_deepspeed

@@ -4,8 +4,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cli_common.errors import UserError
-from cli_common.files import write_atomically
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from cli_common.progress import ProgressLine
+from delta_common.progress import ProgressLine
 from experiments.plan import Folder
 
 ROOT = Path(__file__).parents[1]

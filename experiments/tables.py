@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cli_common.progress import duration
+from delta_common.progress import duration
 from experiments.gradient_norms import norm_tables
 from experiments.plan import Folder, Plan
 from experiments.spread import Difference, Spread, difference

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cli_common.files import write_atomically
-from cli_common.settings_file import load_settings
+from delta_common.files import write_atomically
+from delta_common.settings_file import load_settings
 from experiments.accounts import Account, make_account
 from experiments.measure import Figures, measure_student
 from experiments.plan import Folder, Plan

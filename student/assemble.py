@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.channel_scale import channel_rms
 from student.checkpoint import TrainingState
 from student.data import BatchReader

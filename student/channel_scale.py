@@ -6,7 +6,7 @@ Taken from the first shard, so that it depends on the cache alone: on no rank, b
 import torch
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.reader import Cache
 
 SMALLEST_SHARE = 0.01

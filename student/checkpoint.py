@@ -16,10 +16,10 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
-from cli_common.differences import differences
-from cli_common.errors import UserError
-from cli_common.files import settle_on_disk, write_atomically
-from cli_common.settings_file import FrozenSettings
+from delta_common.differences import differences
+from delta_common.errors import UserError
+from delta_common.files import settle_on_disk, write_atomically
+from delta_common.settings_file import FrozenSettings
 from student.engine import Processes, loss_scaler
 from student.master_states import gathered_states, restore_states
 from student.progress import Progress

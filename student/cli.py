@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cli_common.errors import UserError, run_command
-from cli_common.settings_file import load_settings
+from delta_common.errors import UserError, run_command
+from delta_common.settings_file import load_settings
 
 if TYPE_CHECKING:
     from student.job import Outcome

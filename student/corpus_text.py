@@ -5,7 +5,7 @@ from itertools import islice
 
 import numpy as np
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
 from teacher_cache.decode import CachedRows

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.decode import CachedRows
 from teacher_cache.reader import Cache
 

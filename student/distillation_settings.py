@@ -4,7 +4,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from cli_common.settings_file import FrozenSettings
+from delta_common.settings_file import FrozenSettings
 
 
 class FrobeniusSettings(FrozenSettings):

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 from cyclopts import App, CycloptsError
 
-from cli_common.errors import UserError, run_command
+from delta_common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from cli_common.progress import ProgressLine
+    from delta_common.progress import ProgressLine
     from student.held_out import Figures, HeldOut
     from teacher_cache.decode import CachedRows
 
@@ -37,7 +37,7 @@ def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = No
     json
         Print JSON in place of a table, with each document's means.
     """
-    from cli_common.console import print_json, print_tables
+    from delta_common.console import print_json, print_tables
     from student.engine import quiet_deepspeed
 
     if cache is None and corpus is None:
@@ -68,7 +68,7 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     """What was measured, and on what."""
     import torch
 
-    from cli_common.progress import ProgressLine
+    from delta_common.progress import ProgressLine
     from student.corpus_text import text_rows
     from student.held_out import measure_held_out, rows_in_order
     from student.positions import require_temperature_one

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
-from cli_common.errors import UserError
-from cli_common.files import STAGING_PREFIX, settle_on_disk
+from delta_common.errors import UserError
+from delta_common.files import STAGING_PREFIX, settle_on_disk
 from student.export_card import CARD_FILE, model_card
 from student.exported import CONFIG_FILE, WEIGHTS_FILE
 from student.hf import DistilXLSTMForCausalLM

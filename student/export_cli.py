@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError
 
-from cli_common.errors import UserError, run_command
+from delta_common.errors import UserError, run_command
 
 app = App(name="student-export")
 
@@ -26,7 +26,7 @@ def export(run: Path, *, out: Path, cache: str | None = None) -> int:
     cache
         Folder or URL of the cache trained on, if it is no longer where it was.
     """
-    from cli_common.progress import byte_size
+    from delta_common.progress import byte_size
     from student.export import export_student
 
     size = export_student(run, out, cache)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.models.xlstm import XLSTMStudent
 from student.tokenizer import tokenizer_digest
 

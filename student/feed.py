@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from cli_common.background import Background
+from delta_common.background import Background
 from student.data import BatchReader, Window
 from teacher_cache.decode import CachedRows
 

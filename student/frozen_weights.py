@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.models.blocks import RecurrentState
 from student.models.state import select_rows
 from student.models.xlstm import PREFILL_LENGTH, XLSTMStudent

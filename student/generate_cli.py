@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cli_common.errors import UserError, run_command
+from delta_common.errors import UserError, run_command
 
 if TYPE_CHECKING:
     from student.exported import ExportedStudent

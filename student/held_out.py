@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.batch import Batch
 from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
 from student.document_bootstrap import Estimate, intervals

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from cli_common.errors import UserError
-from cli_common.files import write_atomically
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
 from student.assemble import Run, assemble
 from student.checkpoint import find_checkpoint, load_checkpoint, require_same_run, save_trained
 from student.engine import Processes

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from cli_common.errors import UserError
-from cli_common.settings_file import FrozenSettings
+from delta_common.errors import UserError
+from delta_common.settings_file import FrozenSettings
 
 PAPER_BLOCKS = 6
 PAPER_HEADS = 16

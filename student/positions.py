@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.divergence import Divergence, TeacherTargets, divergence_at
 from student.frozen_weights import FrozenHead
 from student.fused_loss import valid_positions

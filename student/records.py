@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from cli_common.files import write_atomically
+from delta_common.files import write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"

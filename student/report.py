@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from cli_common.differences import flatten
-from cli_common.errors import UserError
-from cli_common.files import write_atomically
-from cli_common.markup import Markup, element, join
-from cli_common.page import fill_page, pairs, table
-from cli_common.progress import byte_size, duration
+from delta_common.differences import flatten
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
+from delta_common.markup import Markup, element, join
+from delta_common.page import fill_page, pairs, table
+from delta_common.progress import byte_size, duration
 from student.measure_words import MEASURE_WORDS
 from student.report_charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
 from student.report_series import MOST_POINTS, Chart, charts

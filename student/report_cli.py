@@ -5,7 +5,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError
 
-from cli_common.errors import UserError, run_command
+from delta_common.errors import UserError, run_command
 
 MOST_RUNS = 18
 """Six colours in three kinds of dashes."""
@@ -24,7 +24,7 @@ def report(*runs: Path, out: Path | None = None) -> int:
     out
         The page; `report.html` in a single run's folder, or in the current one for several, if not given.
     """
-    from cli_common.progress import byte_size
+    from delta_common.progress import byte_size
     from student.report import REPORT_FILE, write_report
     from student.run_files import read_run
 

@@ -7,8 +7,8 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from cli_common.errors import UserError
-from cli_common.settings_file import FrozenSettings
+from delta_common.errors import UserError
+from delta_common.settings_file import FrozenSettings
 from student.costs import StepCost
 from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.settings import TrainSettings

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from cli_common.settings_file import FrozenSettings
+from delta_common.settings_file import FrozenSettings
 from student.distillation_settings import DistillationSettings
 from student.model_settings import StudentSettings
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from cli_common.files import write_atomically
+from delta_common.files import write_atomically
 from student.assemble import Run
 from student.held_out import rows_in_order, teacher_figures
 from student.job import Outcome

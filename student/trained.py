@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.assemble import initial_student
 from student.models.xlstm import XLSTMStudent
 from student.run_files import TRAINED_FILE, RunSummary, read_settings, read_summary

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cli_common.errors import UserError
-from cli_common.progress import ProgressLine
+from delta_common.errors import UserError
+from delta_common.progress import ProgressLine
 from student.assemble import Run
 from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint

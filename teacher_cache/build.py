@@ -13,9 +13,9 @@ import torch
 import transformers
 import zarr
 
-from cli_common.background import Background
-from cli_common.errors import UserError
-from cli_common.progress import ProgressLine, byte_size
+from delta_common.background import Background
+from delta_common.errors import UserError
+from delta_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.batch_size import find_batch_size
 from teacher_cache.codec import encoding_beside_other_work

@@ -6,10 +6,10 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 
-from cli_common.console import print_json, print_tables
-from cli_common.errors import UserError, run_command
-from cli_common.progress import duration
-from cli_common.settings_file import load_settings
+from delta_common.console import print_json, print_tables
+from delta_common.errors import UserError, run_command
+from delta_common.progress import duration
+from delta_common.settings_file import load_settings
 
 app = App(
     name="teacher-cache",

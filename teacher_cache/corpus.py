@@ -8,7 +8,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed, Reader
 from teacher_cache.corpus_files import FileFormat, file_reader
 from teacher_cache.corpus_hub import hub_reader, hub_revision

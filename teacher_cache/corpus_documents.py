@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus_settings import CorpusSettings
 
 

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus_documents import Document, Place, Placed, Reader, make_document, require_column
 from teacher_cache.corpus_settings import CorpusSettings
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pyarrow as pa
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus_documents import Place, Placed
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from itertools import chain, islice
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus import Corpus
 from teacher_cache.corpus_documents import BEGINNING, RowEnd
 from teacher_cache.corpus_positions import Position, Positions

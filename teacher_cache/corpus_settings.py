@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from cli_common.settings_file import FrozenSettings
+from delta_common.settings_file import FrozenSettings
 
 PositiveInt = Annotated[int, Field(ge=1)]
 

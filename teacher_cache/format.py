@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 import xxhash
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 
 FORMAT_NAME = "teacher-cache"
 FORMAT_VERSION = 1

@@ -10,7 +10,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from cli_common.progress import byte_size
+from delta_common.progress import byte_size
 from teacher_cache.format import array_specs
 from teacher_cache.inspect_shards import outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.reader import Cache

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cli_common.markup import Markup, element, join
-from cli_common.svg import Scale, svg_points
+from delta_common.markup import Markup, element, join
+from delta_common.svg import Scale, svg_points
 from teacher_cache.inspect_curves import Curve
 from teacher_cache.inspect_shards import ShardFigure
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from cli_common.errors import UserError
-from cli_common.files import write_atomically
-from cli_common.markup import Markup, element, join
-from cli_common.page import fill_page, pairs, table
-from cli_common.progress import byte_size
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
+from delta_common.markup import Markup, element, join
+from delta_common.page import fill_page, pairs, table
+from delta_common.progress import byte_size
 from teacher_cache.inspect import corpus_words, identity_facts, summarize, temperature_lines
 from teacher_cache.inspect_charts import line_chart, share_bar, strip
 from teacher_cache.inspect_curves import Curves, temperature_curves

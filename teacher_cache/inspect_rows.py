@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from transformers import AutoTokenizer
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.reader import Cache
 
 CHOICES_SHOWN = 5

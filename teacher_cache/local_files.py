@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from cli_common.errors import UserError
-from cli_common.files import write_atomically
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
 from teacher_cache.format import Manifest, digest
 from teacher_cache.metadata import read_listed
 from teacher_cache.store import Store

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 
 ROUNDING = 1e-9
 

@@ -15,7 +15,7 @@ from obstore.exceptions import (
     UnauthenticatedError,
 )
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 
 CREDENTIALS = {
     "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION",

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.object_failures import CONDITIONAL_PUT, ask
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
-from cli_common.progress import byte_size, duration
+from delta_common.progress import byte_size, duration
 from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import make_manifest, require_fit, with_batch_size

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import estimate
 from teacher_cache.checked_store import CheckedStore
 from teacher_cache.codec import open_array, quiet_zarr

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from cli_common.settings_file import FrozenSettings
+from delta_common.settings_file import FrozenSettings
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
 from teacher_cache.format import HiddenLayout, TargetLayout
 from teacher_cache.nodes import node_temperatures

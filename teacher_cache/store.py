@@ -13,8 +13,8 @@ import zarr.abc.store
 import zarr.storage
 from filelock import FileLock, Timeout
 
-from cli_common.errors import UserError
-from cli_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
+from delta_common.errors import UserError
+from delta_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
 from teacher_cache.format import LOCKS_FOLDER, CacheError, CacheFormatError
 
 URL = re.compile(r"\w+:/")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.format import (
     ALIGNMENT,

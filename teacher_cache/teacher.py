@@ -18,7 +18,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.captured import Captured
 from teacher_cache.format import (
     FROZEN_WEIGHTS_KEY,

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.estimate import inclusion_probabilities, relative_logits
 from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
 

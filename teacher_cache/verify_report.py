@@ -5,7 +5,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from cli_common.progress import byte_size, duration
+from delta_common.progress import byte_size, duration
 from teacher_cache.verify import Findings
 
 FAULTS_SHOWN = 20

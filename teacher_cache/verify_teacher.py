@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.compute import batches, compute_batch
 from teacher_cache.decode import CachedRows, decode_entries, decode_rows

@@ -6,7 +6,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from cli_common.differences import differences
+from delta_common.differences import differences
 from teacher_cache.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
 from teacher_cache.corpus_positions import Positions

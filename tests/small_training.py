@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
 from teacher_cache.commits import CommitRecord
 from teacher_cache.format import digest

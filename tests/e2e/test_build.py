@@ -14,8 +14,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from cli_common.errors import UserError
-from cli_common.settings_file import load_settings
+from delta_common.errors import UserError
+from delta_common.settings_file import load_settings
 from teacher_cache import corpus_files, open_cache
 from teacher_cache.build import build
 from teacher_cache.cli import app

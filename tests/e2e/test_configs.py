@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from student.engine import deepspeed_config, quiet_deepspeed
 from student.settings import TrainSettings
 from teacher_cache.settings import BuildSettings

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from e2e_corpus import write_text_corpus
 
-from cli_common.errors import UserError
 from damageable import SIZES, contents, stored
+from delta_common.errors import UserError
 from object_server import Fault, Proxy, Request
 from student import cli as student_cli
 from student.data import BatchReader

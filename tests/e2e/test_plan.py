@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from e2e_corpus import write_text_corpus
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.build import build
 from teacher_cache.inspect import summarize

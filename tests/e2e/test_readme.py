@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from zarr.errors import ZarrUserWarning
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from student import cli as student_cli
 from student import eval_cli, export_cli, generate_cli, report_cli
 from student.settings import TrainSettings

@@ -13,7 +13,7 @@ import pytest
 import torch
 from e2e_corpus import write_text_corpus
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
 from student import cli, trainer
 from student.assemble import Run, assemble

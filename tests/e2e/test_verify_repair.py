@@ -12,8 +12,8 @@ import yaml
 import zarr
 from e2e_corpus import write_text_corpus
 
-from cli_common.errors import UserError
 from damageable import contents
+from delta_common.errors import UserError
 from teacher_cache.build import build
 from teacher_cache.cli import app
 from teacher_cache.codec import describe_arrays, encode_shard, open_array, quiet_zarr

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from several_jobs import let_fp16_run_on_a_cpu, run
 from small_training import make_uneven_cache, small_settings, trace, weights
 from student import trainer

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cli_common.errors import UserError
 from damageable import SIZES, contents
+from delta_common.errors import UserError
 from teacher_cache.store import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify

@@ -20,8 +20,8 @@ from google_crc32c import value as crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
-from cli_common.settings_file import load_settings
+from delta_common.errors import UserError
+from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.commits import commit_key
@@ -213,7 +213,7 @@ def test_settings_that_would_run_something_or_fill_memory(
 def test_nothing_here_unpickles() -> None:
     """torch.load without weights_only and pickle itself occur nowhere in the packages."""
     root = Path(__file__).parents[2]
-    sources = [p for package in ("cli_common", "teacher_cache", "student") for p in (root / package).rglob("*.py")]
+    sources = [p for package in ("delta_common", "teacher_cache", "student") for p in (root / package).rglob("*.py")]
     assert len(sources) > 40
     for path in sources:
         text = path.read_text()

@@ -11,8 +11,8 @@ from pathlib import Path
 import obstore
 import pytest
 
-from cli_common.errors import UserError
 from damageable import SIZES, contents, stored
+from delta_common.errors import UserError
 from object_server import Fault, Proxy, Request
 from teacher_cache.format import CacheCorruptError
 from teacher_cache.object_store import ObjectStore, Patience

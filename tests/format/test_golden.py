@@ -50,5 +50,5 @@ def test_a_reader_written_from_the_document_alone_agrees_to_the_bit(name: str) -
 
 def test_the_independent_reader_knows_nothing_of_this_project() -> None:
     source = Path(independent_reader.__file__).read_text()
-    assert not {"teacher_cache", "student", "cli_common"} & {word.strip(".,") for word in source.split()}
+    assert not {"teacher_cache", "student", "delta_common"} & {word.strip(".,") for word in source.split()}
     assert len(source.splitlines()) < 110

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from layouts import keep, layout, zipf_logits
 from student.batch import Batch
 from student.channel_scale import SMALLEST_SHARE, channel_rms

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli_common.settings_file import load_settings
+from delta_common.settings_file import load_settings
 from experiments.plan import Folder, Plan
 from experiments.training import CONFIG, TIMED, Job
 from experiments.variants import TABLES, all_variants

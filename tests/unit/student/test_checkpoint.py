@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.checkpoint import CHECKPOINTS_KEPT, TrainingState, _drop_old, find_checkpoint, load_checkpoint
 from student.progress import Progress
 from student.records import Records

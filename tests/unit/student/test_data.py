@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.data import WINDOW_SHARDS, BatchReader, epoch_windows
 from teacher_cache.reader import Cache, open_cache
 from teacher_cache.synthetic import make_synthetic_cache

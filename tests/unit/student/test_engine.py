@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from torch import nn
 
-from cli_common.errors import UserError
-from cli_common.settings_file import load_settings
+from delta_common.errors import UserError
+from delta_common.settings_file import load_settings
 from student.engine import deepspeed_config, joined_processes, make_engine, quiet_deepspeed
 from student.settings import TrainSettings
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from cli_common.background import Background
+from delta_common.background import Background
 from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead

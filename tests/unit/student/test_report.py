@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from made_runs import NAMES, STEPS, a_run
 from student.report import render_report, write_report
 from student.report_charts import BOTTOM, HEIGHT, TOP, figure

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from student.frozen_weights import FrozenWeights, read_frozen_weights
 from student.generate import generate_tokens
 from student.model_settings import StudentSettings, StudentShape, TeacherDims, resolve_shape

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.corpus import describe_corpus, iter_documents
 from teacher_cache.corpus_settings import CorpusSettings
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import corpus_files, corpus_retries
 from teacher_cache.corpus import Corpus, describe_corpus, iter_documents
 from teacher_cache.corpus_documents import Place

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import corpus_retries
 from teacher_cache.corpus import Corpus
 from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed

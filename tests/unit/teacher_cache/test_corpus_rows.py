@@ -17,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import corpus_files, corpus_retries, open_cache
 from teacher_cache.corpus_positions import Positions, position_key
 from teacher_cache.corpus_rows import CorpusRows

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from cli_common.console import print_tables
-from cli_common.errors import UserError
+from delta_common.console import print_tables
+from delta_common.errors import UserError
 from teacher_cache import Cache, open_cache
 from teacher_cache.cli import app
 from teacher_cache.inspect import render_summary, summarize

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from cli_common.errors import UserError
-from cli_common.markup import element
+from delta_common.errors import UserError
+from delta_common.markup import element
 from layouts import keep, layout, zipf_logits
 from teacher_cache import Cache, estimate, open_cache
 from teacher_cache.inspect_curves import spread_rows, temperature_curves

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.format import CacheFormatError, parse_manifest
 from teacher_cache.nodes import derivative_weights, interpolation_weights, node_temperatures
 

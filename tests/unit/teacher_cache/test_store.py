@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cli_common.errors import UserError
-from cli_common.files import STAGING_PREFIX
+from delta_common.errors import UserError
+from delta_common.files import STAGING_PREFIX
 from teacher_cache.store import LocalStore
 
 

@@ -9,7 +9,7 @@ import zarr
 from numpy.typing import NDArray
 from safetensors.numpy import load_file
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.codec import quiet_zarr, widen_bfloat16
 from teacher_cache.commits import commit_key

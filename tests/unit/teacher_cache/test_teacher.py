@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import load
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 from teacher_cache.format import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher import HEAD_CHUNK_ELEMENTS, load_teacher

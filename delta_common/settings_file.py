@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cli_common.errors import UserError
+from delta_common.errors import UserError
 
 
 class FrozenSettings(BaseModel):

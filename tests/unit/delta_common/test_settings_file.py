@@ -3,9 +3,9 @@ from typing import Literal
 
 import pytest
 
-from cli_common.errors import EXIT_USAGE, UserError, run_command
-from cli_common.progress import byte_size, duration
-from cli_common.settings_file import FrozenSettings, load_settings
+from delta_common.errors import EXIT_USAGE, UserError, run_command
+from delta_common.progress import byte_size, duration
+from delta_common.settings_file import FrozenSettings, load_settings
 
 
 class Inner(FrozenSettings):
