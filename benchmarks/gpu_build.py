@@ -28,8 +28,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import build, make_manifest
-from teacher_cache.codec import describe_arrays, encode_shard
 from teacher_cache.compute import compute_batch
+from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.teacher import Teacher, load_teacher

@@ -16,7 +16,7 @@ from pcodec import ChunkConfig, standalone
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import keep_targets
 
 CHUNK = 1024

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import TargetSettings
 from teacher_cache.targets import keep_by_kernels, keep_by_torch
 

@@ -17,7 +17,7 @@ from typing import Any
 from delta_common.settings_file import load_settings
 from teacher_cache import open_cache
 from teacher_cache.build import build
-from teacher_cache.format import digest
+from teacher_cache.format.sealed import digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache

@@ -22,7 +22,7 @@ from student.divergence import (
 )
 from student.frozen_weights import FrozenHead
 from student.softmax_passes import SoftmaxPasses
-from teacher_cache.format import LOG_MASS_FLOOR
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.teacher import Teacher
 
 Account = Callable[[Batch, Tensor, float], Divergence | None]

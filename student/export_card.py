@@ -7,7 +7,7 @@ import torch
 
 from student.measure_words import MEASURE_WORDS
 from student.run_files import RunFiles, RunSummary
-from teacher_cache.format import Manifest
+from teacher_cache.format.manifest import Manifest
 
 CARD_FILE = "README.md"
 LAST_STEP = ("loss", "cross_entropy", "kl", "frobenius", "temperature", "alpha")

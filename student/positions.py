@@ -14,7 +14,7 @@ from student.divergence import Divergence, TeacherTargets, divergence_at
 from student.frozen_weights import FrozenHead
 from student.fused_loss import valid_positions
 from teacher_cache import estimate
-from teacher_cache.nodes import interpolation_weights
+from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.reader import Cache
 
 CHUNK_LOGITS = 2**25

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.format import Manifest, array_specs
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.manifest import Manifest
 from teacher_cache.quantize import pack_int4, quantize, quantize_rows
 from teacher_cache.randomness import Purpose, rounding_keys, row_uniforms
 from teacher_cache.rows import TokenRow

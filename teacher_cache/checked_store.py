@@ -6,8 +6,9 @@ from zarr.abc.buffer import Buffer, BufferPrototype
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.storage import WrapperStore
 
-from teacher_cache.commits import StoredObject
-from teacher_cache.format import REPAIR, CacheCorruptError, digest
+from teacher_cache.format.commits import StoredObject
+from teacher_cache.format.errors import REPAIR, CacheCorruptError
+from teacher_cache.format.sealed import digest
 
 
 class CheckedStore(WrapperStore[Store]):

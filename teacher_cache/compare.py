@@ -13,8 +13,8 @@ from rich.text import Text
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.codec import open_array, quiet_zarr
-from teacher_cache.format import array_specs
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.inspect import summarize
 from teacher_cache.inspect_entries import Entries, row_entries
 from teacher_cache.reader import Cache

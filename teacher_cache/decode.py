@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.codec import widen_bfloat16
-from teacher_cache.format import Manifest
+from teacher_cache.format.codec import widen_bfloat16
+from teacher_cache.format.manifest import Manifest
 from teacher_cache.quantize import dequantize, unpack_int4
 
 Stored = Callable[[str], NDArray[Any]]

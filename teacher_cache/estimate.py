@@ -17,8 +17,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from teacher_cache.format import TargetLayout
-from teacher_cache.nodes import derivative_weights, interpolation_weights
+from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.format.nodes import derivative_weights, interpolation_weights
 
 SLICE_POSITIONS = 2048
 """Positions `estimate_at` works on at once on a CPU."""

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.reader import Cache
 
 MOST_CERTAIN = 48

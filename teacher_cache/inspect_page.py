@@ -8,13 +8,13 @@ from delta_common.files import write_atomically
 from delta_common.markup import Markup, element, join
 from delta_common.page import fill_page, pairs, table
 from delta_common.progress import byte_size
+from teacher_cache.format.commits import REPORTED_TEMPERATURES
 from teacher_cache.inspect import corpus_words, identity_facts, summarize, temperature_lines
 from teacher_cache.inspect_charts import line_chart, share_bar, strip
 from teacher_cache.inspect_curves import Curves, temperature_curves
 from teacher_cache.inspect_shards import ShardFigure, shard_figures
 from teacher_cache.inspect_tokens import TokenData, token_data
 from teacher_cache.reader import Cache
-from teacher_cache.statistics import REPORTED_TEMPERATURES
 
 
 def parse_rows(rows: str | None) -> list[int] | None:

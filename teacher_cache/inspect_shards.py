@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from teacher_cache.commits import CommitRecord
+from teacher_cache.format.commits import CommitRecord
 from teacher_cache.reader import Cache
 
 OUTLIER_DEVIATIONS = 5.0

@@ -2,18 +2,11 @@
 
 from typing import Any
 
-from teacher_cache.format import (
-    GROUP_KEY,
-    REPAIR,
-    ArraySpec,
-    CacheCorruptError,
-    Manifest,
-    array_specs,
-    digest,
-    load_json,
-    metadata_key,
-    parse_manifest,
-)
+from teacher_cache.format.arrays import ArraySpec, array_specs
+from teacher_cache.format.errors import REPAIR, CacheCorruptError
+from teacher_cache.format.keys import GROUP_KEY, metadata_key
+from teacher_cache.format.manifest import Manifest, parse_manifest
+from teacher_cache.format.sealed import digest, load_json
 from teacher_cache.store import Store, read_if_there
 
 GROUP_DOCUMENT = {"zarr_format": 3, "node_type": "group"}

@@ -18,7 +18,7 @@ from zarr.storage import WrapperStore
 
 from delta_common.errors import UserError
 from delta_common.files import BLOCK_BYTES
-from teacher_cache.format import LOCKS_FOLDER
+from teacher_cache.format.keys import LOCKS_FOLDER
 from teacher_cache.object_failures import PREFIXES, ask, failures_named
 from teacher_cache.object_locks import BEATS_A_LEASE, Lease, Locks, put_if
 

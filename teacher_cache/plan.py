@@ -17,11 +17,11 @@ from delta_common.progress import byte_size, duration
 from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import make_manifest, require_fit, with_batch_size
-from teacher_cache.codec import describe_arrays, encode_shard
 from teacher_cache.compute import batches, compute_batch
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.extent import Costs, Extent
-from teacher_cache.format import Manifest, TargetLayout
+from teacher_cache.format.codec import describe_arrays, encode_shard
+from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import is_url

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teacher_cache.format import SCALE_GROUP
+from teacher_cache.format.arrays import SCALE_GROUP
 from teacher_cache.randomness import rounding_uniforms
 
 Precision = Literal["int8", "int4"]

@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from teacher_cache.format import SCALE_GROUP
+from teacher_cache.format.arrays import SCALE_GROUP
 
 TILE = 32
 """Groups of channels that a program takes."""

@@ -15,22 +15,13 @@ from torch import Tensor
 from delta_common.errors import UserError
 from teacher_cache import estimate
 from teacher_cache.checked_store import CheckedStore
-from teacher_cache.codec import open_array, quiet_zarr
-from teacher_cache.commits import CommitRecord, covers, parse_commit
 from teacher_cache.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
-from teacher_cache.format import (
-    COMMITS_FOLDER,
-    FROZEN_WEIGHTS_KEY,
-    LOG_MASS_FLOOR,
-    REPAIR,
-    TOKENIZER_FOLDER,
-    CacheCorruptError,
-    CacheFormatError,
-    CacheUnfinishedError,
-    Manifest,
-    TargetLayout,
-    array_specs,
-)
+from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
+from teacher_cache.format.codec import open_array, quiet_zarr
+from teacher_cache.format.commits import CommitRecord, covers, parse_commit
+from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError, CacheUnfinishedError
+from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
+from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.local_files import local_folder
 from teacher_cache.metadata import check_metadata, read_manifest
 from teacher_cache.randomness import Purpose, row_uniforms

@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_cache.build import build, settings_differences
-from teacher_cache.commits import commit_key
-from teacher_cache.format import CacheCorruptError, CacheError, array_specs
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.commits import commit_key
+from teacher_cache.format.errors import CacheCorruptError, CacheError
 from teacher_cache.metadata import read_manifest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import Store, open_existing

@@ -6,8 +6,8 @@ from pydantic import Field, model_validator
 
 from delta_common.settings_file import FrozenSettings
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
-from teacher_cache.format import HiddenLayout, TargetLayout
-from teacher_cache.nodes import node_temperatures
+from teacher_cache.format.manifest import HiddenLayout, TargetLayout
+from teacher_cache.format.nodes import node_temperatures
 
 PositiveInt = Annotated[int, Field(ge=1)]
 

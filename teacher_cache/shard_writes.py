@@ -7,7 +7,7 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
-from teacher_cache.commits import CommitRecord
+from teacher_cache.format.commits import CommitRecord
 from teacher_cache.writer import CacheWriter
 
 

@@ -1,18 +1,12 @@
 """What a shard's commit record says about its targets, and how shards add up."""
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from teacher_cache import estimate
-from teacher_cache.commits import CommitRecord
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.commits import REPORTED_TEMPERATURES
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import KeptTargets, join
-
-REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
-
 
 GPU_POSITIONS = 65_536
 """Positions a GPU sums at once: each sum is a few dozen launches, however many positions there are."""
@@ -74,14 +68,3 @@ class ShardStatistics:
     def _sum(self, name: str, per_position: Tensor) -> None:
         total = per_position.double().sum()
         self._sums[name] = self._sums[name] + total if name in self._sums else total
-
-
-def mean_statistics(commits: Iterable[CommitRecord]) -> dict[str, float]:
-    """Means over every counted position of the shards given; empty when there is none."""
-    totals: dict[str, Any] = {}
-    positions = 0
-    for commit in commits:
-        positions += commit.positions
-        for name, value in commit.statistics.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return {name: total / positions for name, total in totals.items()} if positions else {}

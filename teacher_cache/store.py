@@ -15,7 +15,8 @@ from filelock import FileLock, Timeout
 
 from delta_common.errors import UserError
 from delta_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
-from teacher_cache.format import LOCKS_FOLDER, CacheError, CacheFormatError
+from teacher_cache.format.errors import CacheError, CacheFormatError
+from teacher_cache.format.keys import LOCKS_FOLDER
 
 URL = re.compile(r"\w+:/")
 SCHEMES = ("s3", "gs", "az")

@@ -16,18 +16,18 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.format import (
+from teacher_cache.format.arrays import default_rows_per_chunk
+from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
+from teacher_cache.format.manifest import (
     ALIGNMENT,
     FORMAT_NAME,
     FORMAT_VERSION,
-    FROZEN_WEIGHTS_KEY,
     Manifest,
     RowLayout,
     TeacherIdentity,
     TokenizerIdentity,
-    default_rows_per_chunk,
-    digest,
 )
+from teacher_cache.format.sealed import digest
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import open_store

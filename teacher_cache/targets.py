@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from teacher_cache.estimate import proposal_scales
-from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
+from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets_blocks import (
     PowerScheme,
     Workspace,

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teacher_cache.estimate import proposal_scales
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 
 BLOCK = 128
 """Tokens in a block."""

@@ -21,8 +21,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from teacher_cache.format import TargetLayout
-from teacher_cache.nodes import interpolation_weights
+from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.format.nodes import interpolation_weights
 
 MAX_TOP_K = 64
 MAX_SAMPLES = 256

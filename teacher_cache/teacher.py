@@ -20,13 +20,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from delta_common.errors import UserError
 from teacher_cache.captured import Captured
-from teacher_cache.format import (
-    FROZEN_WEIGHTS_KEY,
-    TOKENIZER_FOLDER,
-    TeacherIdentity,
-    TokenizerIdentity,
-    canonical_json,
-)
+from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
+from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
+from teacher_cache.format.sealed import canonical_json
 from teacher_cache.layer_sum import LayerSum
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.transfers import to_device

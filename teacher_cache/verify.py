@@ -11,17 +11,12 @@ from typing import Any, Literal
 
 import xxhash
 
-from teacher_cache.commits import CommitRecord, commit_key, covers, parse_commit
 from teacher_cache.corpus_positions import is_hint_key, unsound_hints
-from teacher_cache.format import (
-    COMMITS_FOLDER,
-    GROUP_KEY,
-    CacheCorruptError,
-    CacheFormatError,
-    Manifest,
-    array_specs,
-    is_metadata_key,
-)
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.commits import CommitRecord, commit_key, covers, parse_commit
+from teacher_cache.format.errors import CacheCorruptError, CacheFormatError
+from teacher_cache.format.keys import COMMITS_FOLDER, GROUP_KEY, is_metadata_key
+from teacher_cache.format.manifest import Manifest
 from teacher_cache.metadata import check_metadata, read_manifest
 from teacher_cache.store import Store
 

@@ -7,19 +7,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from delta_common.differences import differences
-from teacher_cache.codec import describe_arrays, describe_group, encode_shard
-from teacher_cache.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
 from teacher_cache.corpus_positions import Positions
-from teacher_cache.format import (
-    COMMITS_FOLDER,
-    CORPUS_FOLDER,
-    GROUP_KEY,
-    CacheError,
-    Manifest,
-    array_specs,
-    digest,
-    is_metadata_key,
-)
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.codec import describe_arrays, describe_group, encode_shard
+from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
+from teacher_cache.format.errors import CacheError
+from teacher_cache.format.keys import COMMITS_FOLDER, CORPUS_FOLDER, GROUP_KEY, is_metadata_key
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.sealed import digest
 from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.store import Store, read_if_there
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import TargetSettings
 from teacher_cache.targets import KeptTargets, keep_targets
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from layouts import layout, zipf_logits
 from teacher_cache import estimate
-from teacher_cache.format import LOG_MASS_FLOOR, LOG_MASS_STEP, TargetLayout
+from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import PRESETS
 from teacher_cache.targets import KeptTargets, keep_by_kernels
 

@@ -19,7 +19,7 @@ from delta_common.settings_file import load_settings
 from teacher_cache import corpus_files, open_cache
 from teacher_cache.build import build
 from teacher_cache.cli import app
-from teacher_cache.commits import commit_key
+from teacher_cache.format.commits import commit_key
 from teacher_cache.settings import BuildSettings
 
 SEQ_LEN = 24

@@ -22,7 +22,7 @@ from student.data import BatchReader
 from student.feed import batches_ahead
 from teacher_cache.build import build
 from teacher_cache.cli import app
-from teacher_cache.format import CacheError
+from teacher_cache.format.errors import CacheError
 from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import open_store

@@ -16,9 +16,10 @@ from damageable import contents
 from delta_common.errors import UserError
 from teacher_cache.build import build
 from teacher_cache.cli import app
-from teacher_cache.codec import describe_arrays, encode_shard, open_array, quiet_zarr
-from teacher_cache.commits import CommitRecord, StoredObject, commit_key, parse_commit
-from teacher_cache.format import array_specs, digest
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
+from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
+from teacher_cache.format.sealed import digest
 from teacher_cache.reader import open_cache
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings

@@ -24,8 +24,9 @@ from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
 from teacher_cache import open_cache
-from teacher_cache.commits import commit_key
-from teacher_cache.format import CacheError, canonical_json, digest
+from teacher_cache.format.commits import commit_key
+from teacher_cache.format.errors import CacheError
+from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import LocalStore
 from teacher_cache.verify import verify

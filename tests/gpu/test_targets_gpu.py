@@ -10,7 +10,7 @@ from torch import Tensor
 import target_checks
 from layouts import layout, zipf_logits
 from target_checks import CHECKS, check_against_definition, check_samples, offsets
-from teacher_cache.format import LOG_MASS_STEP
+from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.settings import PRESETS
 from teacher_cache.targets import keep_by_kernels, keep_by_torch, keep_targets
 

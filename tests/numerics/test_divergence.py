@@ -30,7 +30,7 @@ from student.loss import (
     dense_distillation_loss,
     distillation_loss_sums,
 )
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.reader import Cache, open_cache
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.targets import KeptTargets

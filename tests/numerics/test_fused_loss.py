@@ -27,7 +27,7 @@ from student.loss import (
     total_loss,
 )
 from student.schedule import Coefficients
-from teacher_cache.format import TargetLayout
+from teacher_cache.format.manifest import TargetLayout
 
 Kind = Literal["sampled", "bucket", "exact"]
 KINDS: tuple[Kind, ...] = ("sampled", "bucket", "exact")

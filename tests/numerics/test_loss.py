@@ -23,7 +23,7 @@ from student.loss import (
     total_loss,
 )
 from student.schedule import Coefficients
-from teacher_cache.format import LOG_MASS_FLOOR
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from layouts import keep, layout, zipf_logits
 from teacher_cache import estimate
-from teacher_cache.format import LOG_MASS_FLOOR, TargetLayout
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import systematic_sample
 from teacher_cache.targets_blocks import BLOCK
 

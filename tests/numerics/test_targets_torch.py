@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 import target_checks
 from layouts import layout, zipf_logits
 from target_checks import offsets
-from teacher_cache.format import LOG_MASS_STEP, TargetLayout
+from teacher_cache.format.arrays import LOG_MASS_STEP
+from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import keep_by_torch, keep_naively
 from teacher_cache.targets_blocks import PowerScheme
 

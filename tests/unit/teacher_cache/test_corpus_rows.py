@@ -21,7 +21,9 @@ from delta_common.errors import UserError
 from teacher_cache import corpus_files, corpus_retries, open_cache
 from teacher_cache.corpus_positions import Positions, position_key
 from teacher_cache.corpus_rows import CorpusRows
-from teacher_cache.format import CORPUS_FOLDER, CORPUS_ROWS_KEY, Manifest, TokenizerIdentity, canonical_json, digest
+from teacher_cache.format.keys import CORPUS_FOLDER, CORPUS_ROWS_KEY
+from teacher_cache.format.manifest import Manifest, TokenizerIdentity
+from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import LocalStore

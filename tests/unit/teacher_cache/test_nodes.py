@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from teacher_cache.format import CacheFormatError, parse_manifest
-from teacher_cache.nodes import derivative_weights, interpolation_weights, node_temperatures
+from teacher_cache.format.errors import CacheFormatError
+from teacher_cache.format.manifest import parse_manifest
+from teacher_cache.format.nodes import derivative_weights, interpolation_weights, node_temperatures
 
 NODES = node_temperatures(1.0, 2.0, 5)
 temperatures = st.floats(1.0, 2.0)

@@ -14,8 +14,8 @@ from e2e_corpus import write_text_corpus
 from damageable import contents
 from teacher_cache import build, compute, open_cache
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.commits import CommitRecord, commit_key
 from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.format.commits import CommitRecord, commit_key
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store import LocalStore
 from teacher_cache.writer import CacheWriter

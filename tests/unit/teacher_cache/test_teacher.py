@@ -7,7 +7,7 @@ from safetensors.torch import load
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from delta_common.errors import UserError
-from teacher_cache.format import FROZEN_WEIGHTS_KEY
+from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher import HEAD_CHUNK_ELEMENTS, load_teacher
 from tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher

@@ -21,7 +21,9 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from teacher_cache.format import GROUP_KEY, ArraySpec, Manifest, array_specs
+from teacher_cache.format.arrays import ArraySpec, array_specs
+from teacher_cache.format.keys import GROUP_KEY
+from teacher_cache.format.manifest import Manifest
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -1,18 +1,14 @@
 """Commit records: a shard counts when its record exists, and the record says what the shard's objects are."""
 
 import json
+from collections.abc import Iterable
+from typing import Any
 
-from teacher_cache.format import (
-    COMMITS_FOLDER,
-    REPAIR,
-    CacheCorruptError,
-    Manifest,
-    Record,
-    array_specs,
-    canonical_json,
-    digest,
-    load_json,
-)
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.errors import REPAIR, CacheCorruptError
+from teacher_cache.format.keys import COMMITS_FOLDER
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.sealed import Record, canonical_json, digest, load_json
 
 
 class StoredObject(Record):
@@ -72,3 +68,17 @@ def covers(record: CommitRecord, manifest: Manifest) -> bool:
     """Whether the record's rows are those of its shard now: a cache may grow or shrink at its end."""
     rows = manifest.shard_rows(record.shard)
     return record.shard < manifest.shard_count and (record.first_row, record.rows) == (rows.start, len(rows))
+
+
+REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
+
+
+def mean_statistics(commits: Iterable[CommitRecord]) -> dict[str, float]:
+    """Means over every counted position of the shards given; empty when there is none."""
+    totals: dict[str, Any] = {}
+    positions = 0
+    for commit in commits:
+        positions += commit.positions
+        for name, value in commit.statistics.items():
+            totals[name] = totals.get(name, 0.0) + value
+    return {name: total / positions for name, total in totals.items()} if positions else {}

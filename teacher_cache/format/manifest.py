@@ -4,16 +4,14 @@ docs/format.md says the same in words. Both packages read this file and nothing 
 """
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal, Self
 
-import xxhash
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import ValidationError, model_validator
 
-from delta_common.errors import UserError
+from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError
+from teacher_cache.format.keys import is_metadata_key, is_plain_key
+from teacher_cache.format.sealed import Record, canonical_json
 
 FORMAT_NAME = "teacher-cache"
 FORMAT_VERSION = 1
@@ -24,49 +22,6 @@ ALIGNMENT = (
     "tokens has one more column than the other arrays; positions where loss_mask is false hold zeros; "
     "hidden/mean is the mean over layers of the state after each layer, the last one after the final norm"
 )
-
-LOG_MASS_STEP = 2.0**-13
-"""Log-masses are stored as multiples of this: 6.1e-5 nats off at worst, and 9.6 bytes a token instead of 16.5."""
-
-LOG_MASS_FLOOR = -60.0
-"""Stands for "no mass outside the top_k": exp(-60) is below float32's resolution of any sum here."""
-
-FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
-TOKENIZER_FOLDER = "teacher/tokenizer"
-COMMITS_FOLDER = "commits"
-CORPUS_FOLDER = "corpus"
-CORPUS_ROWS_KEY = f"{CORPUS_FOLDER}/rows.json"
-POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
-LOCKS_FOLDER = ".locks"
-GROUP_KEY = "zarr.json"
-
-SCALE_GROUP = 64
-"""Channels that share a scale in int8 and int4 states: a few outlier channels then spoil their group only."""
-
-
-REPAIR = "teacher-cache repair rebuilds what is damaged"
-
-
-class CacheError(UserError):
-    """A cache that cannot be used as asked."""
-
-
-class CacheFormatError(CacheError):
-    """No cache, or one of a format this version does not know."""
-
-
-class CacheUnfinishedError(CacheError):
-    """A cache whose build has shards left to do."""
-
-
-class CacheCorruptError(CacheError):
-    """A cache whose bytes are not those that were written."""
-
-
-class Record(BaseModel):
-    """What is stored as JSON: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class TeacherIdentity(Record):
@@ -268,86 +223,6 @@ class Manifest(Record):
         return {**self.to_json(), "fingerprint": self.fingerprint}
 
 
-@dataclass(frozen=True)
-class ArraySpec:
-    """One array of the group; axis 0 is the row."""
-
-    name: str
-    row_shape: tuple[int, ...]
-    dtype: str
-
-    @property
-    def codecs(self) -> tuple[str, ...]:
-        """Names of the codecs of a chunk, in order: numbers by pcodec, bytes and bits by zstd, a checksum on both."""
-        return ("numcodecs.pcodec", "crc32c") if self.is_numeric else ("bytes", "zstd", "crc32c")
-
-    @property
-    def is_numeric(self) -> bool:
-        """Whether an item takes more than a byte."""
-        return self.dtype not in ("bool", "int8", "uint8")
-
-    def data_key(self, shard: int) -> str:
-        """Key of the one object that holds this array's part of a shard."""
-        return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
-
-
-def array_specs(manifest: Manifest) -> list[ArraySpec]:
-    """Every array of a cache with this manifest, in the order of docs/format.md."""
-    length, targets, hidden = manifest.seq_len, manifest.targets, manifest.hidden
-    specs = [
-        ArraySpec("tokens", (length + 1,), "uint32"),
-        ArraySpec("document_start", (length,), "bool"),
-        ArraySpec("loss_mask", (length,), "bool"),
-    ]
-    if targets.mode == "sparse":
-        specs += [
-            ArraySpec("logits/ids", (length, targets.entries), "uint32"),
-            ArraySpec("logits/values", (length, targets.entries), targets.value_dtype),
-            ArraySpec("logits/log_mass", (length, len(targets.node_temperatures)), "float32"),
-        ]
-    else:
-        specs += _state_specs("exact/hidden", length, targets.exact_hidden, manifest.teacher)
-    if hidden.mean != "none":
-        specs += _state_specs("hidden/mean", hidden.positions(length), hidden.mean, manifest.teacher)
-    return specs
-
-
-def _state_specs(name: str, length: int, precision: str, teacher: TeacherIdentity) -> list[ArraySpec]:
-    """Arrays of a hidden state: itself where lossless, else codes and the groups' scales."""
-    width = teacher.hidden_size
-    if precision == "lossless":
-        return [ArraySpec(name, (length, width), "uint16" if teacher.dtype == "bfloat16" else teacher.dtype)]
-    codes = ArraySpec(name, (length, width), "int8")
-    if precision == "int4":
-        codes = ArraySpec(name, (length, -(-width // 2)), "uint8")
-    return [codes, ArraySpec(f"{name}_scales", (length, -(-width // SCALE_GROUP)), "float16")]
-
-
-def default_rows_per_chunk(rows_per_shard: int) -> int:
-    """Up to 8 rows a chunk: whole shards decode 2.5 times faster than with one row (docs/benchmarks.md)."""
-    return max(rows for rows in range(1, 9) if rows_per_shard % rows == 0)
-
-
-def metadata_key(array: str) -> str:
-    """Key of an array's metadata."""
-    return f"{array}/{GROUP_KEY}"
-
-
-def is_metadata_key(key: str) -> bool:
-    """Whether a key is the metadata of an array or a group."""
-    return key.rpartition("/")[2] == GROUP_KEY
-
-
-def is_plain_key(key: str) -> bool:
-    """Whether a key is a relative path of plain names, so that it cannot lead out of the cache."""
-    return re.fullmatch(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", key, re.ASCII) is not None
-
-
-def digest(data: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 in hexadecimal: what commit records and the manifest name objects by."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
 def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
     """Manifest from a Zarr group's attributes.
 
@@ -371,26 +246,3 @@ def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
     if manifest.fingerprint != fingerprint:
         raise CacheCorruptError(f"{where}: the manifest does not match its fingerprint; {REPAIR}")
     return manifest
-
-
-def load_json(data: bytes) -> Any:
-    """A stored document; raises `ValueError` also where a number is not spelled as it was written.
-
-    Doubles have several spellings of 17 digits: a digest of values would not notice one turning into another.
-    """
-    try:
-        return json.loads(data, parse_float=_spelled_float)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-
-
-def _spelled_float(text: str) -> float:
-    value = float(text)
-    if repr(value) != text:
-        raise ValueError(f"{text} is spelled {value!r}")
-    return value
-
-
-def canonical_json(value: Any) -> bytes:
-    """One spelling of a JSON value, so that equal values have equal digests."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

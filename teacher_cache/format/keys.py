@@ -1,0 +1,41 @@
+"""Keys of the objects of a cache."""
+
+import re
+
+FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
+
+
+TOKENIZER_FOLDER = "teacher/tokenizer"
+
+
+COMMITS_FOLDER = "commits"
+
+
+CORPUS_FOLDER = "corpus"
+
+
+CORPUS_ROWS_KEY = f"{CORPUS_FOLDER}/rows.json"
+
+
+POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
+
+
+LOCKS_FOLDER = ".locks"
+
+
+GROUP_KEY = "zarr.json"
+
+
+def metadata_key(array: str) -> str:
+    """Key of an array's metadata."""
+    return f"{array}/{GROUP_KEY}"
+
+
+def is_metadata_key(key: str) -> bool:
+    """Whether a key is the metadata of an array or a group."""
+    return key.rpartition("/")[2] == GROUP_KEY
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether a key is a relative path of plain names, so that it cannot lead out of the cache."""
+    return re.fullmatch(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", key, re.ASCII) is not None
