@@ -26,9 +26,9 @@ from student.model_settings import StudentSettings, TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
 from teacher_cache.corpus import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
-from teacher_cache.quantize import dequantize, quantize
 from teacher_cache.rows import iter_rows
 from teacher_cache.settings import PRESETS, TargetSettings, TeacherSettings
+from teacher_cache.targets.quantize import dequantize, quantize
 from teacher_cache.teacher import Teacher, load_teacher
 
 TEMPERATURES = (1.0, 1.1, 1.25, 1.5, 2.0)

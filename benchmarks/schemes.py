@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 from torch import Tensor
 
-from teacher_cache import estimate
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets import keep_targets
+from teacher_cache.targets import estimate
+from teacher_cache.targets.keep import keep_targets
 
 CHUNK = 1024
 """Positions in a compressed chunk, and in a slice of work."""

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import TargetSettings
-from teacher_cache.targets import keep_by_kernels, keep_by_torch
+from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch
 
 SIZES = {False: (151_936, 151_665, 1536), True: (1_040, 1_001, 32)}
 """Rows of the head, real tokens and width, by whether the run is tiny."""

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from student.frozen_weights import FrozenHead
 from student.softmax_passes import SoftmaxPasses
-from teacher_cache import estimate
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.targets import estimate
 
 NO_MASS = LOG_MASS_FLOOR + 10
 """A rest of log-probability below this counts as none: the floor, with room for the interpolation's rounding."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.quantize import pack_int4, quantize, quantize_rows
-from teacher_cache.randomness import Purpose, rounding_keys, row_uniforms
 from teacher_cache.rows import TokenRow
-from teacher_cache.targets import KeptTargets
+from teacher_cache.targets.keep import KeptTargets
+from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
+from teacher_cache.targets.randomness import Purpose, rounding_keys, row_uniforms
 from teacher_cache.transfers import to_device
 
 STORED_AS = {"uint32": torch.int32, "float16": torch.float16, "float32": torch.float32}

@@ -12,12 +12,12 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from teacher_cache import estimate
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.inspect import summarize
 from teacher_cache.inspect_entries import Entries, row_entries
 from teacher_cache.reader import Cache
+from teacher_cache.targets import estimate
 
 SAMPLED_ROWS = 16
 SLICE_POSITIONS = 64

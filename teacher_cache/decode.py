@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.format.codec import widen_bfloat16
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.quantize import dequantize, unpack_int4
+from teacher_cache.targets.quantize import dequantize, unpack_int4
 
 Stored = Callable[[str], NDArray[Any]]
 """Gives n rows of an array by its name in docs/format.md."""

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache import estimate
 from teacher_cache.inspect_entries import Entries, fold, row_entries
 from teacher_cache.reader import Cache
+from teacher_cache.targets import estimate
 
 GRID_POINTS = 41
 SAMPLE_POSITIONS = 1024

@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from teacher_cache import estimate
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.reader import Cache
+from teacher_cache.targets import estimate
 
 MOST_CERTAIN = 48
 """Largest logits kept singly from here on; those behind them are summed into the log-mass."""

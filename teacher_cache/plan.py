@@ -14,7 +14,6 @@ from rich.table import Table
 from torch import Tensor
 
 from delta_common.progress import byte_size, duration
-from teacher_cache import estimate
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import make_manifest, require_fit, with_batch_size
 from teacher_cache.compute import batches, compute_batch
@@ -25,7 +24,8 @@ from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store import is_url
-from teacher_cache.targets import KeptTargets, keep_targets
+from teacher_cache.targets import estimate
+from teacher_cache.targets.keep import KeptTargets, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher
 
 CALIBRATION_BATCHES = 2

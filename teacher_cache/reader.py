@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache import estimate
 from teacher_cache.checked_store import CheckedStore
 from teacher_cache.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
@@ -24,8 +23,9 @@ from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENI
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.local_files import local_folder
 from teacher_cache.metadata import check_metadata, read_manifest
-from teacher_cache.randomness import Purpose, row_uniforms
 from teacher_cache.store import Store, open_existing
+from teacher_cache.targets import estimate
+from teacher_cache.targets.randomness import Purpose, row_uniforms
 from teacher_cache.thinning import thin, thinned_layout
 
 DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from teacher_cache import estimate
 from teacher_cache.format.commits import REPORTED_TEMPERATURES
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets import KeptTargets, join
+from teacher_cache.targets import estimate
+from teacher_cache.targets.keep import KeptTargets, join
 
 GPU_POSITIONS = 65_536
 """Positions a GPU sums at once: each sum is a few dozen launches, however many positions there are."""

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache.estimate import inclusion_probabilities, relative_logits
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.targets.estimate import inclusion_probabilities, relative_logits
 
 
 def thinned_layout(layout: TargetLayout, top_k: int | None, samples: int | None) -> TargetLayout:

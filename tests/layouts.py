@@ -7,7 +7,7 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import TargetSettings
-from teacher_cache.targets import KeptTargets, keep_targets
+from teacher_cache.targets.keep import KeptTargets, keep_targets
 
 
 def layout(top_k: int, samples: int = 0, **fields: Any) -> TargetLayout:

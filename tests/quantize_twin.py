@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from teacher_cache import quantize_triton
-from teacher_cache.quantize import LARGEST_CODE, ROOM, Precision, quantize
-from teacher_cache.randomness import rounding_keys, rounding_uniforms
+from teacher_cache.targets import quantize_triton
+from teacher_cache.targets.quantize import LARGEST_CODE, ROOM, Precision, quantize
+from teacher_cache.targets.randomness import rounding_keys, rounding_uniforms
 
 PRECISIONS: tuple[Precision, ...] = ("int8", "int4")
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from layouts import layout, zipf_logits
-from teacher_cache import estimate
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import PRESETS
-from teacher_cache.targets import KeptTargets, keep_by_kernels
+from teacher_cache.targets import estimate
+from teacher_cache.targets.keep import KeptTargets, keep_by_kernels
 
 FLOAT_ERROR = 1e-5
 """Of a log-mass in float32, beside the half step it is rounded by, and of each unit of a sum of probabilities."""
@@ -153,12 +153,12 @@ def check_independence(device: str, rows: int = 6, vocab: int = 3000) -> None:
 
 def check_repeats(device: str) -> None:
     """A token that two marks fell on, as sums that round apart can have it, is kept once."""
-    from teacher_cache import targets_triton
+    from teacher_cache.targets import keep_triton
 
     drawn = torch.tensor([[3, 3, 7, 9, -1], [2, 5, 5, 5, 8]], dtype=torch.int32, device=device)
     values = torch.tensor([[1.0, 1.0, 4.0, 1.0, 0.0], [0.5, 2.0, 2.0, 2.0, 2.0]], device=device)
     ids, kept = torch.full((2, 6), -7, device=device), torch.full((2, 6), 99.0, device=device)
-    targets_triton._rank[(2,)](drawn, values, ids, kept, samples=5, entries=6, width=8)
+    keep_triton._rank[(2,)](drawn, values, ids, kept, samples=5, entries=6, width=8)
     none = -torch.inf
     assert ids.tolist() == [[-7, 7, 3, 9, 0, 0], [-7, 5, 8, 2, 0, 0]]
     assert kept.tolist() == [[99.0, 4.0, 1.0, 1.0, none, none], [99.0, 2.0, 2.0, 0.5, none, none]]

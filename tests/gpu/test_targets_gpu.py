@@ -12,7 +12,7 @@ from layouts import layout, zipf_logits
 from target_checks import CHECKS, check_against_definition, check_samples, offsets
 from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.settings import PRESETS
-from teacher_cache.targets import keep_by_kernels, keep_by_torch, keep_targets
+from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch, keep_targets
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
@@ -95,8 +95,8 @@ def test_a_gpu_takes_the_kernels_and_larger_layouts_take_the_twin(monkeypatch: p
 
         return called
 
-    monkeypatch.setattr("teacher_cache.targets.keep_by_kernels", spy("kernels", keep_by_kernels))
-    monkeypatch.setattr("teacher_cache.targets.keep_by_torch", spy("torch", keep_by_torch))
+    monkeypatch.setattr("teacher_cache.targets.keep.keep_by_kernels", spy("kernels", keep_by_kernels))
+    monkeypatch.setattr("teacher_cache.targets.keep.keep_by_torch", spy("torch", keep_by_torch))
     logits = zipf_logits(5, 3000).to("cuda")
     labels, uniform = torch.zeros(5, dtype=torch.long, device="cuda"), offsets(5, "cuda")
     for top_k, samples in [(8, 50), (65, 0), (8, 257)]:

@@ -33,7 +33,7 @@ from student.loss import (
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.reader import Cache, open_cache
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
-from teacher_cache.targets import KeptTargets
+from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.thinning import thin, thinned_layout
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0]

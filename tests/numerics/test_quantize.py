@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_cache.quantize import LARGEST_CODE, Precision, dequantize, pack_int4, quantize, unpack_int4
-from teacher_cache.randomness import Purpose, rounding_keys, rounding_uniforms, row_uniforms
+from teacher_cache.targets.quantize import LARGEST_CODE, Precision, dequantize, pack_int4, quantize, unpack_int4
+from teacher_cache.targets.randomness import Purpose, rounding_keys, rounding_uniforms, row_uniforms
 
 CPU = torch.device("cpu")
 TESTS = Path(__file__).parents[1]

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from layouts import keep, layout, zipf_logits
-from teacher_cache import estimate
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets import systematic_sample
-from teacher_cache.targets_blocks import BLOCK
+from teacher_cache.targets import estimate
+from teacher_cache.targets.keep_naive import systematic_sample
+from teacher_cache.targets.keep_torch import BLOCK
 
 TEMPERATURES = [1.0, 1.1, 1.25, 1.5, 1.8, 2.0]
 
@@ -166,7 +166,7 @@ def test_targets_do_not_depend_on_which_positions_are_worked_on_together() -> No
     logits, wanted = zipf_logits(12, 700), layout(4, 16)
     uniform = torch.rand(12, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     labels = torch.arange(12)
-    from teacher_cache.targets import keep_targets
+    from teacher_cache.targets.keep import keep_targets
 
     whole = keep_targets(logits, labels, wanted, uniform)
     for row in range(12):

@@ -12,8 +12,9 @@ from layouts import layout, zipf_logits
 from target_checks import offsets
 from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets import keep_by_torch, keep_naively
-from teacher_cache.targets_blocks import PowerScheme
+from teacher_cache.targets.keep import keep_by_torch
+from teacher_cache.targets.keep_naive import keep_naively
+from teacher_cache.targets.keep_torch import PowerScheme
 
 LAYOUTS = [
     layout(8, 50),

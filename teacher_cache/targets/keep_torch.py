@@ -23,8 +23,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from teacher_cache.estimate import proposal_scales
 from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.targets.estimate import proposal_scales
 
 BLOCK = 128
 """Tokens in a block."""

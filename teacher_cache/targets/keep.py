@@ -3,21 +3,18 @@
 import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 
 import torch
 from torch import Tensor
 
-from teacher_cache.estimate import proposal_scales
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets_blocks import (
+from teacher_cache.targets.keep_torch import (
     PowerScheme,
     Workspace,
     draw,
-    draw_systematically,
     in_blocks,
-    take_blocks,
     take_top,
 )
 
@@ -56,9 +53,9 @@ def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
 def _kernels_serve(stored: Tensor, layout: TargetLayout) -> bool:
     if not stored.is_cuda or not _has_triton():
         return False
-    from teacher_cache import targets_triton
+    from teacher_cache.targets import keep_triton
 
-    return targets_triton.serves(layout)
+    return keep_triton.serves(layout)
 
 
 @cache
@@ -68,13 +65,13 @@ def _has_triton() -> bool:
 
 def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
     """`keep_targets` of logits at their stored precision, on a GPU; among equal logits the lowest id comes first."""
-    from teacher_cache import targets_triton
+    from teacher_cache.targets import keep_triton
 
     stored = stored if stored.stride(1) == 1 else stored.contiguous()
-    top = targets_triton.take_top(stored, layout)
+    top = keep_triton.take_top(stored, layout)
     log_mass = round_log_mass(top.log_mass)
     if layout.samples:
-        targets_triton.draw(stored, top, log_mass, layout, uniform)
+        keep_triton.draw(stored, top, log_mass, layout, uniform)
     return KeptTargets(top.ids, top.values, log_mass, _label_logits(stored, labels))
 
 
@@ -102,26 +99,6 @@ def _entries(stored: Tensor, ids: Tensor, drawn: tuple[Tensor, Tensor] | None) -
     drawn_values = stored.gather(1, drawn_ids).float().masked_fill_(~used, -torch.inf)
     drawn_values, order = drawn_values.sort(dim=-1, descending=True, stable=True)
     return torch.cat([ids, drawn_ids.gather(1, order)], dim=1), torch.cat([values, drawn_values], dim=1)
-
-
-def keep_naively(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
-    """`keep_by_torch` as its definition is written, whole vocabularies at a time: its twin."""
-    values, ids = stored.float().sort(dim=-1, descending=True, stable=True)
-    values, ids = values[:, : layout.top_k], ids[:, : layout.top_k]
-    rest = (stored.float() - values[:, :1]).scatter_(1, ids, -torch.inf)
-    log_mass = round_log_mass(torch.stack([torch.logsumexp(rest / t, -1) for t in layout.node_temperatures], dim=-1))
-    drawn = None
-    if layout.samples:
-        scales = proposal_scales(values, log_mass, layout)
-        inclusion = sum((scale[:, None] * torch.exp(rest / t) for scale, t in scales), torch.zeros_like(rest))
-        drawn = systematic_sample(inclusion.clamp_(max=1.0), uniform, layout.samples)
-    return KeptTargets(*_entries(stored, ids, drawn), log_mass, _label_logits(stored, labels))
-
-
-def systematic_sample(inclusion: Tensor, uniform: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """`draw_systematically` of probabilities (n, V) that are all there."""
-    blocks = in_blocks(inclusion, 0.0)
-    return draw_systematically(blocks.sum(-1), partial(take_blocks, blocks), uniform, samples)
 
 
 def join(parts: Sequence[KeptTargets]) -> KeptTargets:

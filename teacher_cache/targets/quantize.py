@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from teacher_cache.format.arrays import SCALE_GROUP
-from teacher_cache.randomness import rounding_uniforms
+from teacher_cache.targets.randomness import rounding_uniforms
 
 Precision = Literal["int8", "int4"]
 
@@ -22,7 +22,7 @@ ROOM = 1 + 2.0**-10
 def quantize_rows(states: Tensor, counted: Tensor, precision: Precision, keys: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize` of rows' states (B, T, d) with the rounding numbers of keys (B,); 0 where counted (B, T) is false."""
     if states.is_cuda and _has_triton():
-        from teacher_cache import quantize_triton
+        from teacher_cache.targets import quantize_triton
 
         largest = LARGEST_CODE[precision]
         return quantize_triton.quantize_rows(states.float(), counted, keys, largest, ROOM / largest)
