@@ -19,7 +19,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import build
 from teacher_cache.format.sealed import digest
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
 

@@ -26,13 +26,14 @@ from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.codec import encoding_beside_other_work
 from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
 from teacher_cache.format.sealed import digest
-from teacher_cache.metadata import is_intact, read_manifest
 from teacher_cache.reader import open_cache
 from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.shard_writes import ShardWrites
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import Store, open_store
+from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import is_intact, read_manifest
+from teacher_cache.store.open import open_store
 from teacher_cache.teacher import Teacher, load_teacher
 from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 

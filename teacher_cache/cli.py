@@ -161,7 +161,7 @@ def verify(
     json
         Print JSON in place of a table.
     """
-    from teacher_cache.store import open_existing
+    from teacher_cache.store.open import open_existing
     from teacher_cache.verify import verify as verify_bytes
     from teacher_cache.verify_report import render_findings
 

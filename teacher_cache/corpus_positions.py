@@ -15,7 +15,7 @@ from teacher_cache.corpus_documents import Place, RowEnd
 from teacher_cache.format.keys import CORPUS_ROWS_KEY, POSITIONS_FOLDER
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import Record, canonical_json, digest, load_json
-from teacher_cache.store import Store, read_if_there
+from teacher_cache.store.base import Store, read_if_there
 
 KEY = re.compile(rf"{POSITIONS_FOLDER}/(\d{{12}})\.json", re.ASCII)
 

@@ -10,8 +10,8 @@ from delta_common.errors import UserError
 from delta_common.files import write_atomically
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import digest
-from teacher_cache.metadata import read_listed
-from teacher_cache.store import Store
+from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import read_listed
 
 FOLDER = "delta-cache"
 

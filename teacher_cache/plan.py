@@ -23,7 +23,7 @@ from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import is_url
+from teacher_cache.store.base import is_url
 from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import KeptTargets, keep_targets
 from teacher_cache.teacher import Teacher, load_teacher

@@ -22,8 +22,9 @@ from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatEr
 from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.local_files import local_folder
-from teacher_cache.metadata import check_metadata, read_manifest
-from teacher_cache.store import Store, open_existing
+from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import check_metadata, read_manifest
+from teacher_cache.store.open import open_existing
 from teacher_cache.targets import estimate
 from teacher_cache.targets.randomness import Purpose, row_uniforms
 from teacher_cache.thinning import thin, thinned_layout

@@ -7,9 +7,10 @@ from teacher_cache.build import build, settings_differences
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheCorruptError, CacheError
-from teacher_cache.metadata import read_manifest
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import Store, open_existing
+from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import read_manifest
+from teacher_cache.store.open import open_existing
 from teacher_cache.verify import Findings, verify
 from teacher_cache.verify_content import verify_bytes_and_content
 

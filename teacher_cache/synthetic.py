@@ -30,7 +30,7 @@ from teacher_cache.format.manifest import (
 from teacher_cache.format.sealed import digest
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.store import open_store
+from teacher_cache.store.open import open_store
 from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.transfers import to_device, to_host
 from teacher_cache.writer import CacheWriter

@@ -17,8 +17,8 @@ from teacher_cache.format.commits import CommitRecord, commit_key, covers, parse
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError
 from teacher_cache.format.keys import COMMITS_FOLDER, GROUP_KEY, is_metadata_key
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.metadata import check_metadata, read_manifest
-from teacher_cache.store import Store
+from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import check_metadata, read_manifest
 
 Kind = Literal["metadata", "commit", "missing", "size", "digest", "hint", "stray", "unbuilt", "content", "teacher"]
 

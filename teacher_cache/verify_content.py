@@ -14,7 +14,7 @@ from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.reader import Cache, open_cache
-from teacher_cache.store import Store
+from teacher_cache.store.base import Store
 from teacher_cache.targets.estimate import log_rest
 from teacher_cache.verify import Fault, Findings, verify
 

@@ -15,8 +15,8 @@ from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import COMMITS_FOLDER, CORPUS_FOLDER, GROUP_KEY, is_metadata_key
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import digest
-from teacher_cache.metadata import is_intact, read_manifest
-from teacher_cache.store import Store, read_if_there
+from teacher_cache.store.base import Store, read_if_there
+from teacher_cache.store.metadata import is_intact, read_manifest
 
 METADATA_PATIENCE = 120.0
 """Seconds to wait while another builder writes the metadata."""

@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import torch
 
 from object_server import BUCKET, Proxy, environment, proxy_before, s3_server
-from teacher_cache import object_store
+from teacher_cache.store import objects
 from teacher_cache.synthetic import make_synthetic_cache
 from tiny_teacher import save_tiny_teacher
 
@@ -54,7 +54,7 @@ def s3(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         for name, value in environment(proxy.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-caches"))
-        monkeypatch.setattr(object_store, "PATIENCE", object_store.Patience(lease=2.0, silence=1.0, outage=3.0))
+        monkeypatch.setattr(objects, "PATIENCE", objects.Patience(lease=2.0, silence=1.0, outage=3.0))
         yield proxy
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from teacher_cache.store import open_store
+from teacher_cache.store.open import open_store
 
 SIZES: dict[str, Any] = {
     "rows": 10,

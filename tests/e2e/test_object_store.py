@@ -25,7 +25,7 @@ from teacher_cache.cli import app
 from teacher_cache.format.errors import CacheError
 from teacher_cache.reader import open_cache
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import open_store
+from teacher_cache.store.open import open_store
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.writer import CacheWriter
 

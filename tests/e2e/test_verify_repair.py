@@ -23,7 +23,7 @@ from teacher_cache.format.sealed import digest
 from teacher_cache.reader import open_cache
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify_content import verify_bytes_and_content
 from tiny_teacher import save_tiny_teacher

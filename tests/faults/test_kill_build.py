@@ -14,7 +14,7 @@ from damageable import contents
 from teacher_cache import open_cache
 from teacher_cache.build import build
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 
 SHARDS = 8
 

@@ -6,7 +6,7 @@ import pytest
 
 from teacher_cache import open_cache
 from teacher_cache.format.commits import CommitRecord
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
 from teacher_cache.writer import CacheWriter

@@ -17,7 +17,7 @@ from teacher_cache.arrays import ShardArrays
 from teacher_cache.corpus_rows import CorpusRows
 from teacher_cache.format.commits import CommitRecord, commit_key
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 from teacher_cache.writer import CacheWriter
 
 SHARDS = 5

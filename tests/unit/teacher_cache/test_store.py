@@ -8,7 +8,7 @@ import pytest
 
 from delta_common.errors import UserError
 from delta_common.files import STAGING_PREFIX
-from teacher_cache.store import LocalStore
+from teacher_cache.store.local import LocalStore
 
 
 def test_publish_then_read(tmp_path: Path) -> None:

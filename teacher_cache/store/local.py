@@ -1,154 +1,20 @@
-"""A cache's objects: published whole or not at all, and locked while somebody makes them."""
+"""A store in a local folder."""
 
 import errno
 import os
-import re
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
 
-import zarr.abc.store
 import zarr.storage
 from filelock import FileLock, Timeout
 
 from delta_common.errors import UserError
 from delta_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
-from teacher_cache.format.errors import CacheError, CacheFormatError
+from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import LOCKS_FOLDER
-
-URL = re.compile(r"\w+:/")
-SCHEMES = ("s3", "gs", "az")
-NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
-
-
-class Store(Protocol):
-    """Where a cache is. Keys are relative paths with `/`; names that begin with a dot are nobody's objects.
-
-    A reader sees a published object whole or not at all, whenever the writer dies. Whatever cannot be done raises
-    `UserError` with a remedy.
-    """
-
-    @property
-    def path(self) -> Path | str:
-        """The folder or URL, as `open_store` takes it."""
-
-    def where(self, key: str) -> str:
-        """An object as a person finds it, for messages; the place itself where the key is empty."""
-        ...
-
-    def exists(self) -> bool:
-        """Whether there is something to look at."""
-        ...
-
-    def names(self, folder: str = "") -> set[str]:
-        """What lies directly in a folder."""
-        ...
-
-    def publish(self, key: str, data: bytes | memoryview) -> None:
-        """Make `data` the object at `key`."""
-        ...
-
-    def create(self, key: str, data: bytes) -> bool:
-        """Make `data` the object at `key` unless there is another; whether the object is `data` now."""
-        ...
-
-    def read(self, key: str) -> bytes:
-        """The whole object; raises `FileNotFoundError`."""
-        ...
-
-    def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
-        """Small objects, in order; raises `FileNotFoundError`."""
-        ...
-
-    def blocks(self, key: str) -> Iterator[bytes]:
-        """The object piece by piece; raises `FileNotFoundError`."""
-        ...
-
-    def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
-        ...
-
-    def sizes(self, folder: str = "") -> dict[str, int]:
-        """Every object under a folder, however deep: its key and its bytes."""
-        ...
-
-    def remove(self, key: str) -> None:
-        """Remove an object if it is there."""
-        ...
-
-    def move(self, key: str, to: str) -> None:
-        """Give an object another key; raises `FileNotFoundError`."""
-        ...
-
-    def remove_leftovers(self, key: str) -> None:
-        """Remove what writers of `key` that died left unfinished; nobody else may be writing it."""
-        ...
-
-    def lock(self, name: str, patience: float = 0.0) -> AbstractContextManager[bool]:
-        """Hold the lock of this name, or be told False when a living process holds it for so many seconds.
-
-        Whoever gets one looks again whether the work is done.
-        """
-        ...
-
-    def is_abandoned(self, name: str) -> bool:
-        """Whether nobody alive holds the lock of this name, which may take a while to find out."""
-        ...
-
-    def clear_locks(self) -> None:
-        """Remove what locks leave behind, if nobody holds one."""
-        ...
-
-    def zarr(self) -> zarr.abc.store.Store:
-        """The same objects, as Zarr reads them."""
-        ...
-
-
-def is_url(path: str | Path) -> bool:
-    """Whether a path is meant for an object store."""
-    return URL.match(str(path)) is not None
-
-
-def open_store(path: str | Path) -> Store:
-    """The store at a folder or at a URL (s3://, gs://, az://).
-
-    Raises `UserError` where the URL is of another kind, obstore is not installed, or its bucket cannot be reached.
-    """
-    if not is_url(path):
-        return LocalStore(Path(path))
-    url = str(path)
-    scheme = url.partition(":")[0]
-    if scheme not in SCHEMES:
-        raise UserError(f"{url}: {scheme}:// is not known; give a folder, or a URL of {', '.join(SCHEMES)}")
-    if not url.startswith(f"{scheme}://"):
-        raise UserError(f"{url}: a slash is missing; write {scheme}://BUCKET/PREFIX, in Python as a str")
-    try:
-        from teacher_cache.object_store import ObjectStore
-    except ModuleNotFoundError as error:
-        if error.name != "obstore":
-            raise
-        raise UserError(f"{url}: object stores need obstore; pip install 'delta-cache[objects]'") from None
-    store = ObjectStore(url)
-    store.exists()  # what is wrong with the way there shows now, not when a teacher has been loaded
-    return store
-
-
-def open_existing(path: str | Path) -> Store:
-    """The store of a cache that is to be read; raises `CacheFormatError` where there is nothing."""
-    store = open_store(path)
-    if not store.exists():
-        raise CacheFormatError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")
-    return store
-
-
-def read_if_there(store: Store, key: str) -> bytes | None:
-    """The whole object, None where there is none."""
-    try:
-        return store.read(key)
-    except NO_OBJECT:
-        return None
+from teacher_cache.store.base import read_if_there
 
 
 class LocalStore:

@@ -19,8 +19,8 @@ from zarr.storage import WrapperStore
 from delta_common.errors import UserError
 from delta_common.files import BLOCK_BYTES
 from teacher_cache.format.keys import LOCKS_FOLDER
-from teacher_cache.object_failures import PREFIXES, ask, failures_named
-from teacher_cache.object_locks import BEATS_A_LEASE, Lease, Locks, put_if
+from teacher_cache.store.failures import PREFIXES, ask, failures_named
+from teacher_cache.store.leases import BEATS_A_LEASE, Lease, Locks, put_if
 
 STORES: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
 CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "proxy_excludes")

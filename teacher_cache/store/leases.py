@@ -18,7 +18,7 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, PreconditionError
 
 from delta_common.errors import UserError
-from teacher_cache.object_failures import CONDITIONAL_PUT, ask
+from teacher_cache.store.failures import CONDITIONAL_PUT, ask
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta, PutMode, PutResult, UpdateVersion

@@ -7,7 +7,7 @@ from teacher_cache.format.errors import REPAIR, CacheCorruptError
 from teacher_cache.format.keys import GROUP_KEY, metadata_key
 from teacher_cache.format.manifest import Manifest, parse_manifest
 from teacher_cache.format.sealed import digest, load_json
-from teacher_cache.store import Store, read_if_there
+from teacher_cache.store.base import Store, read_if_there
 
 GROUP_DOCUMENT = {"zarr_format": 3, "node_type": "group"}
 

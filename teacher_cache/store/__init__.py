@@ -1,0 +1,1 @@
+"""Where a cache's objects lie: a folder, or an object store."""
