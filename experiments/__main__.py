@@ -103,7 +103,7 @@ def _measure_teacher(folder: Folder) -> None:
     if file.exists():
         return
     from experiments.measure import measure_teacher
-    from teacher_cache.reader import open_cache
+    from teacher_cache.read.cache import open_cache
 
     found = measure_teacher(open_cache(folder.cache("held-out")))
     write_atomically(file, json.dumps(found.as_record(), indent=1).encode())

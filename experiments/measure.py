@@ -11,7 +11,7 @@ from student.calibration import bin_sums, calibration_error, equal_width_edges
 from student.divergence import dense_kl
 from student.frozen_weights import FrozenHead, read_frozen_weights
 from student.models.xlstm import XLSTMStudent
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 BINS = 15
 BATCH_ROWS = 16

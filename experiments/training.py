@@ -31,7 +31,7 @@ from student.records import Records
 from student.schedule import Coefficients
 from student.settings import TrainSettings
 from student.trainer import LossOf, StepMetrics, step_batches, take_step
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher import Teacher, load_teacher
 

@@ -23,7 +23,7 @@ from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.schedule import cosine_with_warmup
 from student.settings import TargetViewSettings, TrainSettings
 from teacher_cache.format.nodes import interpolation_weights
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
 
 
 @dataclass(frozen=True)

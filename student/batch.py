@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from student.divergence import TeacherTargets
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 
 
 @dataclass(frozen=True)

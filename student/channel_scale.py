@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 SMALLEST_SHARE = 0.01
 """A channel's RMS counts as at least this share of the median channel's: one that hardly moves must not decide F."""

@@ -8,8 +8,8 @@ import numpy as np
 from delta_common.errors import UserError
 from teacher_cache.corpus import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 from teacher_cache.rows import TokenRow, iter_rows
 
 

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 
 WINDOW_SHARDS = 4
 

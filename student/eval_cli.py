@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from delta_common.progress import ProgressLine
     from student.held_out import Figures, HeldOut
-    from teacher_cache.decode import CachedRows
+    from teacher_cache.read.decode import CachedRows
 
 FEW_DOCUMENTS = 20
 
@@ -74,7 +74,7 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     from student.positions import require_temperature_one
     from student.run_files import read_summary
     from student.trained import is_export, load_student
-    from teacher_cache.reader import open_cache
+    from teacher_cache.read.cache import open_cache
 
     if cache_path is None and is_export(path):
         raise UserError(f"{path}: an export does not say how its rows were made; give --cache of the same teacher too")

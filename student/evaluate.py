@@ -11,8 +11,8 @@ from student.assemble import Run
 from student.batch import Batch
 from student.calibration import BINS, bin_sums, calibration_error, equal_width_edges
 from student.positions import StudentPositions, student_positions
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 
 SUMS = 5
 """Numbers a position adds to beside its bin."""

@@ -28,7 +28,7 @@ from student.hf_config import DistilXLSTMConfig
 from student.model_settings import TeacherDims, resolve_shape
 from student.run_files import TRAINED_FILE, RunFiles, RunSummary, read_run
 from student.tokenizer import tokenizer_digest
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
 
 FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "lm_head.bias": "lm_head_bias"}
 """Names in a cache, and in the student."""

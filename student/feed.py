@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from delta_common.background import Background
 from student.data import BatchReader, Window
-from teacher_cache.decode import CachedRows
+from teacher_cache.read.decode import CachedRows
 
 BATCHES_AHEAD = 3
 WINDOWS_AHEAD = 1

@@ -16,8 +16,8 @@ from student.document_bootstrap import Estimate, intervals
 from student.evaluate import perplexity
 from student.frozen_weights import FrozenHead
 from student.positions import student_positions, teacher_positions
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 
 MEANS = {"cross_entropy": "cross_entropy", "kl": "kl", "agreement": "agreement", "accuracy": "correct"}
 """Measures that are means over positions, and what they are means of."""

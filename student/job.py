@@ -16,7 +16,7 @@ from student.progress import Progress
 from student.run_files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
 from student.settings import TrainSettings
 from student.trainer import train
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from student.divergence import Divergence, TeacherTargets, divergence_at
 from student.frozen_weights import FrozenHead
 from student.fused_loss import valid_positions
 from teacher_cache.format.nodes import interpolation_weights
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 CHUNK_LOGITS = 2**25

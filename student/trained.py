@@ -15,7 +15,7 @@ from student.assemble import initial_student
 from student.models.xlstm import XLSTMStudent
 from student.run_files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.settings import TrainSettings
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 EXPORT_FILE = "config.json"
 EXPORT_TYPE = "distil_xlstm"

@@ -20,7 +20,7 @@ from student.feed import batches_ahead
 from student.loss import DistillationLoss, distillation_loss
 from student.progress import Progress
 from student.schedule import Coefficients, distillation_at
-from teacher_cache.decode import CachedRows
+from teacher_cache.read.decode import CachedRows
 
 LossOf = Callable[[Run, Batch, Tensor, Coefficients, float, float], DistillationLoss]
 """(run, micro-batch, hidden states, coefficients, the step's tokens, its sequences) → the micro-batch's part."""

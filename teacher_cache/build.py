@@ -26,7 +26,7 @@ from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.codec import encoding_beside_other_work
 from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
 from teacher_cache.format.sealed import digest
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.shard_writes import ShardWrites

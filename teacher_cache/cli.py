@@ -104,7 +104,7 @@ def inspect(
     from teacher_cache.compare import compare_caches, render_comparison
     from teacher_cache.inspect_page import parse_rows, write_page
     from teacher_cache.inspect_rows import parse_span, render_row, view_row
-    from teacher_cache.reader import open_cache
+    from teacher_cache.read.cache import open_cache
 
     _require_one_view(row=row, html=html, compare=compare)
     if json and html is not None:
@@ -173,7 +173,7 @@ def verify(
     else:
         findings = verify_bytes(store)
     if (teacher or teacher_model) and findings.is_sound:
-        from teacher_cache.reader import open_cache
+        from teacher_cache.read.cache import open_cache
         from teacher_cache.verify_teacher import verify_teacher
 
         verify_teacher(open_cache(path), findings, model=teacher_model, rows=teacher_rows)

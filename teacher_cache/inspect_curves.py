@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 
 from teacher_cache.inspect_entries import Entries, fold, row_entries
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 GRID_POINTS = 41

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 MOST_CERTAIN = 48

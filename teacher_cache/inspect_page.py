@@ -14,7 +14,7 @@ from teacher_cache.inspect_charts import line_chart, share_bar, strip
 from teacher_cache.inspect_curves import Curves, temperature_curves
 from teacher_cache.inspect_shards import ShardFigure, shard_figures
 from teacher_cache.inspect_tokens import TokenData, token_data
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 
 def parse_rows(rows: str | None) -> list[int] | None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from delta_common.errors import UserError
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 CHOICES_SHOWN = 5
 

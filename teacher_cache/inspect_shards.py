@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from teacher_cache.format.commits import CommitRecord
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
 
 OUTLIER_DEVIATIONS = 5.0
 DEVIATION_PER_MAD = 1.4826

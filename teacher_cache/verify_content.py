@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.decode import CachedRows
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.read.decode import CachedRows
 from teacher_cache.store.base import Store
 from teacher_cache.targets.estimate import log_rest
 from teacher_cache.verify import Fault, Findings, verify

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from delta_common.errors import UserError
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.compute import batches, compute_batch
-from teacher_cache.decode import CachedRows, decode_entries, decode_rows
-from teacher_cache.reader import Cache
+from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows, decode_entries, decode_rows
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.teacher import Teacher, load_teacher

@@ -21,7 +21,7 @@ from student.report import render_report
 from student.run_files import read_run
 from student.trained import load_student
 from teacher_cache.build import build as build_cache
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.synthetic import make_synthetic_cache
 

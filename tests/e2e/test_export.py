@@ -22,7 +22,7 @@ from student.exported import load_export
 from student.generate import generate_tokens
 from student.tokenizer import encode_prompt, tokenizer_digest
 from student.trained import load_student
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 
 CPU = torch.device("cpu")
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
@@ -148,7 +148,7 @@ def test_tensors_keep_values_and_types(tmp_path: Path, precision: str, dtype: st
     frozen["lm_head.bias"] = frozen["embedding.weight"][:, 0].contiguous()
     with pytest.MonkeyPatch.context() as patch:
         save_file(frozen, tmp_path / "frozen.safetensors")
-        patch.setattr("teacher_cache.reader.Cache.frozen_weights", tmp_path / "frozen.safetensors")
+        patch.setattr("teacher_cache.read.cache.Cache.frozen_weights", tmp_path / "frozen.safetensors")
         assert run(export_cli, tmp_path / "run", "--out", tmp_path / "export") == 0
     stored = load_file(tmp_path / "export" / "model.safetensors")
     assert torch.equal(stored.pop("student.embedding"), frozen["embedding.weight"])
@@ -313,7 +313,7 @@ def test_a_cache_with_another_tokenizer_is_refused(
 ) -> None:
     other = shutil.copytree(folder / "cache" / "teacher" / "tokenizer", tmp_path / "tokenizer")
     change_tokenizer(other)
-    monkeypatch.setattr("teacher_cache.reader.Cache.tokenizer_folder", other)
+    monkeypatch.setattr("teacher_cache.read.cache.Cache.tokenizer_folder", other)
     assert run(export_cli, folder / "run", "--out", tmp_path / "out") == 2
     assert f"{other}: another tokenizer (" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()

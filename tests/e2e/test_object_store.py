@@ -23,7 +23,7 @@ from student.feed import batches_ahead
 from teacher_cache.build import build
 from teacher_cache.cli import app
 from teacher_cache.format.errors import CacheError
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache

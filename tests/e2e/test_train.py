@@ -25,7 +25,7 @@ from student.loss import dense_distillation_loss, total_loss
 from student.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache.build import build as build_cache
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 

@@ -20,7 +20,7 @@ from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
 from teacher_cache.format.sealed import digest
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore

@@ -19,7 +19,7 @@ from student.assemble import assemble
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
 from student.schedule import cosine_with_warmup, distillation_at
-from teacher_cache.reader import open_cache
+from teacher_cache.read.cache import open_cache
 
 TESTS = Path(__file__).parents[1]
 ROUNDING = {"fp32": 1e-5, "bf16": 2**-8, "fp16": 2**-11}

@@ -31,10 +31,10 @@ from student.loss import (
     distillation_loss_sums,
 )
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.targets.keep import KeptTargets
-from teacher_cache.thinning import thin, thinned_layout
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0]
 VOCAB, OFFSETS = 400, 4_000

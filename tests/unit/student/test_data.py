@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from delta_common.errors import UserError
 from student.data import WINDOW_SHARDS, BatchReader, epoch_windows
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.synthetic import make_synthetic_cache
 
 ROWS = 43

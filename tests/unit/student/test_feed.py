@@ -14,8 +14,8 @@ from delta_common.background import Background
 from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
-from teacher_cache.decode import CachedRows
-from teacher_cache.reader import Cache, open_cache
+from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.read.decode import CachedRows
 from teacher_cache.synthetic import make_synthetic_cache
 
 ROWS = 71

@@ -13,21 +13,21 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache.checked_store import CheckedStore
-from teacher_cache.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError, CacheUnfinishedError
 from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
-from teacher_cache.local_files import local_folder
+from teacher_cache.read.checked_store import CheckedStore
+from teacher_cache.read.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
+from teacher_cache.read.local_copy import local_folder
+from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.store.base import Store
 from teacher_cache.store.metadata import check_metadata, read_manifest
 from teacher_cache.store.open import open_existing
 from teacher_cache.targets import estimate
 from teacher_cache.targets.randomness import Purpose, row_uniforms
-from teacher_cache.thinning import thin, thinned_layout
 
 DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)
 """What Zarr and its codecs raise on metadata and chunks that were made to look right."""

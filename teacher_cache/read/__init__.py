@@ -1,0 +1,1 @@
+"""From the path of a cache to its rows."""
