@@ -29,7 +29,7 @@ import transformers
 from gpu_build import TINY, make_corpus, make_teacher
 from teacher_cache import build
 from teacher_cache.compute import batches
-from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.teacher import load_teacher

@@ -24,9 +24,9 @@ from schemes import CHUNK, Both, Entries, Scheme, draws, sampled, stored_bytes, 
 from student.frozen_weights import FrozenWeights
 from student.model_settings import StudentSettings, TeacherDims, resolve_shape
 from student.models.xlstm import XLSTMStudent, build_student
-from teacher_cache.corpus import iter_documents
+from teacher_cache.corpus.rows import iter_rows
+from teacher_cache.corpus.source import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
-from teacher_cache.rows import iter_rows
 from teacher_cache.settings import PRESETS, TargetSettings, TeacherSettings
 from teacher_cache.targets.quantize import dequantize, quantize
 from teacher_cache.teacher import Teacher, load_teacher

@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.rows import TokenRow
 from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
 from teacher_cache.targets.randomness import Purpose, rounding_keys, row_uniforms

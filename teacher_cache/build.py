@@ -19,15 +19,15 @@ from delta_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.batch_size import find_batch_size
 from teacher_cache.compute import computed_batches
-from teacher_cache.corpus import describe_corpus
-from teacher_cache.corpus_positions import Positions
-from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.corpus.bookmarks import Positions
+from teacher_cache.corpus.row_stream import CorpusRows
+from teacher_cache.corpus.rows import TokenRow
+from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.codec import encoding_beside_other_work
 from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
 from teacher_cache.format.sealed import digest
 from teacher_cache.read.cache import open_cache
-from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.shard_writes import ShardWrites
 from teacher_cache.statistics import ShardStatistics

@@ -17,7 +17,7 @@ from delta_common.progress import byte_size, duration
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.build import make_manifest, require_fit, with_batch_size
 from teacher_cache.compute import batches, compute_batch
-from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.extent import Costs, Extent
 from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.format.manifest import Manifest, TargetLayout

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import xxhash
 
-from teacher_cache.corpus_positions import is_hint_key, unsound_hints
+from teacher_cache.corpus.bookmarks import is_hint_key, unsound_hints
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import CommitRecord, commit_key, covers, parse_commit
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError

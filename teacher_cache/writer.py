@@ -7,7 +7,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from delta_common.differences import differences
-from teacher_cache.corpus_positions import Positions
+from teacher_cache.corpus.bookmarks import Positions
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit

@@ -16,9 +16,10 @@ from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
-from teacher_cache import corpus_files, open_cache
+from teacher_cache import open_cache
 from teacher_cache.build import build
 from teacher_cache.cli import app
+from teacher_cache.corpus import files
 from teacher_cache.format.commits import commit_key
 from teacher_cache.settings import BuildSettings
 
@@ -146,13 +147,13 @@ def test_a_build_of_a_whole_corpus_that_goes_on_neither_counts_nor_reads_it_agai
     last = manifest.shard_count - 1
     assert manifest.rows.count > 500
     read: list[str] = []
-    make = corpus_files.make_document
+    make = files.make_document
 
     def watched(*positional: Any, place: str, **named: Any) -> Any:
         read.append(place)
         return make(*positional, place=place, **named)
 
-    monkeypatch.setattr(corpus_files, "make_document", watched)
+    monkeypatch.setattr(files, "make_document", watched)
     (cache / commit_key(last)).unlink()
     run(config, cache)
     assert dict(objects(cache)) == sound

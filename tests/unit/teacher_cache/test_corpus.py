@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_common.errors import UserError
-from teacher_cache.corpus import describe_corpus, iter_documents
+from teacher_cache.corpus.source import describe_corpus, iter_documents
 from teacher_cache.corpus_settings import CorpusSettings
 
 TEXTS = ["first\nand its second line", "", "drittes: δ-Distillation"]

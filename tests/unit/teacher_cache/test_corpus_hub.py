@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_common.errors import UserError
-from teacher_cache import corpus_files, corpus_retries
-from teacher_cache.corpus import Corpus, describe_corpus, iter_documents
-from teacher_cache.corpus_documents import Place
+from teacher_cache.corpus import files, retries
+from teacher_cache.corpus.documents import Place
+from teacher_cache.corpus.source import Corpus, describe_corpus, iter_documents
 from teacher_cache.corpus_settings import CorpusSettings
 
 FILES, ROWS = 3, 40
@@ -103,7 +103,7 @@ def test_row_groups_before_the_beginning_are_not_read(fineweb: Path, monkeypatch
             read.append(row_groups)
             return super().iter_batches(*positional, row_groups=row_groups, **named)
 
-    monkeypatch.setattr(corpus_files.pq, "ParquetFile", Watched)
+    monkeypatch.setattr(files.pq, "ParquetFile", Watched)
     assert next(corpus.documents(place))[1].text == text(2, 20)
     assert opened == ["002_00000.parquet"]
     assert read == [[2]]
@@ -183,7 +183,7 @@ def test_a_connection_that_drops_again_and_again_costs_no_document_and_doubles_n
     root = request.getfixturevalue(kind)
     expected = list(iter_documents(settings(root)))
     flaky, pauses = [0], list[float]()
-    module = corpus_files if kind == "fineweb" else __import__("teacher_cache.corpus_hub", fromlist=["_"])
+    module = corpus_files if kind == "fineweb" else __import__("teacher_cache.corpus.hub", fromlist=["_"])
     make = module.make_document
 
     def dropping(*positional: Any, **named: Any) -> Any:
@@ -193,7 +193,7 @@ def test_a_connection_that_drops_again_and_again_costs_no_document_and_doubles_n
         return make(*positional, **named)
 
     monkeypatch.setattr(module, "make_document", dropping)
-    monkeypatch.setattr(corpus_retries.time, "sleep", pauses.append)
+    monkeypatch.setattr(retries.time, "sleep", pauses.append)
     assert list(iter_documents(settings(root))) == expected
     assert flaky[0] > len(expected) * 1.1
-    assert set(pauses) == {corpus_retries.PAUSES[0]}
+    assert set(pauses) == {retries.PAUSES[0]}

@@ -17,11 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from teacher_cache import corpus_retries
-from teacher_cache.corpus import Corpus
-from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed
-from teacher_cache.corpus_files import file_reader
-from teacher_cache.corpus_retries import PAUSES, may_pass, with_retries
+from teacher_cache.corpus import retries
+from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed
+from teacher_cache.corpus.files import file_reader
+from teacher_cache.corpus.retries import PAUSES, may_pass, with_retries
+from teacher_cache.corpus.source import Corpus
 from teacher_cache.corpus_settings import CorpusSettings
 
 files_of_texts = st.lists(st.lists(st.none() | st.text(max_size=8), max_size=6), min_size=1, max_size=4)
@@ -63,7 +63,7 @@ def test_reading_from_a_documents_place_gives_it_and_all_behind(
 def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Pauses that would have been made."""
     made: list[float] = []
-    monkeypatch.setattr(corpus_retries.time, "sleep", made.append)
+    monkeypatch.setattr(retries.time, "sleep", made.append)
     return made
 
 

@@ -18,13 +18,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from teacher_cache import corpus_files, corpus_retries, open_cache
-from teacher_cache.corpus_positions import Positions, position_key
-from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache import open_cache
+from teacher_cache.corpus import files, retries
+from teacher_cache.corpus.bookmarks import Positions, position_key
+from teacher_cache.corpus.row_stream import CorpusRows
+from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.keys import CORPUS_FOLDER, CORPUS_ROWS_KEY
 from teacher_cache.format.manifest import Manifest, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json, digest
-from teacher_cache.rows import TokenRow
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.teacher import Teacher
@@ -105,13 +106,13 @@ def describes(manifest: Manifest, settings: BuildSettings, **changed: Any) -> Ma
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the documents that are read from here on."""
     read: list[str] = []
-    make = corpus_files.make_document
+    make = files.make_document
 
     def watched(*positional: Any, place: str, **named: Any) -> Any:
         read.append(place)
         return make(*positional, place=place, **named)
 
-    monkeypatch.setattr(corpus_files, "make_document", watched)
+    monkeypatch.setattr(files, "make_document", watched)
     return read
 
 
@@ -341,7 +342,7 @@ def test_rows_are_the_same_when_reading_breaks_off_now_and_then(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, store, described, whole = built
-    made = corpus_files.make_document
+    made = files.make_document
     chance = random.Random(3)
 
     def dropping(*positional: Any, **named: Any) -> Any:
@@ -349,8 +350,8 @@ def test_rows_are_the_same_when_reading_breaks_off_now_and_then(
             raise OSError(5, "Input/output error")
         return made(*positional, **named)
 
-    monkeypatch.setattr(corpus_files, "make_document", dropping)
-    monkeypatch.setattr(corpus_retries.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(files, "make_document", dropping)
+    monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     for start in (4, 300):
         rows = CorpusRows(settings, TEACHER, Positions(store, described))
         assert same(list(rows.take(range(start, start + 100))), whole[start : start + 100])

@@ -14,7 +14,7 @@ from e2e_corpus import write_text_corpus
 from damageable import contents
 from teacher_cache import build, compute, open_cache
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.corpus_rows import CorpusRows
+from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.format.commits import CommitRecord, commit_key
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from teacher_cache.corpus_documents import Document
+from teacher_cache.corpus.documents import Document
+from teacher_cache.corpus.rows import DOCUMENTS_AT_ONCE, TokenRow, iter_rows
 from teacher_cache.corpus_settings import RowSettings
-from teacher_cache.rows import DOCUMENTS_AT_ONCE, TokenRow, iter_rows
 from tokenizers_for_tests import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

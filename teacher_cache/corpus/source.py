@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delta_common.errors import UserError
-from teacher_cache.corpus_documents import BEGINNING, Document, Place, Placed, Reader
-from teacher_cache.corpus_files import FileFormat, file_reader
-from teacher_cache.corpus_hub import hub_reader, hub_revision
-from teacher_cache.corpus_retries import with_retries
+from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed, Reader
+from teacher_cache.corpus.files import FileFormat, file_reader
+from teacher_cache.corpus.hub import hub_reader, hub_revision
+from teacher_cache.corpus.retries import with_retries
 from teacher_cache.corpus_settings import CorpusSettings
 
 Format = FileFormat | Literal["hub"]

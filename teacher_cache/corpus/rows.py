@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from teacher_cache.corpus_documents import Document, Place, Placed, RowEnd, Tokenized
+from teacher_cache.corpus.documents import Document, Place, Placed, RowEnd, Tokenized
 from teacher_cache.corpus_settings import RowSettings
 
 DOCUMENTS_AT_ONCE = 256

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from delta_common.errors import UserError
-from teacher_cache.corpus_documents import Place, Placed
+from teacher_cache.corpus.documents import Place, Placed
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)
 """Seconds before each further try: 3 minutes in all. A document that comes through begins them anew."""

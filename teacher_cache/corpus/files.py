@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_common.errors import UserError
-from teacher_cache.corpus_documents import Document, Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.documents import Document, Place, Placed, Reader, make_document, require_column
 from teacher_cache.corpus_settings import CorpusSettings
 
 FileFormat = Literal["parquet", "jsonl", "text"]

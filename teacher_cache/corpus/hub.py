@@ -6,8 +6,8 @@ from functools import partial
 from typing import Any
 
 from delta_common.errors import UserError
-from teacher_cache.corpus_documents import Place, Placed, Reader, make_document, require_column
-from teacher_cache.corpus_files import file_reader, reason
+from teacher_cache.corpus.documents import Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.files import file_reader, reason
 from teacher_cache.corpus_settings import CorpusSettings
 
 

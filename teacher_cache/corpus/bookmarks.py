@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.corpus_documents import Place, RowEnd
+from teacher_cache.corpus.documents import Place, RowEnd
 from teacher_cache.format.keys import CORPUS_ROWS_KEY, POSITIONS_FOLDER
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import Record, canonical_json, digest, load_json

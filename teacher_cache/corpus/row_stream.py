@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from itertools import chain, islice
 
 from delta_common.errors import UserError
-from teacher_cache.corpus import Corpus
-from teacher_cache.corpus_documents import BEGINNING, RowEnd
-from teacher_cache.corpus_positions import Position, Positions
-from teacher_cache.rows import TokenRow, cut_rows, tokenize
+from teacher_cache.corpus.bookmarks import Position, Positions
+from teacher_cache.corpus.documents import BEGINNING, RowEnd
+from teacher_cache.corpus.rows import TokenRow, cut_rows, tokenize
+from teacher_cache.corpus.source import Corpus
 from teacher_cache.settings import BuildSettings
 from teacher_cache.teacher import Teacher
 
