@@ -32,7 +32,7 @@ from teacher_cache.compute import batches
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher.load import load_teacher
 from teacher_cache.writer import CacheWriter
 
 REPOSITORY = Path(__file__).parents[1]

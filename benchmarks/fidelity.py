@@ -29,7 +29,8 @@ from teacher_cache.corpus.source import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings
 from teacher_cache.settings import PRESETS, TargetSettings, TeacherSettings
 from teacher_cache.targets.quantize import dequantize, quantize
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 
 TEMPERATURES = (1.0, 1.1, 1.25, 1.5, 2.0)
 SEQ_LEN = 128

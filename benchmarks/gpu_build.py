@@ -32,7 +32,8 @@ from teacher_cache.compute import compute_batch
 from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 
 
 @dataclass(frozen=True)

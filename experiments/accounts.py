@@ -23,7 +23,7 @@ from student.divergence import (
 from student.frozen_weights import FrozenHead
 from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.model import Teacher
 
 Account = Callable[[Batch, Tensor, float], Divergence | None]
 """(batch, its valid positions (n,), temperature) → the teacher's term there."""

@@ -33,7 +33,8 @@ from student.settings import TrainSettings
 from student.trainer import LossOf, StepMetrics, step_batches, take_step
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 
 CONFIG = Path(__file__).parents[1] / "configs" / "demo-student.yaml"
 QUARTERS = 4

@@ -17,7 +17,6 @@ from delta_common.background import Background
 from delta_common.errors import UserError
 from delta_common.progress import ProgressLine, byte_size
 from teacher_cache.arrays import ShardArrays
-from teacher_cache.batch_size import find_batch_size
 from teacher_cache.compute import computed_batches
 from teacher_cache.corpus.bookmarks import Positions
 from teacher_cache.corpus.row_stream import CorpusRows
@@ -34,7 +33,9 @@ from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store.base import Store
 from teacher_cache.store.metadata import is_intact, read_manifest
 from teacher_cache.store.open import open_store
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.batch_size import find_batch_size
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 from teacher_cache.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 
 SHARDS_AHEAD = 3

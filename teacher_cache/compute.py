@@ -9,7 +9,7 @@ from torch import Tensor
 from teacher_cache.arrays import ShardArrays
 from teacher_cache.statistics import ShardStatistics
 from teacher_cache.targets.keep import join, keep_targets
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.model import Teacher
 from teacher_cache.transfers import OnTheirWay, to_device, to_host
 
 

@@ -26,7 +26,8 @@ from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store.base import is_url
 from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import KeptTargets, keep_targets
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 
 CALIBRATION_BATCHES = 2
 ERROR_POSITIONS = 256

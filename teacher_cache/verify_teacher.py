@@ -18,7 +18,8 @@ from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows, decode_entries, decode_rows
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.statistics import ShardStatistics
-from teacher_cache.teacher import Teacher, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
 from teacher_cache.verify import Fault, Findings
 
 CONTROL_FACTOR = 3.0

@@ -4,7 +4,7 @@ import sys
 
 import torch
 
-from teacher_cache.layer_sum_triton import add_in_turn
+from teacher_cache.teacher.layer_sum_triton import add_in_turn
 
 
 def compare(device: str) -> None:

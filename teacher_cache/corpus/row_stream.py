@@ -9,7 +9,7 @@ from teacher_cache.corpus.documents import BEGINNING, RowEnd
 from teacher_cache.corpus.rows import TokenRow, cut_rows, tokenize
 from teacher_cache.corpus.source import Corpus
 from teacher_cache.settings import BuildSettings
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.model import Teacher
 
 
 class CorpusRows:

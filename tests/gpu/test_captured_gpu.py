@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from teacher_cache.captured import Captured
+from teacher_cache.teacher.cuda_graphs import Captured
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

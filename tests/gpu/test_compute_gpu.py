@@ -12,7 +12,7 @@ from teacher_cache.build import make_manifest
 from teacher_cache.compute import compute_batch, start_batch
 from teacher_cache.settings import BuildSettings
 from teacher_cache.statistics import GPU_POSITIONS, ShardStatistics
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher.load import load_teacher
 from tiny_teacher import save_tiny_teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from teacher_cache.layer_sum import LayerSum
+from teacher_cache.teacher.layer_sum import LayerSum
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from teacher_cache.layer_sum import LayerSum
+from teacher_cache.teacher.layer_sum import LayerSum
 
 TESTS = Path(__file__).parents[1]
 

@@ -7,11 +7,12 @@ import pytest
 from e2e_corpus import write_text_corpus
 
 from damageable import contents
-from teacher_cache import batch_size, build
-from teacher_cache.batch_size import LARGEST, PATIENCE, find_batch_size, largest_worthwhile
+from teacher_cache import build
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings, ComputeSettings, TeacherSettings
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher import batch_size
+from teacher_cache.teacher.batch_size import LARGEST, PATIENCE, find_batch_size, largest_worthwhile
+from teacher_cache.teacher.load import load_teacher
 
 
 @pytest.mark.parametrize(

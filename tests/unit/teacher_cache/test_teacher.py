@@ -9,7 +9,8 @@ from transformers import Gemma2Config, Gemma2ForCausalLM
 from delta_common.errors import UserError
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher import HEAD_CHUNK_ELEMENTS, load_teacher
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS
 from tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
 from tokenizers_for_tests import byte_tokenizer
 
@@ -35,7 +36,7 @@ def test_chunked_logits_equal_the_whole_model_on_the_real_vocabulary(
     tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     teacher = load_teacher(settings_for(tiny_teacher))
-    monkeypatch.setattr("teacher_cache.teacher.HEAD_CHUNK_ELEMENTS", 7 * PADDED_VOCAB)
+    monkeypatch.setattr("teacher_cache.teacher.model.HEAD_CHUNK_ELEMENTS", 7 * PADDED_VOCAB)
     final = teacher.states(TOKENS, mean=False).final.flatten(0, 1)
     chunks = list(teacher.logits_in_chunks(final))
     assert [len(logits) for _, logits in chunks] == [7] * 8 + [4]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from teacher_cache.teacher import Teacher
+from teacher_cache.teacher.model import Teacher
 
 LARGEST = 512
 WORTHWHILE = 1.03

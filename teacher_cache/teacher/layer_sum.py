@@ -37,7 +37,7 @@ class LayerSum:
 
     def _add_waiting(self) -> None:
         if self._waiting and self._total is not None:
-            from teacher_cache.layer_sum_triton import add_in_turn
+            from teacher_cache.teacher.layer_sum_triton import add_in_turn
 
             add_in_turn(self._total, self._waiting)
             self._waiting.clear()

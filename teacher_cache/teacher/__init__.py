@@ -1,0 +1,1 @@
+"""The teacher model: loading it, and running it over rows of tokens."""
