@@ -27,13 +27,13 @@ import torch
 import transformers
 
 from gpu_build import TINY, make_corpus, make_teacher
-from teacher_cache import build
-from teacher_cache.compute import batches
+from teacher_cache.build import job
+from teacher_cache.build.compute import batches
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.teacher.load import load_teacher
-from teacher_cache.writer import CacheWriter
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -63,7 +63,7 @@ class Work:
         self._settings = settings
         self._teacher = load_teacher(settings.teacher)
         self._files = self._teacher.files()
-        self._manifest = build.make_manifest(settings, self._teacher, self._files)
+        self._manifest = job.make_manifest(settings, self._teacher, self._files)
         self._writer: CacheWriter | None = None
         self._writing = 0.0
 
@@ -98,7 +98,7 @@ class Work:
         assert self._writer is not None
         self._writing = 0.0
         with self._timed() as figures:
-            build._build_shards(self._settings, self._teacher, self._writer, self._writer.pending_shards())
+            job._build_shards(self._settings, self._teacher, self._writer, self._writer.pending_shards())
         figures["encode_share"] = self._writing / figures["wall"]
         return figures
 
@@ -200,7 +200,7 @@ def ratio(found: list[dict[str, dict[str, float]]], name: str, other: str, clock
 def restart_over_load(config: Path, settings: BuildSettings, folder: Path, repeats: int) -> float:
     """A build that goes on in the middle, until its first batch, over loading the teacher; medians, interleaved."""
     out = folder / "half"
-    build.build(settings, out, range(1))
+    job.build(settings, out, range(1))
     restart = ["-c", RESTART.replace("BEGUN", str(BEGUN)), "build", str(config), "--out", str(out)]
     load = ["-c", LOAD, settings.teacher.model]
     times = [(taken(restart, BEGUN), taken(load, 0)) for _ in range(repeats)]

@@ -26,12 +26,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import build, make_manifest
-from teacher_cache.compute import compute_batch
+from teacher_cache.build.compute import compute_batch
+from teacher_cache.build.job import build
+from teacher_cache.build.request import make_manifest
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.settings import BuildSettings
-from teacher_cache.statistics import ShardStatistics
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 

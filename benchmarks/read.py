@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from teacher_cache import open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.settings import TargetSettings
-from teacher_cache.synthetic import make_synthetic_cache
 
 SEQ_LEN = 128
 

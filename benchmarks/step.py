@@ -42,10 +42,10 @@ from student.models.xlstm import XLSTMStudent, build_student
 from student.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache import open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import TargetSettings
-from teacher_cache.synthetic import make_synthetic_cache
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 STARTED = time.monotonic()

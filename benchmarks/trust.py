@@ -16,11 +16,11 @@ from typing import Any
 
 from delta_common.settings_file import load_settings
 from teacher_cache import open_cache
-from teacher_cache.build import build
+from teacher_cache.build.job import build
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.sealed import digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
 
 SIZES = {"vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}

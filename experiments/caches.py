@@ -8,7 +8,7 @@ from pathlib import Path
 from delta_common.files import write_atomically
 from delta_common.settings_file import load_settings
 from experiments.plan import Folder, Plan
-from teacher_cache.build import build
+from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
 
 ROOT = Path(__file__).parents[1]

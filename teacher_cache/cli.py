@@ -33,7 +33,7 @@ def build(config: Path, *overrides: Overrides, out: str | None = None, shards: s
         Build only these shards, as A:B without B: for a batch array, whose jobs share nothing but the cache's path.
         Several processes without it share the work too: `torchrun --nproc-per-node N -m teacher_cache build ...`.
     """
-    from teacher_cache.build import build as build_cache
+    from teacher_cache.build.job import build as build_cache
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
@@ -61,7 +61,7 @@ def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool
     json
         Print JSON in place of tables.
     """
-    from teacher_cache.plan import make_plan, render_plan
+    from teacher_cache.build.plan import make_plan, render_plan
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
@@ -242,7 +242,7 @@ def synth(
     seed
         The same seed and sizes give the same bytes.
     """
-    from teacher_cache.synthetic import make_synthetic_cache
+    from teacher_cache.build.synthetic import make_synthetic_cache
 
     made = make_synthetic_cache(
         path,

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher_cache.build import build, settings_differences
+from teacher_cache.build.job import build
+from teacher_cache.build.request import settings_differences
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheCorruptError, CacheError

@@ -12,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
-from teacher_cache.arrays import ShardArrays
-from teacher_cache.compute import batches, compute_batch
+from teacher_cache.build.compute import batches, compute_batch
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows, decode_entries, decode_rows
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.statistics import ShardStatistics
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 from teacher_cache.verify import Fault, Findings

@@ -12,7 +12,7 @@ from e2e_corpus import write_text_corpus
 
 from small_training import SMALL
 from student import cli, export_cli, trainer
-from teacher_cache.build import build as build_cache
+from teacher_cache.build.job import build as build_cache
 from teacher_cache.settings import BuildSettings
 
 

@@ -10,9 +10,9 @@ import zarr
 
 from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.commits import CommitRecord
 from teacher_cache.format.sealed import digest
-from teacher_cache.synthetic import make_synthetic_cache
 
 ROWS, VOCAB, WIDTH, LENGTH = 32, 64, 32, 12
 SMALL = [

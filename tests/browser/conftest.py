@@ -9,8 +9,8 @@ import pytest
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from teacher_cache import Cache, open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.inspect_page import write_page
-from teacher_cache.synthetic import make_synthetic_cache
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from teacher_cache import Cache, inspect_tokens, open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.inspect_page import write_page
-from teacher_cache.synthetic import make_synthetic_cache
 
 Open = Callable[..., Any]
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 from teacher_cache import open_cache
-from teacher_cache.build import build
+from teacher_cache.build.job import build
 from teacher_cache.cli import app
 from teacher_cache.corpus import files
 from teacher_cache.format.commits import commit_key
@@ -164,7 +164,7 @@ def test_a_finished_build_is_found_without_loading_the_teacher(
     config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(config, tmp_path / "cache")
-    monkeypatch.delattr("teacher_cache.build.load_teacher")
+    monkeypatch.delattr("teacher_cache.build.job.load_teacher")
     run(config, tmp_path / "cache")
 
 

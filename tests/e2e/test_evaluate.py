@@ -20,10 +20,10 @@ from student import cli, eval_cli, report_cli, trainer
 from student.report import render_report
 from student.run_files import read_run
 from student.trained import load_student
-from teacher_cache.build import build as build_cache
+from teacher_cache.build.job import build as build_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import BuildSettings
-from teacher_cache.synthetic import make_synthetic_cache
 
 VOCAB, LENGTH = 257, 32
 TARGETS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ from e2e_corpus import write_text_corpus
 
 from damageable import contents
 from delta_common.errors import UserError
-from teacher_cache.build import build
+from teacher_cache.build.job import build
 from teacher_cache.cli import app
 from teacher_cache.settings import BuildSettings
 

@@ -20,14 +20,14 @@ from object_server import Fault, Proxy, Request
 from student import cli as student_cli
 from student.data import BatchReader
 from student.feed import batches_ahead
-from teacher_cache.build import build
+from teacher_cache.build.job import build
+from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.cli import app
 from teacher_cache.format.errors import CacheError
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
-from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
-from teacher_cache.writer import CacheWriter
 
 SHARDS = 5
 BUILDER = """

@@ -5,9 +5,9 @@ from e2e_corpus import write_text_corpus
 
 from delta_common.errors import UserError
 from teacher_cache import open_cache
-from teacher_cache.build import build
+from teacher_cache.build.job import build
+from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.inspect import summarize
-from teacher_cache.plan import make_plan, render_plan
 from teacher_cache.settings import BuildSettings
 
 
@@ -51,7 +51,7 @@ def test_a_plan_says_when_the_disk_is_too_small(
 ) -> None:
     from rich.console import Console
 
-    monkeypatch.setattr("teacher_cache.plan._free_bytes", lambda _out: 10)
+    monkeypatch.setattr("teacher_cache.build.plan._free_bytes", lambda _out: 10)
     Console().print(render_plan(make_plan(settings, tmp_path)))
     assert "TOO LITTLE" in capsys.readouterr().out
 

@@ -16,8 +16,8 @@ from student import cli as student_cli
 from student import eval_cli, export_cli, generate_cli, report_cli
 from student.settings import TrainSettings
 from teacher_cache import cli as cache_cli
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.settings import BuildSettings
-from teacher_cache.synthetic import make_synthetic_cache
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"

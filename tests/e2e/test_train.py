@@ -24,10 +24,10 @@ from student.job import run_job
 from student.loss import dense_distillation_loss, total_loss
 from student.schedule import Coefficients
 from student.settings import TrainSettings
-from teacher_cache.build import build as build_cache
+from teacher_cache.build.job import build as build_cache
+from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
-from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 
 
 @pytest.fixture(scope="module")

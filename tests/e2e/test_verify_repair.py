@@ -14,7 +14,8 @@ from e2e_corpus import write_text_corpus
 
 from damageable import contents
 from delta_common.errors import UserError
-from teacher_cache.build import build
+from teacher_cache.build.job import build
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.cli import app
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
@@ -24,7 +25,6 @@ from teacher_cache.read.cache import open_cache
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify_content import verify_bytes_and_content
 from tiny_teacher import save_tiny_teacher
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from damageable import SIZES
-from teacher_cache.synthetic import make_synthetic_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ import transformers.models.qwen2.modeling_qwen2  # noqa: F401 - so that not ever
 
 from damageable import contents
 from delta_common.settings_file import load_settings
-from teacher_cache.build import build
+from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
 
 

@@ -12,7 +12,7 @@ from e2e_corpus import write_text_corpus
 
 from damageable import contents
 from teacher_cache import open_cache
-from teacher_cache.build import build
+from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 
 from teacher_cache import open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.format.commits import CommitRecord
 from teacher_cache.store.local import LocalStore
-from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
-from teacher_cache.writer import CacheWriter
 
 SIZES = {"seq_len": 64, "vocab_size": 500, "top_k": 8, "samples": 24, "hidden_size": 256, "rows_per_shard": 8}
 SHARD_MEGABYTES = 8 * 64 * (256 * 2 + 32 * 6 + 5 * 4) / 2**20

@@ -14,11 +14,11 @@ import pytest
 from damageable import SIZES, contents, stored
 from delta_common.errors import UserError
 from object_server import Fault, Proxy, Request
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.read.cache import open_cache
 from teacher_cache.store.objects import ObjectStore, Patience
 from teacher_cache.store.open import open_store
-from teacher_cache.synthetic import make_synthetic_cache
 from teacher_cache.verify import verify
 
 LEASE = 1.6

@@ -10,8 +10,8 @@ from pathlib import Path
 import xxhash
 
 from teacher_cache import open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.decode import CachedRows
-from teacher_cache.synthetic import make_synthetic_cache
 
 SIZES = {"rows": 5, "seq_len": 6, "vocab_size": 64, "hidden_size": 70, "rows_per_shard": 4, "seed": 3}
 KINDS = {

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 
-from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import make_manifest
-from teacher_cache.compute import compute_batch, start_batch
+from teacher_cache.build.compute import compute_batch, start_batch
+from teacher_cache.build.request import make_manifest
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import GPU_POSITIONS, ShardStatistics
 from teacher_cache.settings import BuildSettings
-from teacher_cache.statistics import GPU_POSITIONS, ShardStatistics
 from teacher_cache.teacher.load import load_teacher
 from tiny_teacher import save_tiny_teacher
 

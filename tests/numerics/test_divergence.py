@@ -30,10 +30,10 @@ from student.loss import (
     dense_distillation_loss,
     distillation_loss_sums,
 )
+from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.thinning import thin, thinned_layout
-from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.targets.keep import KeptTargets
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0]

@@ -11,8 +11,8 @@ from student.batch import Batch
 from student.divergence import dense_kl
 from student.frozen_weights import FrozenHead, read_frozen_weights
 from student.positions import StudentPositions, student_positions, teacher_positions
+from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
-from teacher_cache.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 
 VOCAB, WIDTH, ROWS, LENGTH = 90, 40, 12, 10
 KINDS: dict[str, dict[str, Any]] = {

@@ -14,9 +14,9 @@ from delta_common.background import Background
 from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
-from teacher_cache.synthetic import make_synthetic_cache
 
 ROWS = 71
 SHARD = 4

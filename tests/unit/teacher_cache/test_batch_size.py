@@ -7,7 +7,7 @@ import pytest
 from e2e_corpus import write_text_corpus
 
 from damageable import contents
-from teacher_cache import build
+from teacher_cache.build import job
 from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings, ComputeSettings, TeacherSettings
 from teacher_cache.teacher import batch_size
@@ -61,14 +61,14 @@ def test_a_cache_keeps_the_number_it_was_begun_with(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([2, 4, 8])
-    monkeypatch.setattr(build, "find_batch_size", lambda *_: next(found))
+    monkeypatch.setattr(job, "find_batch_size", lambda *_: next(found))
     wanted, out = settings(tiny_teacher, tmp_path), tmp_path / "cache"
-    build.build(wanted, out, range(1))
-    assert build.build(wanted, out).shards_built == 2
+    job.build(wanted, out, range(1))
+    assert job.build(wanted, out).shards_built == 2
     two = wanted.model_copy(update={"compute": ComputeSettings(batch_size=2, rows_per_shard=8)})
-    build.build(two, tmp_path / "two")
+    job.build(two, tmp_path / "two")
     assert contents(out) == contents(tmp_path / "two")
-    assert build.build(wanted, out).shards_found == 3
+    assert job.build(wanted, out).shards_found == 3
     next((out / "tokens").rglob("c/1/*")).write_bytes(b"damaged")
     assert repair(out, wanted).shards_built == 1
     assert contents(out) == contents(tmp_path / "two")
@@ -78,12 +78,12 @@ def test_of_builders_that_start_together_one_finds_it(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([2, 4])
-    monkeypatch.setattr(build, "find_batch_size", lambda *_: next(found))
+    monkeypatch.setattr(job, "find_batch_size", lambda *_: next(found))
     wanted, out = settings(tiny_teacher, tmp_path), tmp_path / "cache"
     teacher = load_teacher(wanted.teacher)  # transformers loads one model at a time
-    monkeypatch.setattr(build, "load_teacher", lambda _: teacher)
-    reports: list[build.BuildReport] = []
-    together = [threading.Thread(target=lambda: reports.append(build.build(wanted, out))) for _ in range(2)]
+    monkeypatch.setattr(job, "load_teacher", lambda _: teacher)
+    reports: list[job.BuildReport] = []
+    together = [threading.Thread(target=lambda: reports.append(job.build(wanted, out))) for _ in range(2)]
     for one in together:
         one.start()
     for one in together:

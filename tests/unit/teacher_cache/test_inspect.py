@@ -9,11 +9,11 @@ from rich.console import Console
 from delta_common.console import print_tables
 from delta_common.errors import UserError
 from teacher_cache import Cache, open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.cli import app
 from teacher_cache.inspect import render_summary, summarize
 from teacher_cache.inspect_rows import render_row, view_row, visible_text
 from teacher_cache.inspect_shards import find_outliers, outlier_sentences, shard_figures
-from teacher_cache.synthetic import make_synthetic_cache
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 12, "vocab_size": 300, "hidden_size": 64, "rows_per_shard": 4}
 KINDS: dict[str, dict[str, Any]] = {

@@ -12,13 +12,14 @@ import zarr
 from e2e_corpus import write_text_corpus
 
 from damageable import contents
-from teacher_cache import build, compute, open_cache
-from teacher_cache.arrays import ShardArrays
+from teacher_cache import open_cache
+from teacher_cache.build import compute, job
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.format.commits import CommitRecord, commit_key
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.writer import CacheWriter
 
 SHARDS = 5
 
@@ -46,9 +47,9 @@ def _no_thread_stays() -> Iterator[None]:
 def test_bytes_are_those_of_one_thing_after_another(
     wanted: BuildSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    build.build(wanted, tmp_path / "overlapping")
-    monkeypatch.setattr(build, "_build_shards", build.build_shards_serially)
-    assert build.build(wanted, tmp_path / "serial").shards_built == SHARDS
+    job.build(wanted, tmp_path / "overlapping")
+    monkeypatch.setattr(job, "_build_shards", job.build_shards_serially)
+    assert job.build(wanted, tmp_path / "serial").shards_built == SHARDS
     assert contents(tmp_path / "overlapping") == contents(tmp_path / "serial")
 
 
@@ -75,7 +76,7 @@ def test_encoding_leaves_cores_to_computing(
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)))
     monkeypatch.setenv("LOCAL_WORLD_SIZE", str(builders))
     with zarr.config.set({"threading.max_workers": chosen}):
-        build.build(wanted, tmp_path / "cache")
+        job.build(wanted, tmp_path / "cache")
         assert zarr.config.get("threading.max_workers") == chosen
     assert found == [threads] * SHARDS
 
@@ -97,7 +98,7 @@ def test_a_shard_is_written_while_the_next_is_computed_and_only_one(
     log: list[tuple[str, float]] = []
     monkeypatch.setattr(CacheWriter, "write_shard", slowed(CacheWriter.write_shard, 0.2, log))
     monkeypatch.setattr(compute, "start_batch", slowed(compute.start_batch, 0.1, log))
-    build.build(wanted, tmp_path / "cache")
+    job.build(wanted, tmp_path / "cache")
     words = [word for word, _ in log]
     first = words.index("write_shard begins")
     assert "start_batch begins" in words[first : words.index("write_shard ends")]
@@ -122,7 +123,7 @@ def test_arrays_of_no_more_than_two_shards_are_in_memory(
 
     monkeypatch.setattr(ShardArrays, "empty", classmethod(counted))
     monkeypatch.setattr(CacheWriter, "write_shard", slowed(CacheWriter.write_shard, 0.1, []))
-    build.build(wanted, tmp_path / "cache")
+    job.build(wanted, tmp_path / "cache")
     assert max(living) == 2
 
 
@@ -140,7 +141,7 @@ def test_a_claim_is_held_until_its_commit_is_written(
         return record
 
     monkeypatch.setattr(CacheWriter, "write_shard", watched)
-    assert build.build(wanted, out).shards_built == SHARDS
+    assert job.build(wanted, out).shards_built == SHARDS
     assert not (out / ".locks").exists()
 
 
@@ -155,7 +156,7 @@ def test_an_error_in_writing_ends_the_build_within_a_batch(
     monkeypatch.setattr(CacheWriter, "write_shard", full)
     monkeypatch.setattr(compute, "start_batch", slowed(compute.start_batch, 0.1, batches))
     with pytest.raises(OSError, match="No space"):
-        build.build(wanted, tmp_path / "cache")
+        job.build(wanted, tmp_path / "cache")
     assert len(batches) // 2 <= 2 + 2  # the shard before, a batch, and the one that is started while that arrives
     assert LocalStore(tmp_path / "cache").is_abandoned("shard-00000")
 
@@ -172,7 +173,7 @@ def test_an_error_in_reading_comes_after_the_shard_in_hand_is_kept(
 
     monkeypatch.setattr(CorpusRows, "take", damaged)
     with pytest.raises(ValueError, match="cannot be read"):
-        build.build(wanted, tmp_path / "cache")
+        job.build(wanted, tmp_path / "cache")
     assert set(open_cache(tmp_path / "cache", allow_unfinished=True).commits) <= {0, 1}
 
 
@@ -189,7 +190,7 @@ def test_an_error_in_computing_keeps_the_shard_before(
     monkeypatch.setattr(compute, "start_batch", broken)
     monkeypatch.setattr(CacheWriter, "write_shard", slowed(CacheWriter.write_shard, 0.2, []))
     with pytest.raises(RuntimeError, match="broke down"):
-        build.build(wanted, tmp_path / "cache")
+        job.build(wanted, tmp_path / "cache")
     assert set(open_cache(tmp_path / "cache", allow_unfinished=True).commits) == {0, 1}
 
 
@@ -207,9 +208,9 @@ def test_an_interrupt_ends_a_build_and_keeps_what_is_committed(
 
     monkeypatch.setattr(compute, "start_batch", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        build.build(wanted, tmp_path / "cache")
+        job.build(wanted, tmp_path / "cache")
     cache = open_cache(tmp_path / "cache", allow_unfinished=True)
     assert set(cache.commits) == {0}
     assert np.isfinite(cache.rows(range(4)).log_mass).all()
     monkeypatch.undo()
-    assert build.build(wanted, tmp_path / "cache").shards_built == SHARDS - 1
+    assert job.build(wanted, tmp_path / "cache").shards_built == SHARDS - 1

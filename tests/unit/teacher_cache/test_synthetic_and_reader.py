@@ -11,10 +11,10 @@ from safetensors.numpy import load_file
 
 from delta_common.errors import UserError
 from teacher_cache import open_cache
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.codec import quiet_zarr, widen_bfloat16
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError, CacheUnfinishedError
-from teacher_cache.synthetic import make_synthetic_cache
 
 SIZES: dict[str, Any] = {
     "rows": 20,

@@ -15,7 +15,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache.arrays import ShardArrays
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import ShardStatistics
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.format.manifest import (
@@ -29,11 +31,9 @@ from teacher_cache.format.manifest import (
 )
 from teacher_cache.format.sealed import digest
 from teacher_cache.settings import HiddenSettings, TargetSettings
-from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store.open import open_store
 from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.transfers import to_device, to_host
-from teacher_cache.writer import CacheWriter
 
 EOS_TOKEN_ID = 0
 MEAN_DOCUMENT_TOKENS = 200

@@ -14,15 +14,15 @@ from rich.table import Table
 from torch import Tensor
 
 from delta_common.progress import byte_size, duration
-from teacher_cache.arrays import ShardArrays
-from teacher_cache.build import make_manifest, require_fit, with_batch_size
-from teacher_cache.compute import batches, compute_batch
+from teacher_cache.build.compute import batches, compute_batch
+from teacher_cache.build.extent import Costs, Extent
+from teacher_cache.build.request import make_manifest, require_fit, with_batch_size
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.corpus.row_stream import CorpusRows
-from teacher_cache.extent import Costs, Extent
 from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.settings import BuildSettings
-from teacher_cache.statistics import ShardStatistics
 from teacher_cache.store.base import is_url
 from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import KeptTargets, keep_targets

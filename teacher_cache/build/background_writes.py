@@ -7,8 +7,8 @@ from typing import Any, Self
 
 from numpy.typing import NDArray
 
+from teacher_cache.build.writer import CacheWriter
 from teacher_cache.format.commits import CommitRecord
-from teacher_cache.writer import CacheWriter
 
 
 class ShardWrites:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_cache.arrays import ShardArrays
-from teacher_cache.statistics import ShardStatistics
+from teacher_cache.build.shard_arrays import ShardArrays
+from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.teacher.model import Teacher
 from teacher_cache.transfers import OnTheirWay, to_device, to_host

@@ -1,0 +1,1 @@
+"""The building job: rows, teacher, targets, shards."""

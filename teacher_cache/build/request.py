@@ -1,0 +1,116 @@
+"""From settings to the manifest they ask for, and how that differs from an existing cache."""
+
+from delta_common.errors import UserError
+from teacher_cache.build.writer import manifest_differences
+from teacher_cache.corpus.bookmarks import Positions
+from teacher_cache.corpus.row_stream import CorpusRows
+from teacher_cache.corpus.source import describe_corpus
+from teacher_cache.format.arrays import default_rows_per_chunk
+from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
+from teacher_cache.format.sealed import digest
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store.base import Store
+from teacher_cache.teacher.batch_size import find_batch_size
+from teacher_cache.teacher.model import Teacher
+
+
+def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
+    """The settings with the batch size that a cache was begun with, where they say `auto`."""
+    if existing is None or settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, int(existing.compute["batch_size"]))
+
+
+def with_batch_size(settings: BuildSettings, teacher: Teacher) -> BuildSettings:
+    """The settings with a batch size, found by trying where they say `auto`."""
+    if settings.compute.batch_size != "auto":
+        return settings
+    return _with_rows_at_once(settings, find_batch_size(teacher, settings.rows.seq_len))
+
+
+def _with_rows_at_once(settings: BuildSettings, rows: int) -> BuildSettings:
+    return settings.model_copy(update={"compute": settings.compute.model_copy(update={"batch_size": rows})})
+
+
+def make_manifest(
+    settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
+) -> Manifest:
+    """The manifest of the cache that these settings and this teacher make.
+
+    Counts the corpus' rows if need be, unless an earlier build into `store` has kept their number.
+    """
+    manifest = Manifest(
+        format=FORMAT_NAME,
+        format_version=FORMAT_VERSION,
+        alignment=ALIGNMENT,
+        teacher=teacher.identity(),
+        tokenizer=teacher.tokenizer_identity(),
+        corpus=describe_corpus(settings.corpus),
+        rows=_row_layout(settings, settings.rows.count or 1),
+        targets=settings.targets.layout(),
+        hidden=settings.hidden.layout(),
+        compute=_compute(settings),
+        files={key: digest(data) for key, data in files.items()},
+    )
+    if settings.rows.count is not None:
+        return manifest
+    positions = None if store is None else Positions(store, manifest)
+    kept = None if positions is None else positions.length()
+    count = kept or CorpusRows(settings, teacher, positions).count()
+    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
+
+
+def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
+    per_shard = settings.compute.rows_per_shard
+    return RowLayout(
+        mode=settings.rows.mode,
+        context=settings.rows.context,
+        seq_len=settings.rows.seq_len,
+        count=count,
+        rows_per_shard=per_shard,
+        rows_per_chunk=default_rows_per_chunk(per_shard),
+    )
+
+
+def _compute(settings: BuildSettings) -> dict[str, int | bool]:
+    compiled = {"compiled": True} if settings.teacher.compile else {}
+    return {"batch_size": settings.compute.rows_at_once, **compiled}
+
+
+def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
+    """What settings would make otherwise than the cache there is, as far as that shows without loading the teacher."""
+    settings = recorded_batch_size(settings, existing)
+    asked = {
+        "teacher": existing.teacher.model_copy(
+            update={
+                "name": settings.teacher.model,
+                "dtype": settings.teacher.dtype,
+                "attention": settings.teacher.attention,
+                "revision": settings.teacher.revision or existing.teacher.revision,
+            }
+        ),
+        "corpus": describe_corpus(settings.corpus),
+        "rows": _row_layout(settings, existing.rows.count),
+        "targets": settings.targets.layout(),
+        "hidden": settings.hidden.layout(),
+        "compute": _compute(settings),
+    }
+    return manifest_differences(existing, existing.model_copy(update=asked))
+
+
+def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
+    """Raise `UserError` when the settings ask for what this teacher cannot give."""
+    top_k = settings.targets.layout().top_k
+    if top_k > teacher.vocab_size:
+        raise UserError(
+            f"targets.top_k {top_k}: larger than the teacher's vocabulary of {teacher.vocab_size}; "
+            f"set it to {teacher.vocab_size} or less"
+        )
+    if settings.rows.context == "document":
+        teacher.require_documents_apart()
+    context = teacher.context_length
+    if context is not None and settings.rows.seq_len > context:
+        raise UserError(
+            f"rows.seq_len {settings.rows.seq_len}: longer than the teacher's context of {context}; "
+            f"set it to {context} or less"
+        )
