@@ -21,7 +21,7 @@ from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.sealed import digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify import verify
+from teacher_cache.verify.objects import verify
 
 SIZES = {"vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}
 

@@ -162,19 +162,19 @@ def verify(
         Print JSON in place of a table.
     """
     from teacher_cache.store.open import open_existing
-    from teacher_cache.verify import verify as verify_bytes
-    from teacher_cache.verify_report import render_findings
+    from teacher_cache.verify.objects import verify as verify_bytes
+    from teacher_cache.verify.report import render_findings
 
     store = open_existing(path)
     if deep:
-        from teacher_cache.verify_content import verify_bytes_and_content
+        from teacher_cache.verify.content import verify_bytes_and_content
 
         findings = verify_bytes_and_content(store)
     else:
         findings = verify_bytes(store)
     if (teacher or teacher_model) and findings.is_sound:
         from teacher_cache.read.cache import open_cache
-        from teacher_cache.verify_teacher import verify_teacher
+        from teacher_cache.verify.teacher import verify_teacher
 
         verify_teacher(open_cache(path), findings, model=teacher_model, rows=teacher_rows)
     print_json(findings.to_json()) if json else print_tables(render_findings(findings))
@@ -194,9 +194,9 @@ def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -
     deep
         Find damage by decoding everything too, not by digests alone.
     """
-    from teacher_cache.repair import repair as repair_cache
     from teacher_cache.settings import BuildSettings
-    from teacher_cache.verify_report import render_findings
+    from teacher_cache.verify.repair import repair as repair_cache
+    from teacher_cache.verify.report import render_findings
 
     report = repair_cache(path, load_settings(BuildSettings, config, overrides), deep=deep)
     if report.folder is not None:

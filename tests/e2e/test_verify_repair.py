@@ -22,10 +22,10 @@ from teacher_cache.format.codec import describe_arrays, encode_shard, open_array
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
 from teacher_cache.format.sealed import digest
 from teacher_cache.read.cache import open_cache
-from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify_content import verify_bytes_and_content
+from teacher_cache.verify.content import verify_bytes_and_content
+from teacher_cache.verify.repair import repair
 from tiny_teacher import save_tiny_teacher
 
 

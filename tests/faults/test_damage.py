@@ -14,7 +14,7 @@ from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.errors import CacheError
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify import Findings, verify
+from teacher_cache.verify.objects import Findings, verify
 
 Restore = Callable[[], Path]
 

@@ -13,7 +13,7 @@ from damageable import SIZES, contents
 from delta_common.errors import UserError
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify import verify
+from teacher_cache.verify.objects import verify
 
 
 class FailingWrites:

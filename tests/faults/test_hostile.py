@@ -29,8 +29,8 @@ from teacher_cache.format.errors import CacheError
 from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify import verify
-from teacher_cache.verify_content import verify_bytes_and_content
+from teacher_cache.verify.content import verify_bytes_and_content
+from teacher_cache.verify.objects import verify
 
 Restore = Callable[[], Path]
 

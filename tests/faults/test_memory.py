@@ -9,7 +9,7 @@ from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.build.writer import CacheWriter
 from teacher_cache.format.commits import CommitRecord
 from teacher_cache.store.local import LocalStore
-from teacher_cache.verify import verify
+from teacher_cache.verify.objects import verify
 
 SIZES = {"seq_len": 64, "vocab_size": 500, "top_k": 8, "samples": 24, "hidden_size": 256, "rows_per_shard": 8}
 SHARD_MEGABYTES = 8 * 64 * (256 * 2 + 32 * 6 + 5 * 4) / 2**20

@@ -19,7 +19,7 @@ from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.read.cache import open_cache
 from teacher_cache.store.objects import ObjectStore, Patience
 from teacher_cache.store.open import open_store
-from teacher_cache.verify import verify
+from teacher_cache.verify.objects import verify
 
 LEASE = 1.6
 NAME = "shard-00003"

@@ -8,11 +8,11 @@ from e2e_corpus import write_text_corpus
 
 from damageable import contents
 from teacher_cache.build import job
-from teacher_cache.repair import repair
 from teacher_cache.settings import BuildSettings, ComputeSettings, TeacherSettings
 from teacher_cache.teacher import batch_size
 from teacher_cache.teacher.batch_size import LARGEST, PATIENCE, find_batch_size, largest_worthwhile
 from teacher_cache.teacher.load import load_teacher
+from teacher_cache.verify.repair import repair
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.teacher.model import Teacher
-from teacher_cache.verify import verify
+from teacher_cache.verify.objects import verify
 from tokenizers_for_tests import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -12,8 +12,8 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import Store
 from teacher_cache.store.metadata import read_manifest
 from teacher_cache.store.open import open_existing
-from teacher_cache.verify import Findings, verify
-from teacher_cache.verify_content import verify_bytes_and_content
+from teacher_cache.verify.content import verify_bytes_and_content
+from teacher_cache.verify.objects import Findings, verify
 
 QUARANTINE_FOLDER = ".quarantine"
 

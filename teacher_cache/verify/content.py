@@ -16,7 +16,7 @@ from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.store.base import Store
 from teacher_cache.targets.estimate import log_rest
-from teacher_cache.verify import Fault, Findings, verify
+from teacher_cache.verify.objects import Fault, Findings, verify
 
 SHIFTS = (-1, 0, 1)
 MASS_TOLERANCE = 1e-3

@@ -6,7 +6,7 @@ from rich.table import Table
 from rich.text import Text
 
 from delta_common.progress import byte_size, duration
-from teacher_cache.verify import Findings
+from teacher_cache.verify.objects import Findings
 
 FAULTS_SHOWN = 20
 

@@ -20,7 +20,7 @@ from teacher_cache.read.decode import CachedRows, decode_entries, decode_rows
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
-from teacher_cache.verify import Fault, Findings
+from teacher_cache.verify.objects import Fault, Findings
 
 CONTROL_FACTOR = 3.0
 """A mean difference this many times the control's is no rounding."""
