@@ -100,10 +100,10 @@ def inspect(
     compare
         Folder of another cache: show what differs in settings and content.
     """
-    from teacher_cache import inspect as view
-    from teacher_cache.compare import compare_caches, render_comparison
-    from teacher_cache.inspect_page import parse_rows, write_page
-    from teacher_cache.inspect_rows import parse_span, render_row, view_row
+    from teacher_cache.inspect import summary as view
+    from teacher_cache.inspect.compare import compare_caches, render_comparison
+    from teacher_cache.inspect.page import parse_rows, write_page
+    from teacher_cache.inspect.rows import parse_span, render_row, view_row
     from teacher_cache.read.cache import open_cache
 
     _require_one_view(row=row, html=html, compare=compare)

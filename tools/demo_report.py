@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 
 from teacher_cache import open_cache
-from teacher_cache.inspect import summarize
+from teacher_cache.inspect.summary import summarize
 
 CLEAR_MARGIN = 1.0
 """Nats a token by which held-out cross-entropy must fall for the demo to have shown anything."""

@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.inspect_page import write_page
+from teacher_cache.inspect.page import write_page
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 

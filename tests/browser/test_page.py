@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from teacher_cache import Cache, inspect_tokens, open_cache
+from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.inspect_page import write_page
+from teacher_cache.inspect import tokens
+from teacher_cache.inspect.page import write_page
 
 Open = Callable[..., Any]
 
@@ -199,7 +200,7 @@ def test_text_of_a_corpus_is_shown_and_runs_nothing(
             "corpus": {"source": HOSTILE[1] + HOSTILE[3]},
         }
     )
-    monkeypatch.setattr(inspect_tokens, "token_decoder", lambda _: lambda token: HOSTILE[token % len(HOSTILE)])
+    monkeypatch.setattr(tokens, "token_decoder", lambda _: lambda token: HOSTILE[token % len(HOSTILE)])
     path = tmp_path / "report.html"
     write_page(Cache(made.store, named, made.commits), path, None, None)
     seen = visit(path)
@@ -211,7 +212,7 @@ def test_text_of_a_corpus_is_shown_and_runs_nothing(
     assert seen.page.locator("script").count() == 2
     assert seen.page.locator("main img, main a, main svg[onload]").count() == 0
     shown = seen.page.eval_on_selector_all(".tokens .token", "found => found.map(e => e.textContent)")
-    assert shown[5] == inspect_tokens.running_text(HOSTILE[int(made[0].tokens[5]) % len(HOSTILE)])
+    assert shown[5] == tokens.running_text(HOSTILE[int(made[0].tokens[5]) % len(HOSTILE)])
     assert any("⟨U+202E⟩right to left" in text for text in shown)
     assert not any(character in "".join(shown) for character in "\u202e\u2028\x00\x1b")
     assert "\u202e" not in path.read_text(encoding="utf-8")

@@ -7,7 +7,7 @@ from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
 from teacher_cache.build.plan import make_plan, render_plan
-from teacher_cache.inspect import summarize
+from teacher_cache.inspect.summary import summarize
 from teacher_cache.settings import BuildSettings
 
 

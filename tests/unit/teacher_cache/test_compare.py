@@ -12,8 +12,8 @@ from layouts import keep, layout, zipf_logits
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.cli import app
-from teacher_cache.compare import compare_caches, position_distances, render_comparison
-from teacher_cache.inspect_entries import Entries
+from teacher_cache.inspect.compare import compare_caches, position_distances, render_comparison
+from teacher_cache.inspect.entries import Entries
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 16, "vocab_size": 300, "hidden_size": 16, "rows_per_shard": 4}
 SAMPLED = {"top_k": 6, "samples": 20}

@@ -11,9 +11,9 @@ from delta_common.errors import UserError
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.cli import app
-from teacher_cache.inspect import render_summary, summarize
-from teacher_cache.inspect_rows import render_row, view_row, visible_text
-from teacher_cache.inspect_shards import find_outliers, outlier_sentences, shard_figures
+from teacher_cache.inspect.rows import render_row, view_row, visible_text
+from teacher_cache.inspect.shards import find_outliers, outlier_sentences, shard_figures
+from teacher_cache.inspect.summary import render_summary, summarize
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 12, "vocab_size": 300, "hidden_size": 64, "rows_per_shard": 4}
 KINDS: dict[str, dict[str, Any]] = {
@@ -101,7 +101,7 @@ def test_text_that_would_act_on_a_terminal_is_named() -> None:
 
 
 def test_a_row_is_shown_as_it_is_where_it_looks_like_markup(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("teacher_cache.inspect_rows.token_decoder", lambda _: lambda _: "[/bold]\x1b")
+    monkeypatch.setattr("teacher_cache.inspect.rows.token_decoder", lambda _: lambda _: "[/bold]\x1b")
     console = Console(width=200)
     with console.capture() as captured:
         console.print(render_row(view_row(cache, 0, 0, 2)))

@@ -12,10 +12,10 @@ from delta_common.markup import element
 from layouts import keep, layout, zipf_logits
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.inspect_curves import spread_rows, temperature_curves
-from teacher_cache.inspect_entries import Entries, fold, highest_unkept_logit, next_logits, row_entries
-from teacher_cache.inspect_page import write_page
-from teacher_cache.inspect_tokens import token_data
+from teacher_cache.inspect.curves import spread_rows, temperature_curves
+from teacher_cache.inspect.entries import Entries, fold, highest_unkept_logit, next_logits, row_entries
+from teacher_cache.inspect.page import write_page
+from teacher_cache.inspect.tokens import token_data
 from teacher_cache.targets import estimate
 
 VOCAB = 500

@@ -9,11 +9,11 @@ from delta_common.markup import Markup, element, join
 from delta_common.page import fill_page, pairs, table
 from delta_common.progress import byte_size
 from teacher_cache.format.commits import REPORTED_TEMPERATURES
-from teacher_cache.inspect import corpus_words, identity_facts, summarize, temperature_lines
-from teacher_cache.inspect_charts import line_chart, share_bar, strip
-from teacher_cache.inspect_curves import Curves, temperature_curves
-from teacher_cache.inspect_shards import ShardFigure, shard_figures
-from teacher_cache.inspect_tokens import TokenData, token_data
+from teacher_cache.inspect.charts import line_chart, share_bar, strip
+from teacher_cache.inspect.curves import Curves, temperature_curves
+from teacher_cache.inspect.shards import ShardFigure, shard_figures
+from teacher_cache.inspect.summary import corpus_words, identity_facts, summarize, temperature_lines
+from teacher_cache.inspect.tokens import TokenData, token_data
 from teacher_cache.read.cache import Cache
 
 

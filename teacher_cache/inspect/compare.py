@@ -14,8 +14,8 @@ from torch import Tensor
 
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
-from teacher_cache.inspect import summarize
-from teacher_cache.inspect_entries import Entries, row_entries
+from teacher_cache.inspect.entries import Entries, row_entries
+from teacher_cache.inspect.summary import summarize
 from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.inspect_entries import Entries, fold, row_entries
+from teacher_cache.inspect.entries import Entries, fold, row_entries
 from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from delta_common.progress import byte_size
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import REPORTED_TEMPERATURES, mean_statistics
-from teacher_cache.inspect_shards import outlier_sentences, shard_figures, shards_to_json
+from teacher_cache.inspect.shards import outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.read.cache import Cache
 
 

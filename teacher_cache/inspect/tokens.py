@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from teacher_cache.inspect_curves import spread_rows
-from teacher_cache.inspect_entries import MOST_CERTAIN, Entries, fold, highest_unkept_logit, next_logits, row_entries
-from teacher_cache.inspect_rows import checked_span, running_text, token_decoder, usual_temperature
+from teacher_cache.inspect.curves import spread_rows
+from teacher_cache.inspect.entries import MOST_CERTAIN, Entries, fold, highest_unkept_logit, next_logits, row_entries
+from teacher_cache.inspect.rows import checked_span, running_text, token_decoder, usual_temperature
 from teacher_cache.read.cache import Cache
 
 USUAL_ROWS = 4

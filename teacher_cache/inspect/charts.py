@@ -7,8 +7,8 @@ import numpy as np
 
 from delta_common.markup import Markup, element, join
 from delta_common.svg import Scale, svg_points
-from teacher_cache.inspect_curves import Curve
-from teacher_cache.inspect_shards import ShardFigure
+from teacher_cache.inspect.curves import Curve
+from teacher_cache.inspect.shards import ShardFigure
 
 WIDTH, HEIGHT = 480, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 34

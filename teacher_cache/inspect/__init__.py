@@ -1,0 +1,1 @@
+"""What a cache holds, as tables, text and a page."""
