@@ -8,9 +8,9 @@ from torch import Tensor
 
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
+from teacher_cache.device import OnTheirWay, to_device, to_host
 from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.teacher.model import Teacher
-from teacher_cache.transfers import OnTheirWay, to_device, to_host
 
 
 def computed_batches(

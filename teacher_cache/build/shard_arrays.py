@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.corpus.rows import TokenRow
+from teacher_cache.device import to_device
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
 from teacher_cache.targets.randomness import Purpose, rounding_keys, row_uniforms
-from teacher_cache.transfers import to_device
 
 STORED_AS = {"uint32": torch.int32, "float16": torch.float16, "float32": torch.float32}
 """PyTorch's dtype of the same bits."""

@@ -18,6 +18,7 @@ from delta_common.errors import UserError
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.build.writer import CacheWriter
+from teacher_cache.device import to_device, to_host
 from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.format.manifest import (
@@ -33,7 +34,6 @@ from teacher_cache.format.sealed import digest
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.targets.keep import join, keep_targets
-from teacher_cache.transfers import to_device, to_host
 
 EOS_TOKEN_ID = 0
 MEAN_DOCUMENT_TOKENS = 200

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.transfers import to_device
+from teacher_cache.device import to_device
 
 
 class Purpose(IntEnum):

@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
+from teacher_cache.device import to_device
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.cuda_graphs import Captured
 from teacher_cache.teacher.layer_sum import LayerSum
-from teacher_cache.transfers import to_device
 
 HEAD_CHUNK_ELEMENTS = 16 * 2**20
 """Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
