@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from student.frozen_weights import FrozenWeights
-from student.model_settings import StudentSettings, TeacherDims, resolve_shape
-from student.models.blocks import run_block
-from student.models.kernels.slstm import slstm_sequence
-from student.models.xlstm import build_student
+from student.model.blocks import run_block
+from student.model.frozen import FrozenWeights
+from student.model.kernels.slstm import slstm_sequence
+from student.model.shape import StudentSettings, TeacherDims, resolve_shape
+from student.model.xlstm import build_student
 
 
 @dataclass(frozen=True)

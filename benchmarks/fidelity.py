@@ -21,9 +21,9 @@ from torch import Tensor
 
 from delta_common.progress import ProgressLine
 from schemes import CHUNK, Both, Entries, Scheme, draws, sampled, stored_bytes, top
-from student.frozen_weights import FrozenWeights
-from student.model_settings import StudentSettings, TeacherDims, resolve_shape
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import FrozenWeights
+from student.model.shape import StudentSettings, TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 from teacher_cache.corpus.rows import iter_rows
 from teacher_cache.corpus.source import iter_documents
 from teacher_cache.corpus_settings import CorpusSettings, RowSettings

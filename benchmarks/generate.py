@@ -28,11 +28,11 @@ from torch import Tensor
 
 from delta_common.settings_file import load_settings
 from step import SIZES, Sizes, make_teacher
-from student.frozen_weights import FrozenWeights
 from student.generate import read_prompts
-from student.model_settings import TeacherDims, resolve_shape
-from student.models.state import state_bytes
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import FrozenWeights
+from student.model.shape import TeacherDims, resolve_shape
+from student.model.state import state_bytes
+from student.model.xlstm import XLSTMStudent, build_student
 from student.settings import TrainSettings
 
 CONFIGS = Path(__file__).parents[1] / "configs"

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from xlstm.blocks.slstm.cell import sLSTMCell, sLSTMCellConfig
 
-from student.models.kernels.slstm import slstm_sequence
+from student.model.kernels.slstm import slstm_sequence
 
 
 def make_cells(arguments: argparse.Namespace) -> tuple[Any, Any]:

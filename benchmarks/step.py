@@ -34,11 +34,11 @@ from student.batch import Batch, StepBatch
 from student.data import BatchReader
 from student.divergence import TermWeights
 from student.feed import batches_ahead
-from student.frozen_weights import read_frozen_weights
 from student.fused_loss import fused_loss, valid_positions
 from student.loss import dense_distillation_loss, distillation_loss, total_loss
-from student.model_settings import TeacherDims, resolve_shape
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import read_frozen_weights
+from student.model.shape import TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 from student.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache import open_cache
@@ -237,7 +237,7 @@ def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.devi
 def slstm_speedup(bench: Bench, sizes: Sizes, device: torch.device, repeats: int) -> float | None:
     """xlstm's own loop over the kernels that replace it, forward and backward; None where there are none."""
     with contextlib.suppress(ModuleNotFoundError):
-        sequence = importlib.import_module("student.models.kernels.slstm").slstm_sequence
+        sequence = importlib.import_module("student.model.kernels.slstm").slstm_sequence
         cell = next(module for module in bench.student.modules() if type(module).__name__.startswith("sLSTMCell"))
         like = next(bench.student.parameters())
         gates = torch.randn(sizes.rows, sizes.seq_len, 4 * sizes.width, device=device, dtype=like.dtype)

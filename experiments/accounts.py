@@ -20,7 +20,7 @@ from student.divergence import (
     TermWeights,
     divergence_at,
 )
-from student.frozen_weights import FrozenHead
+from student.model.frozen import FrozenHead
 from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.teacher.model import Teacher

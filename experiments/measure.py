@@ -9,8 +9,8 @@ from torch.nn import functional
 from student.batch import Batch
 from student.calibration import bin_sums, calibration_error, equal_width_edges
 from student.divergence import dense_kl
-from student.frozen_weights import FrozenHead, read_frozen_weights
-from student.models.xlstm import XLSTMStudent
+from student.model.frozen import FrozenHead, read_frozen_weights
+from student.model.xlstm import XLSTMStudent
 from teacher_cache.read.cache import Cache
 
 BINS = 15

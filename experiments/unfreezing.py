@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import nn
 
-from student.models.xlstm import XLSTMStudent
+from student.model.xlstm import XLSTMStudent
 
 SHARE_OF_RATE = 0.1
 """Of the blocks' learning rate: these matrices come trained."""

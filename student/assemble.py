@@ -13,10 +13,10 @@ from student.checkpoint import TrainingState
 from student.data import BatchReader
 from student.distillation_settings import DistillationSettings, FrobeniusSettings
 from student.engine import DTYPES, Processes, deepspeed_config, make_engine
-from student.frozen_weights import read_frozen_weights
 from student.loss import FrobeniusTerm
-from student.model_settings import TeacherDims, resolve_shape
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import read_frozen_weights
+from student.model.shape import TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 from student.positions import require_temperature_one
 from student.progress import Progress
 from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records

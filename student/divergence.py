@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.frozen_weights import FrozenHead
+from student.model.frozen import FrozenHead
 from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout

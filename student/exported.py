@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
-from student.models.xlstm import XLSTMStudent
+from student.model.xlstm import XLSTMStudent
 from student.tokenizer import tokenizer_digest
 
 CONFIG_FILE = "config.json"

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from student.divergence import Divergence, TermWeights
-from student.frozen_weights import FrozenHead
+from student.model.frozen import FrozenHead
 from student.softmax_passes import SoftmaxPasses, TorchPasses
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.models.blocks import RecurrentState
-from student.models.state import select_rows
-from student.models.xlstm import PREFILL_LENGTH, XLSTMStudent
+from student.model.blocks import RecurrentState
+from student.model.state import select_rows
+from student.model.xlstm import PREFILL_LENGTH, XLSTMStudent
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from student.batch import Batch
 from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
 from student.document_bootstrap import Estimate, intervals
 from student.evaluate import perplexity
-from student.frozen_weights import FrozenHead
+from student.model.frozen import FrozenHead
 from student.positions import student_positions, teacher_positions
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows

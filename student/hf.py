@@ -15,11 +15,11 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from student.frozen_weights import FrozenWeights
 from student.hf_config import DistilXLSTMConfig
-from student.models.blocks import RecurrentState
-from student.models.state import select_rows
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.blocks import RecurrentState
+from student.model.frozen import FrozenWeights
+from student.model.state import select_rows
+from student.model.xlstm import XLSTMStudent, build_student
 
 INITIAL_SPREAD = 0.02
 """Standard deviation of the matrices of a model without weights."""

@@ -5,7 +5,7 @@ from typing import Any
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.models.auto.configuration_auto import AutoConfig
 
-from student.model_settings import StudentShape
+from student.model.shape import StudentShape
 
 
 class DistilXLSTMConfig(PreTrainedConfig):

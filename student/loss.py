@@ -15,8 +15,8 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from student.divergence import Divergence, TeacherTargets, TermWeights, dense_kl, divergence_at
-from student.frozen_weights import FrozenHead
 from student.fused_loss import fused_loss, valid_positions
+from student.model.frozen import FrozenHead
 from student.schedule import Coefficients
 
 FrobeniusNorm = Literal["sequence", "batch"]

@@ -11,8 +11,8 @@ from torch.nn import functional
 
 from delta_common.errors import UserError
 from student.divergence import Divergence, TeacherTargets, divergence_at
-from student.frozen_weights import FrozenHead
 from student.fused_loss import valid_positions
+from student.model.frozen import FrozenHead
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate

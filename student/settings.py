@@ -7,7 +7,7 @@ from pydantic import Field
 
 from delta_common.settings_file import FrozenSettings
 from student.distillation_settings import DistillationSettings
-from student.model_settings import StudentSettings
+from student.model.shape import StudentSettings
 
 
 class OptimizerSettings(FrozenSettings):

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from delta_common.errors import UserError
 from student.assemble import initial_student
-from student.models.xlstm import XLSTMStudent
+from student.model.xlstm import XLSTMStudent
 from student.run_files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from xlstm.blocks.slstm.cell import sLSTMCell_vanilla, sLSTMCellConfig
 
-from student.models.kernels.slstm import slstm_sequence
+from student.model.kernels.slstm import slstm_sequence
 
 
 @dataclass(frozen=True)

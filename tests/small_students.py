@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 import torch
 
-from student.frozen_weights import FrozenWeights
 from student.hf import DistilXLSTMForCausalLM
 from student.hf_config import DistilXLSTMConfig
-from student.model_settings import StudentSettings, StudentShape, TeacherDims, resolve_shape
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import FrozenWeights
+from student.model.shape import StudentSettings, StudentShape, TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 
 WIDTH, VOCAB, PADDED = 32, 40, 48
 

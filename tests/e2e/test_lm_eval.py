@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Stoppi
 
 from small_students import WIDTH, small_model
 from student.generate import generate_tokens
-from student.models.xlstm import XLSTMStudent
+from student.model.xlstm import XLSTMStudent
 from tokenizers_for_tests import EOS, byte_tokenizer
 
 TEXTS = ("Once upon a time", "a", "the quick brown fox jumps")

@@ -5,8 +5,8 @@ import torch
 from torch import Tensor
 
 from student.divergence import BucketDivergence, Divergence, ExactDivergence, SampledDivergence, TermWeights
-from student.frozen_weights import FrozenHead
 from student.fused_loss import fused_loss, valid_positions
+from student.model.frozen import FrozenHead
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from xlstm.blocks.mlstm.cell import mLSTMCell, mLSTMCellConfig
 
-from student.models.kernels.mlstm import mlstm_sequence
+from student.model.kernels.mlstm import mlstm_sequence
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

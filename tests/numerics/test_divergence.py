@@ -22,7 +22,6 @@ from layouts import keep, layout, zipf_logits
 from student.batch import Batch
 from student.channel_scale import SMALLEST_SHARE, channel_rms
 from student.divergence import SampledDivergence, TeacherTargets, dense_kl, divergence_at
-from student.frozen_weights import FrozenHead, read_frozen_weights
 from student.loss import (
     FrobeniusNorm,
     FrobeniusTerm,
@@ -30,6 +29,7 @@ from student.loss import (
     dense_distillation_loss,
     distillation_loss_sums,
 )
+from student.model.frozen import FrozenHead, read_frozen_weights
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.read.cache import Cache, open_cache

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from xlstm.components.conv import CausalConv1d, CausalConv1dConfig
 
-from student.frozen_weights import FrozenWeights
-from student.model_settings import StudentSettings, TeacherDims, resolve_shape
-from student.models.kernels.convolution import causal_conv
-from student.models.kernels.headwise import normalise_heads, project_heads
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import FrozenWeights
+from student.model.kernels.convolution import causal_conv
+from student.model.kernels.headwise import normalise_heads, project_heads
+from student.model.shape import StudentSettings, TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 
 FEATURES = 6
 STARTS = [([0], [5]), ([1, 2, 3], [4, 6, 19]), (list(range(20)), []), ([18, 19], [0, 7, 8])]

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from experiments.accounts import bucket, dropped, renormalised
 from student.divergence import DenseDivergence, Divergence, ExactDivergence
-from student.frozen_weights import FrozenHead
 from student.fused_loss import valid_positions
 from student.loss import loss_against
+from student.model.frozen import FrozenHead
 from student.schedule import Coefficients
 
 VOCAB, WIDTH, K = 40, 6, 5

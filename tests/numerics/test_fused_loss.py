@@ -17,7 +17,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import keep, layout
 from student.divergence import TeacherTargets, TermWeights
-from student.frozen_weights import FrozenHead
 from student.fused_loss import fused_loss, valid_positions
 from student.loss import (
     DistillationLoss,
@@ -26,6 +25,7 @@ from student.loss import (
     distillation_loss_sums,
     total_loss,
 )
+from student.model.frozen import FrozenHead
 from student.schedule import Coefficients
 from teacher_cache.format.manifest import TargetLayout
 

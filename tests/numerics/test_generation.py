@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from small_students import VOCAB, small_model, small_student
 from student.generate import Sampling, continue_prompts, generate_tokens, nucleus, read_prompts
 from student.hf import StudentState
-from student.models.state import forget_rows, select_rows, state_bytes
-from student.models.xlstm import XLSTMStudent
+from student.model.state import forget_rows, select_rows, state_bytes
+from student.model.xlstm import XLSTMStudent
 from student.text_stream import MOST_PENDING, UNFINISHED, TextStream
 from tokenizers_for_tests import byte_tokenizer
 
@@ -36,7 +36,7 @@ def prompts_of(lengths: tuple[int, ...]) -> list[list[int]]:
 def test_prompts_of_different_lengths_leave_what_each_leaves_alone(
     kernels: Literal["auto", "naive"], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("student.models.xlstm.PREFILL_LENGTH", chunk)
+    monkeypatch.setattr("student.model.xlstm.PREFILL_LENGTH", chunk)
     monkeypatch.setattr("student.generate.PREFILL_LENGTH", chunk)
     student, prompts = small_student(kernels=kernels).double(), prompts_of(LENGTHS)
     following = tokens_of(len(prompts), 1, seed=99)
@@ -53,7 +53,7 @@ def test_prompts_of_different_lengths_leave_what_each_leaves_alone(
 @pytest.mark.parametrize("chunk", [1, 4, 6, 512])
 def test_chunks_with_document_starts_equal_the_whole(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Values and gradients, with starts inside of chunks, at their edges, and in the first place after a state."""
-    monkeypatch.setattr("student.models.xlstm.PREFILL_LENGTH", chunk)
+    monkeypatch.setattr("student.model.xlstm.PREFILL_LENGTH", chunk)
     student, tokens = small_student().double(), tokens_of(3, 14)
     starts = torch.zeros(3, 14, dtype=torch.bool)
     starts[0, [0, 4, 5]] = starts[1, [6, 8]] = starts[2, 12] = True

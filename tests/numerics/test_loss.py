@@ -13,7 +13,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import layout
 from student.divergence import TeacherTargets
-from student.frozen_weights import FrozenHead
 from student.loss import (
     FrobeniusNorm,
     FrobeniusTerm,
@@ -22,6 +21,7 @@ from student.loss import (
     distillation_loss_sums,
     total_loss,
 )
+from student.model.frozen import FrozenHead
 from student.schedule import Coefficients
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 

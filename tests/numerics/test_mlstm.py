@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from xlstm.blocks.mlstm.cell import mLSTMCell, mLSTMCellConfig
 
-from student.models.kernels.mlstm import mlstm_sequence
+from student.model.kernels.mlstm import mlstm_sequence
 
 BATCH = 2
 LENGTHS = (1, 63, 64, 65, 200)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from student.batch import Batch
 from student.divergence import dense_kl
-from student.frozen_weights import FrozenHead, read_frozen_weights
+from student.model.frozen import FrozenHead, read_frozen_weights
 from student.positions import StudentPositions, student_positions, teacher_positions
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache

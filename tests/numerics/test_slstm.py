@@ -18,13 +18,13 @@ from torch.autograd.gradcheck import GradcheckError
 from torch.nn.functional import logsigmoid
 
 from slstm_cases import Sequence, results, worst_error
-from student.models.kernels import slstm_cpu
-from student.models.kernels.slstm import slstm_sequence
+from student.model.kernels import slstm_torch
+from student.model.kernels.slstm import slstm_sequence
 
 SEQUENCES = st.builds(
     Sequence,
     batch=st.integers(1, 4),
-    length=st.one_of(st.just(1), st.integers(2, 12), st.integers(slstm_cpu.CHUNK - 1, 2 * slstm_cpu.CHUNK + 2)),
+    length=st.one_of(st.just(1), st.integers(2, 12), st.integers(slstm_torch.CHUNK - 1, 2 * slstm_torch.CHUNK + 2)),
     heads=st.integers(1, 3),
     head_dim=st.integers(2, 7),
     from_state=st.booleans(),

@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.frozen_weights import FrozenWeights, read_frozen_weights
 from student.generate import generate_tokens
-from student.model_settings import StudentSettings, StudentShape, TeacherDims, resolve_shape
-from student.models.xlstm import XLSTMStudent, build_student
+from student.model.frozen import FrozenWeights, read_frozen_weights
+from student.model.shape import StudentSettings, StudentShape, TeacherDims, resolve_shape
+from student.model.xlstm import XLSTMStudent, build_student
 from student.settings import TrainSettings
 
 QWEN = TeacherDims(hidden_size=1536, num_layers=28, num_heads=12)
@@ -149,7 +149,7 @@ def test_recurrent_form_equals_the_parallel_one(kernels: Literal["auto", "naive"
 def test_a_prompt_at_once_and_steps_equal_the_parallel_form(
     kernels: Literal["auto", "naive"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("student.models.xlstm.PREFILL_LENGTH", 3)
+    monkeypatch.setattr("student.model.xlstm.PREFILL_LENGTH", 3)
     student = _trained_a_little(small_student(kernels=kernels)).double()
     tokens = torch.randint(0, VOCAB, (2, 16), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -21,10 +21,10 @@ from xlstm import (
     xLSTMBlockStackConfig,
 )
 
-from student.frozen_weights import FrozenHead, FrozenWeights
-from student.model_settings import StudentShape
-from student.models.blocks import RecurrentState, run_stack
-from student.models.state import forget_rows
+from student.model.blocks import RecurrentState, run_stack
+from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.shape import StudentShape
+from student.model.state import forget_rows
 
 PREFILL_LENGTH = 512
 """Tokens of a prompt that run at once: enough to be fast, few enough that memory stays small."""

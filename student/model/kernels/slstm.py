@@ -23,8 +23,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.models.kernels import slstm_cpu
-
 KERNELS = ("auto", "naive", "cpu", "triton")
 LARGEST_TRITON_HEAD = 128
 
@@ -86,7 +84,7 @@ def _chosen(kernels: str, inputs: Tensor, head_dim: int) -> str:
 def _steps(chosen: str) -> ModuleType:
     if chosen == "cpu":
         return slstm_cpu
-    from student.models.kernels import slstm_triton
+    from student.model.kernels import slstm_triton
 
     return slstm_triton
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from student.models.blocks import RecurrentState
+from student.model.blocks import RecurrentState
 
 STACKED = "slstm_state"
 """h, c, n and m as one tensor (4, B, d)."""

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.models.kernels import mlstm_native
-from student.models.kernels.headwise import normalise_heads
-from student.models.kernels.mlstm_native import HeadInputs, Memory
+from student.model.kernels import mlstm_torch
+from student.model.kernels.headwise import normalise_heads
+from student.model.kernels.mlstm_torch import HeadInputs, Memory
 
 KERNELS = ("auto", "native", "triton")
 
@@ -69,10 +69,10 @@ def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Me
     # caller allows its products: the forget gates' gradients are twice as far off as TF32 alone makes them.
     fine_enough = dtype in (torch.bfloat16, torch.float16)
     if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
-        from student.models.kernels import mlstm_triton
+        from student.model.kernels import mlstm_triton
 
         return mlstm_triton.run
-    return mlstm_native.run
+    return mlstm_torch.run
 
 
 def _wants_gradients(memory: Memory | None) -> bool:

@@ -9,7 +9,7 @@ import math
 from torch import Tensor
 from torch.nn.functional import pad
 
-from student.models.kernels.mlstm_native import EPSILON, NOTHING, HeadInputs, Memory
+from student.model.kernels.mlstm_torch import EPSILON, NOTHING, HeadInputs, Memory
 
 LONGEST_CHUNK = 128
 HEAD_MULTIPLE = 64

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.models.kernels.convolution import causal_conv
-from student.models.kernels.headwise import normalise_heads, project_heads
-from student.models.kernels.mlstm import mlstm_sequence
-from student.models.kernels.slstm import slstm_sequence
+from student.model.kernels.convolution import causal_conv
+from student.model.kernels.headwise import normalise_heads, project_heads
+from student.model.kernels.mlstm import mlstm_sequence
+from student.model.kernels.slstm import slstm_sequence
 
 RecurrentState = dict[str, Any]
 """As in xlstm, what is carried from token to token: by block the state of its recurrence and of its convolution."""

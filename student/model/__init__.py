@@ -1,0 +1,1 @@
+"""The student: blocks, frozen matrices, state."""

@@ -1,0 +1,1 @@
+"""What runs the recurrences over a sequence."""
