@@ -32,14 +32,15 @@ from torch import Tensor
 from delta_common.settings_file import load_settings
 from student.batch import Batch, StepBatch
 from student.data import BatchReader
-from student.divergence import TermWeights
 from student.feed import batches_ahead
-from student.fused_loss import fused_loss, valid_positions
-from student.loss import dense_distillation_loss, distillation_loss, total_loss
+from student.loss.distillation import distillation_loss
+from student.loss.divergence import TermWeights
+from student.loss.fused import fused_loss, valid_positions
+from student.loss.naive import dense_distillation_loss, total_loss
+from student.loss.schedule import Coefficients
 from student.model.frozen import read_frozen_weights
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student
-from student.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache

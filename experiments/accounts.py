@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student.batch import Batch
-from student.divergence import (
+from student.loss.divergence import (
     BucketDivergence,
     DenseDivergence,
     Divergence,
@@ -20,8 +20,8 @@ from student.divergence import (
     TermWeights,
     divergence_at,
 )
+from student.loss.softmax_passes import SoftmaxPasses
 from student.model.frozen import FrozenHead
-from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.teacher.model import Teacher
 

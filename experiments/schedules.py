@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 from experiments.variants import Shape, Variant
-from student.distillation_settings import DistillationSettings
-from student.schedule import Coefficients, decayed_init, distillation_at
+from student.loss.schedule import Coefficients, decayed_init, distillation_at
+from student.loss.settings import DistillationSettings
 
 ALIGNMENT = Coefficients(alpha=0.0, temperature=1.0, beta=1.0)
 

@@ -25,10 +25,10 @@ from experiments.variants import Variant
 from student.assemble import Run, assemble
 from student.batch import Batch
 from student.engine import Processes
-from student.fused_loss import valid_positions
-from student.loss import DistillationLoss, loss_against
+from student.loss.distillation import DistillationLoss, loss_against
+from student.loss.fused import valid_positions
+from student.loss.schedule import Coefficients
 from student.records import Records
-from student.schedule import Coefficients
 from student.settings import TrainSettings
 from student.trainer import LossOf, StepMetrics, step_batches, take_step
 from teacher_cache.read.cache import Cache, open_cache

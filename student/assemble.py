@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from delta_common.errors import UserError
-from student.channel_scale import channel_rms
 from student.checkpoint import TrainingState
 from student.data import BatchReader
-from student.distillation_settings import DistillationSettings, FrobeniusSettings
 from student.engine import DTYPES, Processes, deepspeed_config, make_engine
-from student.loss import FrobeniusTerm
+from student.loss.channel_scale import channel_rms
+from student.loss.distillation import FrobeniusTerm
+from student.loss.schedule import cosine_with_warmup
+from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.frozen import read_frozen_weights
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student
 from student.positions import require_temperature_one
 from student.progress import Progress
 from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
-from student.schedule import cosine_with_warmup
 from student.settings import TargetViewSettings, TrainSettings
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache, open_cache

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student.divergence import TeacherTargets
+from student.loss.divergence import TeacherTargets
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from delta_common.settings_file import FrozenSettings
-from student.distillation_settings import DistillationSettings
+from student.loss.settings import DistillationSettings
 from student.model.shape import StudentSettings
 
 

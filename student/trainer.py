@@ -17,9 +17,9 @@ from student.costs import step_cost
 from student.engine import backward, gradient_norm, withhold_update
 from student.evaluate import measure
 from student.feed import batches_ahead
-from student.loss import DistillationLoss, distillation_loss
+from student.loss.distillation import DistillationLoss, distillation_loss
+from student.loss.schedule import Coefficients, distillation_at
 from student.progress import Progress
-from student.schedule import Coefficients, distillation_at
 from teacher_cache.read.decode import CachedRows
 
 LossOf = Callable[[Run, Batch, Tensor, Coefficients, float, float], DistillationLoss]

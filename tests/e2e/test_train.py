@@ -21,8 +21,8 @@ from student.batch import Batch, StepBatch
 from student.checkpoint import find_checkpoint
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
-from student.loss import dense_distillation_loss, total_loss
-from student.schedule import Coefficients
+from student.loss.naive import dense_distillation_loss, total_loss
+from student.loss.schedule import Coefficients
 from student.settings import TrainSettings
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache

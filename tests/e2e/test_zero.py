@@ -18,7 +18,7 @@ from student import trainer
 from student.assemble import assemble
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
-from student.schedule import cosine_with_warmup, distillation_at
+from student.loss.schedule import cosine_with_warmup, distillation_at
 from teacher_cache.read.cache import open_cache
 
 TESTS = Path(__file__).parents[1]

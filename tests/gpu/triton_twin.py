@@ -1,12 +1,12 @@
-"""Every pass of `student.loss_triton` against its twin in torch; imported by tests, or run on a device by name."""
+"""Every pass of `student.loss.softmax_passes_triton` against its twin in torch; imported by tests, or run on a device by name."""
 
 import sys
 
 import torch
 from torch import Tensor
 
-from student.loss_triton import TritonPasses
-from student.softmax_passes import SoftmaxPasses, TorchPasses
+from student.loss.softmax_passes import SoftmaxPasses, TorchPasses
+from student.loss.softmax_passes_triton import TritonPasses
 
 ROWS, VOCAB, PADDED = 5, 9001, 9100
 """More than two blocks, not a multiple of one; rows lie further apart than they are long."""

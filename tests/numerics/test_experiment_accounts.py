@@ -5,11 +5,11 @@ import torch
 from torch import Tensor
 
 from experiments.accounts import bucket, dropped, renormalised
-from student.divergence import DenseDivergence, Divergence, ExactDivergence
-from student.fused_loss import valid_positions
-from student.loss import loss_against
+from student.loss.distillation import loss_against
+from student.loss.divergence import DenseDivergence, Divergence, ExactDivergence
+from student.loss.fused import valid_positions
+from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
-from student.schedule import Coefficients
 
 VOCAB, WIDTH, K = 40, 6, 5
 TEMPERATURES = (1.0, 1.3, 2.0)

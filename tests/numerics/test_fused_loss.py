@@ -16,17 +16,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import keep, layout
-from student.divergence import TeacherTargets, TermWeights
-from student.fused_loss import fused_loss, valid_positions
-from student.loss import (
-    DistillationLoss,
-    FrobeniusTerm,
-    distillation_loss,
-    distillation_loss_sums,
-    total_loss,
-)
+from student.loss.distillation import DistillationLoss, FrobeniusTerm, distillation_loss
+from student.loss.divergence import TeacherTargets, TermWeights
+from student.loss.fused import fused_loss, valid_positions
+from student.loss.naive import distillation_loss_sums, total_loss
+from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
-from student.schedule import Coefficients
 from teacher_cache.format.manifest import TargetLayout
 
 Kind = Literal["sampled", "bucket", "exact"]
@@ -202,7 +197,7 @@ def test_float32_is_the_naive_loss_and_as_near_to_float64(kind: Kind, temperatur
 def test_blocks_change_nothing(kind: Kind, temperature: float, monkeypatch: pytest.MonkeyPatch) -> None:
     case, coefficients = make_case(kind, valid=1.0), Coefficients(0.6, temperature, 0.1)
     (whole, sums), hidden = case.fused(coefficients), case.hidden
-    monkeypatch.setattr("student.fused_loss.BLOCK_LOGITS", 2 * VOCAB)
+    monkeypatch.setattr("student.loss.fused.BLOCK_LOGITS", 2 * VOCAB)
     found, block_sums = case.fused(coefficients, chunk_tokens=7)
     assert torch.allclose(block_sums, sums, rtol=1e-13)
     assert relative_error(*gradient(found, hidden), *gradient(whole, hidden)) < 1e-13

@@ -12,17 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import layout
-from student.divergence import TeacherTargets
-from student.loss import (
-    FrobeniusNorm,
-    FrobeniusTerm,
-    LossSums,
-    dense_distillation_loss,
-    distillation_loss_sums,
-    total_loss,
-)
+from student.loss.distillation import FrobeniusNorm, FrobeniusTerm, LossSums
+from student.loss.divergence import TeacherTargets
+from student.loss.naive import dense_distillation_loss, distillation_loss_sums, total_loss
+from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
-from student.schedule import Coefficients
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 
 

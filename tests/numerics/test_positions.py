@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from student.batch import Batch
-from student.divergence import dense_kl
+from student.loss.divergence import dense_kl
 from student.model.frozen import FrozenHead, read_frozen_weights
 from student.positions import StudentPositions, student_positions, teacher_positions
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache

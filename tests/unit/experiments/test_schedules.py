@@ -7,8 +7,8 @@ import pytest
 
 from experiments.schedules import ALIGNMENT, Length, coefficients_at
 from experiments.variants import DELTA
-from student.distillation_settings import DistillationSettings
-from student.schedule import distillation_at
+from student.loss.schedule import distillation_at
+from student.loss.settings import DistillationSettings
 
 SETTINGS, LENGTH = DistillationSettings(delta=0.1), Length(total=20, epoch=10)
 OVER_ALL = DistillationSettings(delta=0.0, restart_each_epoch=False)

@@ -5,8 +5,8 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from student.distillation_settings import DistillationSettings, FrobeniusSettings
-from student.schedule import Coefficients, cosine_with_warmup, decayed_init, delta_schedule, distillation_at
+from student.loss.schedule import Coefficients, cosine_with_warmup, decayed_init, delta_schedule, distillation_at
+from student.loss.settings import DistillationSettings, FrobeniusSettings
 
 STEPS = (0, 1, 10, 100, 1000)
 EXPECTED = {

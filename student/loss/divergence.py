@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from student.loss.softmax_passes import SoftmaxPasses
 from student.model.frozen import FrozenHead
-from student.softmax_passes import SoftmaxPasses
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import estimate

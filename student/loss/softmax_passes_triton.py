@@ -1,7 +1,7 @@
 """The passes of a fused loss as Triton kernels: one program a position, logits read twice and written once.
 
 Logits may be float32, bfloat16 or float16; arithmetic is in float32. Imported for tensors on a GPU only; the twin is
-`student.softmax_passes.TorchPasses`.
+`student.loss.softmax_passes.TorchPasses`.
 """
 
 # mypy: disable-error-code="import-untyped,import-not-found,untyped-decorator,no-untyped-def"
@@ -11,14 +11,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from student.softmax_passes import LogPartitions, TeacherReading
+from student.loss.softmax_passes import LogPartitions, TeacherReading
 
 BLOCK, WARPS = 4096, 8
 """Logits a program holds at once, by so many warps."""
 
 
 class TritonPasses:
-    """See `student.softmax_passes.SoftmaxPasses`."""
+    """See `student.loss.softmax_passes.SoftmaxPasses`."""
 
     def read(self, logits: Tensor, temperature: float) -> LogPartitions:
         """Both sums of exponentials in one pass, relative to the largest logit so far."""

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from student.distillation_settings import DistillationSettings
+from student.loss.settings import DistillationSettings
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from student.divergence import Divergence, TermWeights
+from student.loss.divergence import Divergence, TermWeights
+from student.loss.softmax_passes import SoftmaxPasses, TorchPasses
 from student.model.frozen import FrozenHead
-from student.softmax_passes import SoftmaxPasses, TorchPasses
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
 """Memory for a chunk's logits unless told otherwise: products with fewer rows run slower, more rows gain little."""
@@ -144,7 +144,7 @@ def _sums_and_gradients(
 def _write_gradient(logits: Tensor, labels: Tensor, divergence: Divergence | None, weights: TermWeights) -> Tensor:
     """Sums of CE and KL, (2,) float64; logits (n, V) are replaced by the gradient of their weighted sum."""
     if _has_kernels(logits):
-        from student.loss_triton import TritonPasses
+        from student.loss.softmax_passes_triton import TritonPasses
 
         return _write_block(logits, labels, divergence, weights, TritonPasses())
     rows = max(1, BLOCK_LOGITS // logits.shape[1])
