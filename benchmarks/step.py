@@ -30,9 +30,9 @@ import transformers
 from torch import Tensor
 
 from delta_common.settings_file import load_settings
-from student.batch import Batch, StepBatch
-from student.data import BatchReader
-from student.feed import batches_ahead
+from student.data.batch import Batch, StepBatch
+from student.data.feed import batches_ahead
+from student.data.order import BatchReader
 from student.loss.distillation import distillation_loss
 from student.loss.divergence import TermWeights
 from student.loss.fused import fused_loss, valid_positions

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.batch import Batch
+from student.data.batch import Batch
 from student.loss.divergence import (
     BucketDivergence,
     DenseDivergence,

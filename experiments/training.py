@@ -23,7 +23,7 @@ from experiments.schedules import Length, coefficients_at
 from experiments.unfreezing import unfreeze
 from experiments.variants import Variant
 from student.assemble import Run, assemble
-from student.batch import Batch
+from student.data.batch import Batch
 from student.engine import Processes
 from student.loss.distillation import DistillationLoss, loss_against
 from student.loss.fused import valid_positions

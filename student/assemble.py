@@ -9,7 +9,7 @@ import torch
 
 from delta_common.errors import UserError
 from student.checkpoint import TrainingState
-from student.data import BatchReader
+from student.data.order import BatchReader
 from student.engine import DTYPES, Processes, deepspeed_config, make_engine
 from student.loss.channel_scale import channel_rms
 from student.loss.distillation import FrobeniusTerm

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from student.assemble import Run
-from student.batch import Batch
 from student.calibration import BINS, bin_sums, calibration_error, equal_width_edges
+from student.data.batch import Batch
 from student.positions import StudentPositions, student_positions
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows

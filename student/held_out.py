@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.batch import Batch
 from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
+from student.data.batch import Batch
 from student.document_bootstrap import Estimate, intervals
 from student.evaluate import perplexity
 from student.model.frozen import FrozenHead

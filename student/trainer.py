@@ -11,12 +11,12 @@ from torch import Tensor
 from delta_common.errors import UserError
 from delta_common.progress import ProgressLine
 from student.assemble import Run
-from student.batch import Batch, StepBatch
 from student.checkpoint import save_checkpoint
 from student.costs import step_cost
+from student.data.batch import Batch, StepBatch
+from student.data.feed import batches_ahead
 from student.engine import backward, gradient_norm, withhold_update
 from student.evaluate import measure
-from student.feed import batches_ahead
 from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.schedule import Coefficients, distillation_at
 from student.progress import Progress

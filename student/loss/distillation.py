@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from student.loss.divergence import Divergence, TeacherTargets, TermWeights, divergence_at
+from student.data.batch import TeacherTargets
+from student.loss.divergence import Divergence, TermWeights, divergence_at
 from student.loss.fused import fused_loss, valid_positions
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from student.data.batch import TeacherTargets
 from student.loss.softmax_passes import SoftmaxPasses
 from student.model.frozen import FrozenHead
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
-from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets import estimate
 
 NO_MASS = LOG_MASS_FLOOR + 10
@@ -38,22 +38,6 @@ class TermWeights:
 
     cross_entropy: float
     kl: float
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """The teacher's distribution of each next token, as a cache gives it: entries and log-mass, or final states."""
-
-    ids: Tensor | None
-    """(B, T, K) int64, the top_k largest logits first, then the sampled ones."""
-    values: Tensor | None
-    """(B, T, K) raw logits; -inf marks an unused place."""
-    log_mass: Tensor | None
-    """(B, T, J) log-mass outside the top_k, relative to the largest logit, at J node temperatures."""
-    final_hidden: Tensor | None
-    """(B, T, d) the teacher's state after its final norm, in exact mode."""
-    layout: TargetLayout
-    """What the entries are, see `Cache.layout`."""
 
 
 @dataclass(frozen=True)

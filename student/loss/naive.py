@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from student.data.batch import TeacherTargets
 from student.loss.distillation import FrobeniusTerm, LossSums, _accumulation_dtype, _frobenius_sum, _zero
-from student.loss.divergence import Divergence, TeacherTargets, dense_kl, divergence_at
+from student.loss.divergence import Divergence, dense_kl, divergence_at
 from student.loss.fused import valid_positions
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead

@@ -18,8 +18,8 @@ from damageable import SIZES, contents, stored
 from delta_common.errors import UserError
 from object_server import Fault, Proxy, Request
 from student import cli as student_cli
-from student.data import BatchReader
-from student.feed import batches_ahead
+from student.data.feed import batches_ahead
+from student.data.order import BatchReader
 from teacher_cache.build.job import build
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.build.writer import CacheWriter

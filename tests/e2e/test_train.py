@@ -17,8 +17,8 @@ from delta_common.errors import UserError
 from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
 from student import cli, trainer
 from student.assemble import Run, assemble
-from student.batch import Batch, StepBatch
 from student.checkpoint import find_checkpoint
+from student.data.batch import Batch, StepBatch
 from student.engine import Processes, joined_processes, quiet_deepspeed
 from student.job import run_job
 from student.loss.naive import dense_distillation_loss, total_loss

@@ -19,10 +19,10 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from layouts import keep, layout, zipf_logits
-from student.batch import Batch
+from student.data.batch import Batch, TeacherTargets
 from student.loss.channel_scale import SMALLEST_SHARE, channel_rms
 from student.loss.distillation import FrobeniusNorm, FrobeniusTerm, LossSums
-from student.loss.divergence import SampledDivergence, TeacherTargets, dense_kl, divergence_at
+from student.loss.divergence import SampledDivergence, dense_kl, divergence_at
 from student.loss.naive import dense_distillation_loss, distillation_loss_sums
 from student.model.frozen import FrozenHead, read_frozen_weights
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache

@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import keep, layout
+from student.data.batch import TeacherTargets
 from student.loss.distillation import DistillationLoss, FrobeniusTerm, distillation_loss
-from student.loss.divergence import TeacherTargets, TermWeights
+from student.loss.divergence import TermWeights
 from student.loss.fused import fused_loss, valid_positions
 from student.loss.naive import distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from layouts import layout
+from student.data.batch import TeacherTargets
 from student.loss.distillation import FrobeniusNorm, FrobeniusTerm, LossSums
-from student.loss.divergence import TeacherTargets
 from student.loss.naive import dense_distillation_loss, distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.batch import Batch
+from student.data.batch import Batch
 from student.loss.divergence import dense_kl
 from student.model.frozen import FrozenHead, read_frozen_weights
 from student.positions import StudentPositions, student_positions, teacher_positions

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from student.data import WINDOW_SHARDS, BatchReader, epoch_windows
+from student.data.order import WINDOW_SHARDS, BatchReader, epoch_windows
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from delta_common.background import Background
-from student.batch import Batch, StepBatch
-from student.data import BatchReader
-from student.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
+from student.data.batch import Batch, StepBatch
+from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
+from student.data.order import BatchReader
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
@@ -82,7 +82,7 @@ def test_every_shard_is_read_once_an_epoch_and_not_far_ahead(cache: Cache, monke
 
 
 def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    from student import feed
+    from student.data import feed
 
     kept: list[int] = []
     stack = feed.stack_rows

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.background import Background
-from student.data import BatchReader, Window
+from student.data.order import BatchReader, Window
 from teacher_cache.read.decode import CachedRows
 
 BATCHES_AHEAD = 3

@@ -1,0 +1,1 @@
+"""Which rows a step reads, and the batch made of them."""
