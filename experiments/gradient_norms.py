@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from experiments.plan import Folder
 from experiments.spread import Spread, difference
-from student.records import Records
+from student.run.records import Records
 
 COMPARED = ("delta", "frobenius", "frobenius-weight", "frobenius-falling", "frobenius-normalised")
 LEVELS = (0.25, 0.5, 0.75)

@@ -28,7 +28,7 @@ from student.engine import Processes
 from student.loss.distillation import DistillationLoss, loss_against
 from student.loss.fused import valid_positions
 from student.loss.schedule import Coefficients
-from student.records import Records
+from student.run.records import Records
 from student.settings import TrainSettings
 from student.trainer import LossOf, StepMetrics, step_batches, take_step
 from teacher_cache.read.cache import Cache, open_cache

@@ -10,17 +10,16 @@ import torch
 from delta_common.errors import UserError
 from student.checkpoint import TrainingState
 from student.data.order import BatchReader
-from student.engine import DTYPES, Processes, deepspeed_config, make_engine
+from student.engine import Processes, deepspeed_config, make_engine
 from student.loss.channel_scale import channel_rms
 from student.loss.distillation import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
-from student.model.frozen import read_frozen_weights
-from student.model.shape import TeacherDims, resolve_shape
-from student.model.xlstm import XLSTMStudent, build_student
+from student.model.xlstm import XLSTMStudent
 from student.positions import require_temperature_one
 from student.progress import Progress
-from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
+from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
+from student.run.student import initial_student
 from student.settings import TargetViewSettings, TrainSettings
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache, open_cache
@@ -124,31 +123,6 @@ def _frobenius(cache: Cache, wanted: FrobeniusSettings, device: torch.device) ->
         )
     rms = channel_rms(cache).to(device) if wanted.channels == "normalised" else None
     return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
-
-
-def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> XLSTMStudent:
-    """A student with initial weights around the frozen matrices of a cache, in the run's precision.
-
-    Raises `UserError` for a shape that does not fit the cache's teacher.
-    """
-    manifest = cache.manifest
-    dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
-    frozen = read_frozen_weights(
-        cache.frozen_weights,
-        padded_vocab_size=manifest.padded_vocab_size,
-        vocab_size=manifest.vocab_size,
-        hidden_size=manifest.hidden_size,
-    )
-    shape = resolve_shape(settings.model, dims)
-    student = build_student(
-        shape,
-        frozen,
-        context_length=manifest.seq_len,
-        seed=settings.training.seed,
-        kernels=settings.model.kernels,
-    )
-    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
-    return student.to(device=device, dtype=DTYPES[settings.training.precision])
 
 
 def _held_out(path: str, trained_on: Cache) -> Cache:

@@ -1,27 +1,11 @@
 """What a step cost: a line of `costs.jsonl`, apart from `metrics.jsonl`, which a continued run repeats to the byte."""
 
 import resource
-from dataclasses import dataclass
 
 import torch
 
 from student.engine import Processes
-
-
-@dataclass(frozen=True)
-class StepCost:
-    """One step as the first process saw it; tokens are the valid ones of all processes.
-
-    seconds are of the step alone, without evaluations and checkpoints; waiting are those of them spent waiting for
-    data; peak_bytes is the most memory the process has held so far, the GPU's where there is one.
-    """
-
-    step: int
-    tokens: int
-    seconds: float
-    waiting: float
-    peak_bytes: int
-    machine: str
+from student.run.records import StepCost
 
 
 def step_cost(step: int, tokens: int, seconds: float, waiting: float, processes: Processes) -> StepCost:

@@ -72,7 +72,7 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     from student.corpus_text import text_rows
     from student.held_out import measure_held_out, rows_in_order
     from student.positions import require_temperature_one
-    from student.run_files import read_summary
+    from student.run.files import read_summary
     from student.trained import is_export, load_student
     from teacher_cache.read.cache import open_cache
 
@@ -100,7 +100,7 @@ def _counted(rows: "Iterable[CachedRows]", line: "ProgressLine") -> "Iterator[Ca
 def _table(found: "HeldOut", subject: str) -> Any:
     from rich.table import Table
 
-    from student.measure_words import ADAPTIVE_WORDS, MEASURE_WORDS
+    from student.run.measure_words import ADAPTIVE_WORDS, MEASURE_WORDS
 
     extent = f"{found.tokens:,} tokens, {len(found.by_document):,} documents, {found.rows:,} rows"
     table = Table(title=f"held out: {subject}\n{extent}", title_justify="left")

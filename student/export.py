@@ -26,7 +26,7 @@ from student.exported import CONFIG_FILE, WEIGHTS_FILE
 from student.hf import DistilXLSTMForCausalLM
 from student.hf_config import DistilXLSTMConfig
 from student.model.shape import TeacherDims, resolve_shape
-from student.run_files import TRAINED_FILE, RunFiles, RunSummary, read_run
+from student.run.files import TRAINED_FILE, RunFiles, RunSummary, read_run
 from student.tokenizer import tokenizer_digest
 from teacher_cache.read.cache import Cache, open_cache
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from student.measure_words import MEASURE_WORDS
-from student.run_files import RunFiles, RunSummary
+from student.run.files import RunFiles, RunSummary
+from student.run.measure_words import MEASURE_WORDS
 from teacher_cache.format.manifest import Manifest
 
 CARD_FILE = "README.md"

@@ -13,7 +13,7 @@ from student.checkpoint import find_checkpoint, load_checkpoint, require_same_ru
 from student.engine import Processes
 from student.evaluate import Measures, measure, recorded
 from student.progress import Progress
-from student.run_files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
+from student.run.files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
 from student.settings import TrainSettings
 from student.trainer import train
 from teacher_cache.read.cache import open_cache

@@ -12,10 +12,10 @@ from delta_common.files import write_atomically
 from delta_common.markup import Markup, element, join
 from delta_common.page import fill_page, pairs, table
 from delta_common.progress import byte_size, duration
-from student.measure_words import MEASURE_WORDS
 from student.report_charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
 from student.report_series import MOST_POINTS, Chart, charts
-from student.run_files import RunFiles, Sample
+from student.run.files import RunFiles, Sample
+from student.run.measure_words import MEASURE_WORDS
 
 REPORT_FILE = "report.html"
 NONE = "–"

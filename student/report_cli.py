@@ -26,7 +26,7 @@ def report(*runs: Path, out: Path | None = None) -> int:
     """
     from delta_common.progress import byte_size
     from student.report import REPORT_FILE, write_report
-    from student.run_files import read_run
+    from student.run.files import read_run
 
     if not runs:
         raise UserError("no run is given; name the folders of one or more, such as student-report runs/a runs/b")

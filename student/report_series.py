@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from student.run_files import RunFiles
+from student.run.files import RunFiles
 
 MOST_POINTS = 400
 """Points a line has at most; behind each is the mean of consecutive steps."""

@@ -2,7 +2,7 @@
 
 from student.assemble import Run
 from student.generate import generate_tokens
-from student.run_files import Sample
+from student.run.files import Sample
 from student.text_stream import Decoder
 from teacher_cache.read.cache import Cache
 

@@ -10,10 +10,10 @@ from delta_common.files import write_atomically
 from student.assemble import Run
 from student.held_out import rows_in_order, teacher_figures
 from student.job import Outcome
-from student.measure_words import MEASURE_WORDS
-from student.records import METRICS_FILE
 from student.report import REPORT_FILE, write_report
-from student.run_files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
+from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
+from student.run.measure_words import MEASURE_WORDS
+from student.run.records import METRICS_FILE
 from student.samples import write_samples
 
 

@@ -11,9 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from delta_common.errors import UserError
-from student.assemble import initial_student
 from student.model.xlstm import XLSTMStudent
-from student.run_files import TRAINED_FILE, RunSummary, read_settings, read_summary
+from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
+from student.run.student import initial_student
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 

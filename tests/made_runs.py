@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from small_training import small_settings
-from student.costs import StepCost
-from student.run_files import RunFiles, RunSummary, Sample
+from student.run.files import RunFiles, RunSummary, Sample
+from student.run.records import StepCost
 
 STEPS = 40
 NAMES = ("loss", "cross_entropy", "kl", "frobenius", "gradient_norm", "alpha", "temperature", "beta", "learning_rate")

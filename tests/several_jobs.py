@@ -18,9 +18,10 @@ from torch import nn
 from small_training import small_settings
 from student import trainer
 from student.checkpoint import restore_learning_rate
-from student.engine import DTYPES, Processes, backward, deepspeed_config, joined_processes, make_engine, quiet_deepspeed
+from student.engine import Processes, backward, deepspeed_config, joined_processes, make_engine, quiet_deepspeed
 from student.job import run_job
 from student.master_states import gathered_states, restore_states
+from student.run.student import DTYPES
 
 
 class BrokenOff(BaseException):

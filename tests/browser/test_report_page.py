@@ -10,7 +10,7 @@ from made_runs import NAMES, STEPS, a_run
 from small_training import small_settings
 from student.report import write_report
 from student.report_charts import LEFT, RIGHT, WIDTH
-from student.run_files import RunFiles
+from student.run.files import RunFiles
 
 Open = Callable[..., Any]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202e$data"

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from small_training import SMALL
 from student import cli, eval_cli, report_cli, trainer
 from student.report import render_report
-from student.run_files import read_run
+from student.run.files import read_run
 from student.trained import load_student
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import make_synthetic_cache

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from delta_common.errors import UserError
 from student.checkpoint import CHECKPOINTS_KEPT, TrainingState, _drop_old, find_checkpoint, load_checkpoint
 from student.progress import Progress
-from student.records import Records
+from student.run.records import Records
 
 
 class Evil:

@@ -13,7 +13,7 @@ from made_runs import NAMES, STEPS, a_run
 from student.report import render_report, write_report
 from student.report_charts import BOTTOM, HEIGHT, TOP, figure
 from student.report_series import MEASURES, MOST_POINTS, charts
-from student.run_files import RunFiles
+from student.run.files import RunFiles
 
 VOID = {"meta", "br", "img", "input"}
 

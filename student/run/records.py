@@ -1,6 +1,7 @@
 """Append-only files of one JSON object a line: the trace of training and what was measured."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,3 +35,19 @@ class Records:
         """Forget what came after `step`: a resumed run takes those steps again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step as the first process saw it; tokens are the valid ones of all processes.
+
+    seconds are of the step alone, without evaluations and checkpoints; waiting are those of them spent waiting for
+    data; peak_bytes is the most memory the process has held so far, the GPU's where there is one.
+    """
+
+    step: int
+    tokens: int
+    seconds: float
+    waiting: float
+    peak_bytes: int
+    machine: str

@@ -9,8 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from delta_common.errors import UserError
 from delta_common.settings_file import FrozenSettings
-from student.costs import StepCost
-from student.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
+from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records, StepCost
 from student.settings import TrainSettings
 
 SETTINGS_FILE = "settings.json"
