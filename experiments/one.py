@@ -12,7 +12,7 @@ from delta_common.errors import run_command
 from delta_common.files import write_atomically
 from experiments.plan import Folder
 from experiments.variants import all_variants
-from student.engine import joined_processes, quiet_deepspeed
+from student.train.processes import joined_processes, quiet_deepspeed
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from experiments.plan import Folder
 from experiments.training import TIMED, Job, Training
 from experiments.variants import all_variants
-from student.engine import Processes
+from student.train.processes import Processes
 
 WARM_STEPS = 5
 """Steps that are not counted: kernels are chosen and memory is found in them."""

@@ -22,15 +22,15 @@ from experiments.plan import Folder, Plan
 from experiments.schedules import Length, coefficients_at
 from experiments.unfreezing import unfreeze
 from experiments.variants import Variant
-from student.assemble import Run, assemble
 from student.data.batch import Batch
-from student.engine import Processes
 from student.loss.distillation import DistillationLoss, loss_against
 from student.loss.fused import valid_positions
 from student.loss.schedule import Coefficients
 from student.run.records import Records
 from student.settings import TrainSettings
-from student.trainer import LossOf, StepMetrics, step_batches, take_step
+from student.train.assemble import Run, assemble
+from student.train.loop import LossOf, StepMetrics, step_batches, take_step
+from student.train.processes import Processes
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher

@@ -11,8 +11,8 @@ from delta_common.errors import UserError, run_command
 from delta_common.settings_file import load_settings
 
 if TYPE_CHECKING:
-    from student.job import Outcome
     from student.settings import TrainSettings
+    from student.train.job import Outcome
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}
 
@@ -69,10 +69,10 @@ def _call() -> int | None:
 
 
 def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
-    from student.engine import joined_processes, quiet_deepspeed
+    from student.train.processes import joined_processes, quiet_deepspeed
 
     with quiet_deepspeed():
-        from student.job import run_job
+        from student.train.job import run_job
 
         with joined_processes() as processes:
             try:
@@ -100,6 +100,6 @@ def _beside(deepspeed: Path | None, config: Path | None) -> Path | None:
 
 
 def _finish(outcome: "Outcome") -> None:
-    from student.summary import finish
+    from student.train.summary import finish
 
     finish(outcome)

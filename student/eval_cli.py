@@ -38,7 +38,7 @@ def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = No
         Print JSON in place of a table, with each document's means.
     """
     from delta_common.console import print_json, print_tables
-    from student.engine import quiet_deepspeed
+    from student.train.processes import quiet_deepspeed
 
     if cache is None and corpus is None:
         raise UserError("nothing to measure on; give --cache HELDOUT or --corpus FILE")

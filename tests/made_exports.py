@@ -11,7 +11,8 @@ import pytest
 from e2e_corpus import write_text_corpus
 
 from small_training import SMALL
-from student import cli, export_cli, trainer
+from student import cli, export_cli
+from student.train import loop
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.settings import BuildSettings
 
@@ -60,11 +61,11 @@ def change_tokenizer(folder: Path) -> None:
 
 
 def _stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    record = trainer._record
+    record = loop._record
 
-    def stopping(run: Any, metrics: trainer.StepMetrics, *more: Any) -> None:
+    def stopping(run: Any, metrics: loop.StepMetrics, *more: Any) -> None:
         record(run, metrics, *more)
         if metrics.step == step:
             raise KeyboardInterrupt
 
-    patch.setattr(trainer, "_record", stopping)
+    patch.setattr(loop, "_record", stopping)

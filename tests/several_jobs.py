@@ -16,12 +16,13 @@ import torch
 from torch import nn
 
 from small_training import small_settings
-from student import trainer
-from student.checkpoint import restore_learning_rate
-from student.engine import Processes, backward, deepspeed_config, joined_processes, make_engine, quiet_deepspeed
-from student.job import run_job
-from student.master_states import gathered_states, restore_states
 from student.run.student import DTYPES
+from student.train import loop
+from student.train.checkpoint import restore_learning_rate
+from student.train.engine import backward, deepspeed_config, make_engine
+from student.train.job import run_job
+from student.train.master_states import gathered_states, restore_states
+from student.train.processes import Processes, joined_processes, quiet_deepspeed
 
 
 class BrokenOff(BaseException):
@@ -37,16 +38,16 @@ def let_fp16_run_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
 
 def run(job: dict[str, Any], processes: Processes) -> None:
     """One job, to its end or to where it is broken off."""
-    take_step = trainer.take_step
+    take_step = loop.take_step
 
-    def breaking_off(*arguments: Any, **named: Any) -> trainer.StepMetrics:
+    def breaking_off(*arguments: Any, **named: Any) -> loop.StepMetrics:
         metrics = take_step(*arguments, **named)
         if metrics.step == job["stop_at"]:
             raise BrokenOff
         return metrics
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer, "take_step", breaking_off)
+        patch.setattr(loop, "take_step", breaking_off)
         with contextlib.suppress(BrokenOff):
             run_job(small_settings(*job["options"]), Path(job["cache"]), Path(job["out"]), processes)
 

@@ -8,8 +8,9 @@ import pytest
 import yaml
 
 from delta_common.settings_file import load_settings
-from student.engine import deepspeed_config, quiet_deepspeed
 from student.settings import TrainSettings
+from student.train.engine import deepspeed_config
+from student.train.processes import quiet_deepspeed
 from teacher_cache.settings import BuildSettings
 
 CONFIGS = Path(__file__).parents[2] / "configs"

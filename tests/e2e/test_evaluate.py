@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from small_training import SMALL
-from student import cli, eval_cli, report_cli, trainer
+from student import cli, eval_cli, report_cli
 from student.report import render_report
 from student.run.files import read_run
+from student.train import loop
 from student.trained import load_student
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
@@ -315,15 +316,15 @@ def test_a_run_has_its_report_and_runs_one_together(
 
 
 def test_a_stopped_run_that_was_continued_reports_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = trainer._record
+    record = loop._record
 
-    def stopping(job: Any, metrics: trainer.StepMetrics) -> None:
+    def stopping(job: Any, metrics: loop.StepMetrics) -> None:
         record(job, metrics)
         if metrics.step == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "_record", stopping)
+        patch.setattr(loop, "_record", stopping)
         assert train(folder, "stopped/student") != 0
     unfinished = read_run(folder / "runs" / "stopped" / "student")
     assert unfinished.summary is None

@@ -18,7 +18,7 @@ from experiments.plan import Folder, Plan
 from experiments.timing import time_steps
 from experiments.training import Job, run_job
 from experiments.variants import all_variants
-from student.engine import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import Processes, joined_processes, quiet_deepspeed
 
 ROOT = Path(__file__).parents[2]
 STUDENT = ("model.heads=4", "model.qkv_block_size=4")

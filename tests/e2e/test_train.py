@@ -15,15 +15,16 @@ from e2e_corpus import write_text_corpus
 
 from delta_common.errors import UserError
 from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
-from student import cli, trainer
-from student.assemble import Run, assemble
-from student.checkpoint import find_checkpoint
+from student import cli
 from student.data.batch import Batch, StepBatch
-from student.engine import Processes, joined_processes, quiet_deepspeed
-from student.job import run_job
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
 from student.settings import TrainSettings
+from student.train import loop
+from student.train.assemble import Run, assemble
+from student.train.checkpoint import find_checkpoint
+from student.train.job import run_job
+from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import open_cache
@@ -48,14 +49,14 @@ def alone(only_process: Processes) -> Iterator[Processes]:
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = trainer._record
+    record = loop._record
 
-    def stopping(run: Run, metrics: trainer.StepMetrics) -> None:
+    def stopping(run: Run, metrics: loop.StepMetrics) -> None:
         record(run, metrics)
         if metrics.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(trainer, "_record", stopping)
+    monkeypatch.setattr(loop, "_record", stopping)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1)])
@@ -276,7 +277,7 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
     run = assemble(small_settings(), dense, tmp_path / "out", alone)
     coefficients = Coefficients(alpha=0.7, temperature=temperature, beta=0.1)
     batch = Batch.of(dense.rows(range(4)), dense, alone.device)
-    offline = trainer.loss_of(run, batch, run.student(batch.inputs), coefficients, tokens=48, sequences=4)
+    offline = loop.loss_of(run, batch, run.student(batch.inputs), coefficients, tokens=48, sequences=4)
     teacher = SyntheticTeacher(sizes)
     before = torch.cat([torch.zeros(4, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
     logits = teacher.logits(teacher.states(batch.inputs.flatten(), before.flatten())).view(4, 12, VOCAB)
@@ -305,7 +306,7 @@ def test_a_process_without_valid_positions_still_takes_part(cache: Path, alone: 
     rows = run.reader.read(0)
     rows.loss_mask[:2] = False
     batch = StepBatch.of(rows, 2, run.cache)
-    metrics = trainer.take_step(run, batch, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
+    metrics = loop.take_step(run, batch, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
     assert metrics.tokens == rows.loss_mask.sum()
     assert np.isfinite(metrics.loss)
 

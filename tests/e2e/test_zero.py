@@ -14,11 +14,11 @@ import torch
 from delta_common.errors import UserError
 from several_jobs import let_fp16_run_on_a_cpu, run
 from small_training import make_uneven_cache, small_settings, trace, weights
-from student import trainer
-from student.assemble import assemble
-from student.engine import Processes, joined_processes, quiet_deepspeed
-from student.job import run_job
 from student.loss.schedule import cosine_with_warmup, distillation_at
+from student.train import loop
+from student.train.assemble import assemble
+from student.train.job import run_job
+from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.read.cache import open_cache
 
 TESTS = Path(__file__).parents[1]
@@ -192,15 +192,15 @@ def test_before_the_first_update_nothing_has_moved(cache: Path, alone: Processes
 
 def break_gradients(patch: pytest.MonkeyPatch, broken_from: int, broken_to: int) -> None:
     """Make the gradient infinite in some steps, of a loss that is a number, as a recurrence can."""
-    whole, steps = trainer.loss_of, iter(range(1000))
+    whole, steps = loop.loss_of, iter(range(1000))
 
     def loss_of(run: Any, batch: Any, hidden_states: torch.Tensor, *rest: Any) -> Any:
         if broken_from <= next(steps) // run.settings.training.gradient_accumulation < broken_to:
             hidden_states.register_hook(lambda gradient: gradient * torch.inf)
         return whole(run, batch, hidden_states, *rest)
 
-    take_step = trainer.take_step
-    patch.setattr(trainer, "take_step", lambda *arguments: take_step(*arguments, loss_of))
+    take_step = loop.take_step
+    patch.setattr(loop, "take_step", lambda *arguments: take_step(*arguments, loss_of))
 
 
 @pytest.mark.parametrize("stage", range(4))
@@ -225,7 +225,7 @@ def test_training_that_has_come_to_nothing_is_given_up(
 ) -> None:
     chosen = options(stage_file(tmp_path, 0), precision)
     break_gradients(monkeypatch, 3, 1000)
-    monkeypatch.setattr(trainer, "MOST_SKIPPED", 3)
+    monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
     with pytest.raises(UserError, match=r"step 6: the gradient has not been finite for 3 steps.*learning_rate"):
         run_job(small_settings(*chosen), cache, tmp_path / "out", alone)
     assert [record["applied"] for record in trace(tmp_path / "out")] == [True] * 3 + [False] * 3

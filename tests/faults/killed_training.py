@@ -16,10 +16,10 @@ import torch
 import torch._dynamo
 
 from small_training import small_settings
-from student.engine import joined_processes, quiet_deepspeed
+from student.train.processes import joined_processes, quiet_deepspeed
 
 with quiet_deepspeed():
-    from student.job import run_job
+    from student.train.job import run_job
 
 STEPS = 24
 HAS_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT

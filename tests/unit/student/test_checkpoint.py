@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from student.checkpoint import CHECKPOINTS_KEPT, TrainingState, _drop_old, find_checkpoint, load_checkpoint
-from student.progress import Progress
 from student.run.records import Records
+from student.train.checkpoint import (
+    CHECKPOINTS_KEPT,
+    Progress,
+    TrainingState,
+    _drop_old,
+    find_checkpoint,
+    load_checkpoint,
+)
 
 
 class Evil:

@@ -10,8 +10,9 @@ from torch import nn
 
 from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
-from student.engine import deepspeed_config, joined_processes, make_engine, quiet_deepspeed
 from student.settings import TrainSettings
+from student.train.engine import deepspeed_config, make_engine
+from student.train.processes import joined_processes, quiet_deepspeed
 
 CONFIGS = Path(__file__).parents[3] / "configs" / "deepspeed"
 

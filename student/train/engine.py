@@ -5,13 +5,9 @@ it would build on a CPU is a shared-memory all-reduce for inference (half a minu
 `quiet_deepspeed` declines.
 """
 
-import contextlib
 import json
 import math
-import os
-import warnings
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,72 +17,6 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_common.errors import UserError
 from student.settings import TrainSettings
-
-LAUNCHED = {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-
-
-@dataclass(frozen=True)
-class Processes:
-    """This process's place among those that train together, and its device."""
-
-    rank: int
-    world_size: int
-    device: torch.device
-
-    def sum(self, values: Tensor) -> Tensor:
-        """The sum over processes, in place."""
-        torch.distributed.all_reduce(values)
-        return values
-
-
-@contextlib.contextmanager
-def quiet_deepspeed() -> Iterator[None]:
-    """Import and call DeepSpeed without its compiling, its advice and the deprecations it runs into."""
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
-        import deepspeed.ops
-
-        # DeepSpeed looks here for what it may compile; on a GPU it keeps its own list.
-        if not torch.accelerator.is_available():
-            deepspeed.ops.__compatible_ops__ = {}
-        yield
-
-
-@contextlib.contextmanager
-def joined_processes() -> Iterator[Processes]:
-    """Join the processes a launcher (torchrun, deepspeed) started, or be the only one; leave at the end."""
-    import deepspeed
-    from deepspeed.accelerator import get_accelerator
-
-    accelerator = get_accelerator()
-    local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
-    accelerator.set_device(local_rank)
-    backend = accelerator.communication_backend_name()
-    ours = not torch.distributed.is_initialized()
-    if ours and os.environ.keys() >= LAUNCHED:
-        torch.distributed.init_process_group(backend)
-    elif ours:
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-    deepspeed.init_distributed(dist_backend=backend, verbose=False)
-    try:
-        device = torch.device(accelerator.device_name(local_rank))
-        yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
-    finally:
-        if ours:
-            _leave()
-
-
-def _leave() -> None:
-    import deepspeed.comm
-
-    if deepspeed.comm.is_initialized():
-        deepspeed.comm.destroy_process_group()
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:

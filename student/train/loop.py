@@ -1,5 +1,6 @@
 """The loop: schedule → batch → hidden states → loss → backward → step."""
 
+import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -10,16 +11,17 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from delta_common.progress import ProgressLine
-from student.assemble import Run
-from student.checkpoint import save_checkpoint
-from student.costs import step_cost
 from student.data.batch import Batch, StepBatch
 from student.data.feed import batches_ahead
-from student.engine import backward, gradient_norm, withhold_update
-from student.evaluate import measure
 from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.schedule import Coefficients, distillation_at
-from student.progress import Progress
+from student.run.records import StepCost
+from student.train.assemble import Run
+from student.train.checkpoint import Progress, save_checkpoint
+from student.train.engine import backward, gradient_norm, withhold_update
+from student.train.loop import step_cost
+from student.train.measure import measure
+from student.train.processes import Processes
 from teacher_cache.read.decode import CachedRows
 
 LossOf = Callable[[Run, Batch, Tensor, Coefficients, float, float], DistillationLoss]
@@ -195,3 +197,15 @@ def _words(metrics: StepMetrics, seconds: float, wait: float, done: Progress) ->
         f"lr {metrics.learning_rate:.2e} {metrics.tokens / seconds:,.0f} tok/s wait {wait / seconds:.1%}"
         + (f" skipped {skipped:,}" if skipped else "")
     )
+
+
+def step_cost(step: int, tokens: int, seconds: float, waiting: float, processes: Processes) -> StepCost:
+    """The cost of a step that has just been taken."""
+    device = processes.device
+    if device.type == "cuda":
+        peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        name = f"CPU with {torch.get_num_threads()} threads"
+    machine = f"{processes.world_size} × {name}, torch {torch.__version__}"
+    return StepCost(step, tokens, seconds, waiting, peak, machine)

@@ -1,9 +1,9 @@
 """What a student writes after held-out beginnings."""
 
-from student.assemble import Run
 from student.generate import generate_tokens
 from student.run.files import Sample
 from student.text_stream import Decoder
+from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 
 SAMPLES = 3

@@ -8,19 +8,19 @@ from typing import Any
 import torch
 
 from delta_common.errors import UserError
-from student.checkpoint import TrainingState
 from student.data.order import BatchReader
-from student.engine import Processes, deepspeed_config, make_engine
 from student.loss.channel_scale import channel_rms
 from student.loss.distillation import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.xlstm import XLSTMStudent
 from student.positions import require_temperature_one
-from student.progress import Progress
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.student import initial_student
 from student.settings import TargetViewSettings, TrainSettings
+from student.train.checkpoint import Progress, TrainingState
+from student.train.engine import deepspeed_config, make_engine
+from student.train.processes import Processes
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache, open_cache
 

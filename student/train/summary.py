@@ -7,14 +7,14 @@ from rich.console import Console
 from rich.table import Table
 
 from delta_common.files import write_atomically
-from student.assemble import Run
 from student.held_out import rows_in_order, teacher_figures
-from student.job import Outcome
 from student.report import REPORT_FILE, write_report
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
-from student.samples import write_samples
+from student.train.assemble import Run
+from student.train.job import Outcome
+from student.train.samples import write_samples
 
 
 def finish(outcome: Outcome) -> None:

@@ -8,14 +8,13 @@ import torch
 
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
-from student.assemble import Run, assemble
-from student.checkpoint import find_checkpoint, load_checkpoint, require_same_run, save_trained
-from student.engine import Processes
-from student.evaluate import Measures, measure, recorded
-from student.progress import Progress
 from student.run.files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
 from student.settings import TrainSettings
-from student.trainer import train
+from student.train.assemble import Run, assemble
+from student.train.checkpoint import Progress, find_checkpoint, load_checkpoint, require_same_run, save_trained
+from student.train.loop import train
+from student.train.measure import Measures, measure, recorded
+from student.train.processes import Processes
 from teacher_cache.read.cache import open_cache
 
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from student.assemble import Run
 from student.calibration import BINS, bin_sums, calibration_error, equal_width_edges
 from student.data.batch import Batch
 from student.positions import StudentPositions, student_positions
+from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
