@@ -28,7 +28,7 @@ from torch import Tensor
 
 from delta_common.settings_file import load_settings
 from step import SIZES, Sizes, make_teacher
-from student.generate import read_prompts
+from student.inference.generate import read_prompts
 from student.model.frozen import FrozenWeights
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.state import state_bytes

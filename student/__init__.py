@@ -3,6 +3,6 @@
 Importing it makes transformers' `AutoConfig` and `AutoModelForCausalLM` know exported students.
 """
 
-from student.registration import register_with_transformers
+from student.inference.registration import register_with_transformers
 
 register_with_transformers()

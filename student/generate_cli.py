@@ -11,8 +11,8 @@ from cyclopts import App, CycloptsError, Parameter
 from delta_common.errors import UserError, run_command
 
 if TYPE_CHECKING:
-    from student.exported import ExportedStudent
-    from student.generate import Sampling
+    from student.inference.generate import Sampling
+    from student.inference.load import ExportedStudent
 
 TOGETHER = 8
 """Prompts continued as one batch."""
@@ -52,7 +52,7 @@ def generate(
     max_new_tokens
         Tokens after each prompt, if the text does not end before.
     """
-    from student.generate import Sampling
+    from student.inference.generate import Sampling
 
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: give 1 or more")
@@ -64,7 +64,7 @@ def generate(
 
     import torch
 
-    from student.exported import load_export
+    from student.inference.load import load_export
 
     student = load_export(export, torch.accelerator.current_accelerator() or torch.device("cpu"))
     for group, texts in enumerate(chain([first], groups)):
@@ -106,9 +106,9 @@ def _write(
     student: "ExportedStudent", texts: Sequence[str], sampling: "Sampling", max_new_tokens: int, number: int
 ) -> None:
     """Continue texts together, and print each as soon as those before it are printed."""
-    from student.generate import continue_prompts
-    from student.text_stream import TextStream
-    from student.tokenizer import encode_prompt
+    from student.inference.generate import continue_prompts
+    from student.inference.text_stream import TextStream
+    from student.inference.tokenizer import encode_prompt
 
     tokens = [encode_prompt(student.tokenizer, text) for text in texts]
     streams = [TextStream(student.tokenizer, prompt) for prompt in tokens]

@@ -88,7 +88,7 @@ def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
         found = config.get("model_type")
         raise UserError(f"{path}: a model of type {found}, not {EXPORT_TYPE}; give a run or a folder of student-export")
     _require_fit(path, config, cache)
-    importlib.import_module("student.hf")
+    importlib.import_module("student.inference.hf")
     from transformers import AutoModelForCausalLM
 
     try:

@@ -4,8 +4,8 @@ from typing import Any, Literal
 
 import torch
 
-from student.hf import DistilXLSTMForCausalLM
-from student.hf_config import DistilXLSTMConfig
+from student.inference.hf import DistilXLSTMForCausalLM
+from student.inference.hf_config import DistilXLSTMConfig
 from student.model.frozen import FrozenWeights
 from student.model.shape import StudentSettings, StudentShape, TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student

@@ -1,8 +1,8 @@
 """What a student writes after held-out beginnings."""
 
-from student.generate import generate_tokens
+from student.inference.generate import generate_tokens
+from student.inference.text_stream import Decoder
 from student.run.files import Sample
-from student.text_stream import Decoder
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 

@@ -349,7 +349,7 @@ def test_a_student_of_16_bits_is_measured_in_float32_on_a_cpu(folder: Path, caps
 @pytest.fixture(scope="module")
 def exported(folder: Path) -> Path:
     """The run's student as a folder that transformers loads."""
-    hf = pytest.importorskip("student.hf", reason="this version does not export")
+    hf = pytest.importorskip("student.inference.hf", reason="this version does not export")
     student = load_student(folder / "runs" / "student", open_cache(folder / "train"), torch.device("cpu")).model
     manifest = open_cache(folder / "train").manifest
     config = hf.DistilXLSTMForCausalLM.config_class(

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from made_exports import change_tokenizer, make_export, run, train
 from small_training import make_uneven_cache
 from student import export_cli
-from student.exported import load_export
-from student.generate import generate_tokens
-from student.tokenizer import encode_prompt, tokenizer_digest
+from student.inference.generate import generate_tokens
+from student.inference.load import load_export
+from student.inference.tokenizer import encode_prompt, tokenizer_digest
 from student.trained import load_student
 from teacher_cache.read.cache import open_cache
 

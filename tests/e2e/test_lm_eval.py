@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
 from small_students import WIDTH, small_model
-from student.generate import generate_tokens
+from student.inference.generate import generate_tokens
 from student.model.xlstm import XLSTMStudent
 from tokenizers_for_tests import EOS, byte_tokenizer
 

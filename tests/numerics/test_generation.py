@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from small_students import VOCAB, small_model, small_student
-from student.generate import Sampling, continue_prompts, generate_tokens, nucleus, read_prompts
-from student.hf import StudentState
+from student.inference.generate import Sampling, continue_prompts, generate_tokens, nucleus, read_prompts
+from student.inference.hf import StudentState
+from student.inference.text_stream import MOST_PENDING, UNFINISHED, TextStream
 from student.model.state import forget_rows, select_rows, state_bytes
 from student.model.xlstm import XLSTMStudent
-from student.text_stream import MOST_PENDING, UNFINISHED, TextStream
 from tokenizers_for_tests import byte_tokenizer
 
 LENGTHS = (7, 1, 12, 4)
@@ -37,7 +37,7 @@ def test_prompts_of_different_lengths_leave_what_each_leaves_alone(
     kernels: Literal["auto", "naive"], chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("student.model.xlstm.PREFILL_LENGTH", chunk)
-    monkeypatch.setattr("student.generate.PREFILL_LENGTH", chunk)
+    monkeypatch.setattr("student.inference.generate.PREFILL_LENGTH", chunk)
     student, prompts = small_student(kernels=kernels).double(), prompts_of(LENGTHS)
     following = tokens_of(len(prompts), 1, seed=99)
     with torch.no_grad():

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.generate import generate_tokens
+from student.inference.generate import generate_tokens
 from student.model.frozen import FrozenWeights, read_frozen_weights
 from student.model.shape import StudentSettings, StudentShape, TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student

@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from student.hf_config import DistilXLSTMConfig
+from student.inference.hf_config import DistilXLSTMConfig
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenWeights
 from student.model.state import select_rows

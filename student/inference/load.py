@@ -9,8 +9,8 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
+from student.inference.tokenizer import tokenizer_digest
 from student.model.xlstm import XLSTMStudent
-from student.tokenizer import tokenizer_digest
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -65,14 +65,14 @@ def _require_our_type(path: Path) -> None:
         found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path}: not a model's configuration; {AGAIN}") from error
-    from student.hf_config import DistilXLSTMConfig
+    from student.inference.hf_config import DistilXLSTMConfig
 
     if found != DistilXLSTMConfig.model_type:
         raise UserError(f"{path}: a model of type {found!r}; give a folder of student-export")
 
 
 def _load_model(path: Path) -> Any:
-    from student.hf import DistilXLSTMForCausalLM
+    from student.inference.hf import DistilXLSTMForCausalLM
 
     try:
         model, found = DistilXLSTMForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)

@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import Any
 
 KNOWN_TO = {
-    "transformers.models.auto.configuration_auto": "student.hf_config",
-    "transformers.models.auto.modeling_auto": "student.hf",
+    "transformers.models.auto.configuration_auto": "student.inference.hf_config",
+    "transformers.models.auto.modeling_auto": "student.inference.hf",
 }
 """Where auto classes are defined, and which of our modules registers there when it is imported."""
 

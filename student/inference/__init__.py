@@ -1,0 +1,1 @@
+"""An exported student, in transformers and by itself."""
