@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.calibration import bin_sums, calibration_error, equal_width_edges
 from student.data.batch import Batch
+from student.evaluate.calibration import bin_sums, calibration_error, equal_width_edges
 from student.loss.divergence import dense_kl
 from student.model.frozen import FrozenHead, read_frozen_weights
 from student.model.xlstm import XLSTMStudent

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from delta_common.progress import ProgressLine
-    from student.held_out import Figures, HeldOut
+    from student.evaluate.held_out import Figures, HeldOut
     from teacher_cache.read.decode import CachedRows
 
 FEW_DOCUMENTS = 20
@@ -69,11 +69,11 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     import torch
 
     from delta_common.progress import ProgressLine
-    from student.corpus_text import text_rows
-    from student.held_out import measure_held_out, rows_in_order
-    from student.positions import require_temperature_one
+    from student.evaluate.corpus_text import text_rows
+    from student.evaluate.held_out import measure_held_out, rows_in_order
+    from student.evaluate.positions import require_temperature_one
+    from student.evaluate.trained import is_export, load_student
     from student.run.files import read_summary
-    from student.trained import is_export, load_student
     from teacher_cache.read.cache import open_cache
 
     if cache_path is None and is_export(path):

@@ -1,15 +1,14 @@
 """Held-out numbers while training: cross-entropy, perplexity, KL to the teacher at T = 1, agreement, calibration."""
 
-import math
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
 import torch
 
-from student.calibration import BINS, bin_sums, calibration_error, equal_width_edges
 from student.data.batch import Batch
-from student.positions import StudentPositions, student_positions
+from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_width_edges, perplexity
+from student.evaluate.positions import StudentPositions, student_positions
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
@@ -103,11 +102,6 @@ def _measures(sums: torch.Tensor) -> Measures:
         calibration_error=float(calibration_error(sums[SUMS:].view(BINS, 3).numpy())),
         tokens=int(tokens),
     )
-
-
-def perplexity(cross_entropy: float) -> float:
-    """exp of a cross-entropy in nats, however large that is."""
-    return math.exp(min(cross_entropy, 700.0))
 
 
 def _share(cache: Cache, first: int, size: int, rows: int) -> CachedRows:

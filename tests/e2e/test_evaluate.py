@@ -17,10 +17,10 @@ from transformers import AutoModelForCausalLM
 
 from small_training import SMALL
 from student import cli, eval_cli, report_cli
+from student.evaluate.trained import load_student
 from student.report import render_report
 from student.run.files import read_run
 from student.train import loop
-from student.trained import load_student
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from student.data.batch import Batch
+from student.evaluate.positions import StudentPositions, student_positions, teacher_positions
 from student.loss.divergence import dense_kl
 from student.model.frozen import FrozenHead, read_frozen_weights
-from student.positions import StudentPositions, student_positions, teacher_positions
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 

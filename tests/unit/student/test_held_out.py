@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
-from student.document_bootstrap import Estimate, intervals
-from student.held_out import DocumentNumbers, by_document, figures_of
+from student.evaluate.bootstrap import Estimate, intervals
+from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
+from student.evaluate.held_out import DocumentNumbers, by_document, figures_of
 
 
 def naive_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], edges: NDArray[Any]) -> float:

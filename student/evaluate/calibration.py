@@ -1,5 +1,6 @@
 """Expected calibration error: how far the probability of a first choice is from how often it comes true."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -47,3 +48,8 @@ def calibration_error(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     gap = np.abs(sums[..., CORRECT] - sums[..., CONFIDENCE]).sum(axis=-1)
     error: NDArray[np.float64] = gap / sums[..., COUNT].sum(axis=-1)
     return error
+
+
+def perplexity(cross_entropy: float) -> float:
+    """exp of a cross-entropy in nats, however large that is."""
+    return math.exp(min(cross_entropy, 700.0))

@@ -10,12 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
 from student.data.batch import Batch
-from student.document_bootstrap import Estimate, intervals
+from student.evaluate.bootstrap import Estimate, intervals
+from student.evaluate.calibration import (
+    BINS,
+    bin_sums,
+    calibration_error,
+    equal_mass_edges,
+    equal_width_edges,
+    perplexity,
+)
+from student.evaluate.positions import student_positions, teacher_positions
 from student.model.frozen import FrozenHead
-from student.positions import student_positions, teacher_positions
-from student.train.measure import perplexity
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
