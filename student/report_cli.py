@@ -25,7 +25,7 @@ def report(*runs: Path, out: Path | None = None) -> int:
         The page; `report.html` in a single run's folder, or in the current one for several, if not given.
     """
     from delta_common.progress import byte_size
-    from student.report import REPORT_FILE, write_report
+    from student.report.page import REPORT_FILE, write_report
     from student.run.files import read_run
 
     if not runs:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from delta_common.files import write_atomically
 from student.evaluate.held_out import rows_in_order, teacher_figures
-from student.report import REPORT_FILE, write_report
+from student.report.page import REPORT_FILE, write_report
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE

@@ -8,8 +8,8 @@ import pytest
 
 from made_runs import NAMES, STEPS, a_run
 from small_training import small_settings
-from student.report import write_report
-from student.report_charts import LEFT, RIGHT, WIDTH
+from student.report.charts import LEFT, RIGHT, WIDTH
+from student.report.page import write_report
 from student.run.files import RunFiles
 
 Open = Callable[..., Any]

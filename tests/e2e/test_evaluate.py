@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from small_training import SMALL
 from student import cli, eval_cli, report_cli
 from student.evaluate.trained import load_student
-from student.report import render_report
+from student.report.page import render_report
 from student.run.files import read_run
 from student.train import loop
 from teacher_cache.build.job import build as build_cache

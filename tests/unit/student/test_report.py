@@ -10,9 +10,9 @@ import pytest
 
 from delta_common.errors import UserError
 from made_runs import NAMES, STEPS, a_run
-from student.report import render_report, write_report
-from student.report_charts import BOTTOM, HEIGHT, TOP, figure
-from student.report_series import MEASURES, MOST_POINTS, charts
+from student.report.charts import BOTTOM, HEIGHT, TOP, figure
+from student.report.page import render_report, write_report
+from student.report.series import MEASURES, MOST_POINTS, charts
 from student.run.files import RunFiles
 
 VOID = {"meta", "br", "img", "input"}

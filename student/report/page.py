@@ -12,8 +12,8 @@ from delta_common.files import write_atomically
 from delta_common.markup import Markup, element, join
 from delta_common.page import fill_page, pairs, table
 from delta_common.progress import byte_size, duration
-from student.report_charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
-from student.report_series import MOST_POINTS, Chart, charts
+from student.report.charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
+from student.report.series import MOST_POINTS, Chart, charts
 from student.run.files import RunFiles, Sample
 from student.run.measure_words import MEASURE_WORDS
 

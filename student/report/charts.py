@@ -2,7 +2,7 @@
 
 from delta_common.markup import Markup, element
 from delta_common.svg import Scale, round_ticks, svg_points
-from student.report_series import Chart
+from student.report.series import Chart
 
 WIDTH, HEIGHT = 480, 230
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
