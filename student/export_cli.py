@@ -27,7 +27,7 @@ def export(run: Path, *, out: Path, cache: str | None = None) -> int:
         Folder or URL of the cache trained on, if it is no longer where it was.
     """
     from delta_common.progress import byte_size
-    from student.export import export_student
+    from student.export.write import export_student
 
     size = export_student(run, out, cache)
     print(f"{out}: {byte_size(size)}")

@@ -341,7 +341,7 @@ def test_a_full_disk_leaves_what_was_there(
     def full(*_: Any, **__: Any) -> None:
         raise error
 
-    monkeypatch.setattr("student.export.save_file", full)
+    monkeypatch.setattr("student.export.write.save_file", full)
     assert run(export_cli, folder / "run", "--out", out) == 2
     assert f"--out {out}: cannot be written" in capsys.readouterr().err
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before

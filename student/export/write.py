@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from delta_common.errors import UserError
 from delta_common.files import STAGING_PREFIX, settle_on_disk
-from student.export_card import CARD_FILE, model_card
+from student.export.card import CARD_FILE, model_card
 from student.inference.hf import DistilXLSTMForCausalLM
 from student.inference.hf_config import DistilXLSTMConfig
 from student.inference.load import CONFIG_FILE, WEIGHTS_FILE

@@ -1,0 +1,1 @@
+"""A trained student written as a model for transformers."""
