@@ -1,5 +1,5 @@
 """`python -m student`: what a launcher such as torchrun starts."""
 
-from student.cli import main
+from student.cli.train import main
 
 main()

@@ -11,7 +11,7 @@ import pytest
 from e2e_corpus import write_text_corpus
 
 from small_training import SMALL
-from student import cli, export_cli
+from student.cli import export as export_cli
 from student.train import loop
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.settings import BuildSettings

@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
 from small_training import SMALL
-from student import cli, eval_cli, report_cli
+from student.cli import evaluate as eval_cli
+from student.cli import report as report_cli
+from student.cli import train as train_cli
 from student.evaluate.trained import load_student
 from student.report.page import render_report
 from student.run.files import read_run
@@ -61,7 +63,7 @@ def train(folder: Path, name: str, *options: str) -> int:
     words = ["--cache", folder / "train", "--out", folder / "runs" / name, "--evaluation.cache", folder / "exact"]
     every = ["--evaluation.every=2", *options]
     with told("student-train", *words, *SMALL, *every), pytest.raises(SystemExit) as stop:
-        cli.main()
+        train_cli.main()
     return int(stop.value.code or 0)
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from made_exports import change_tokenizer, make_export, run, train
 from small_training import make_uneven_cache
-from student import export_cli
+from student.cli import export as export_cli
 from student.evaluate.trained import load_student
 from student.inference.generate import generate_tokens
 from student.inference.load import load_export

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from made_exports import change_tokenizer, make_export, run
-from student import generate_cli
+from student.cli import generate as generate_cli
 
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
 

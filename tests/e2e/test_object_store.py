@@ -17,7 +17,7 @@ from e2e_corpus import write_text_corpus
 from damageable import SIZES, contents, stored
 from delta_common.errors import UserError
 from object_server import Fault, Proxy, Request
-from student import cli as student_cli
+from student.cli import train as student_cli
 from student.data.feed import batches_ahead
 from student.data.order import BatchReader
 from teacher_cache.build.job import build

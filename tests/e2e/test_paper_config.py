@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from student import cli
+from student.cli import train as train_cli
 from teacher_cache import open_cache
 from teacher_cache.cli import app
 from tiny_teacher import save_tiny_teacher
@@ -101,7 +101,7 @@ def test_the_papers_student_trains_from_it(
     command = ["student-train", "--cache", str(cache), "--config", config, "--out", str(tmp_path / "run"), *NARROW]
     monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        train_cli.main()
     printed = capsys.readouterr()
     assert stop.value.code == 0, printed.err
     assert (tmp_path / "run" / "trained.safetensors").is_file()

@@ -12,8 +12,11 @@ import pytest
 from zarr.errors import ZarrUserWarning
 
 from delta_common.settings_file import load_settings
-from student import cli as student_cli
-from student import eval_cli, export_cli, generate_cli, report_cli
+from student.cli import evaluate as eval_cli
+from student.cli import export as export_cli
+from student.cli import generate as generate_cli
+from student.cli import report as report_cli
+from student.cli import train as student_cli
 from student.settings import TrainSettings
 from teacher_cache import cli as cache_cli
 from teacher_cache.build.synthetic import make_synthetic_cache

@@ -15,7 +15,7 @@ from e2e_corpus import write_text_corpus
 
 from delta_common.errors import UserError
 from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
-from student import cli
+from student.cli import train as train_cli
 from student.data.batch import Batch, StepBatch
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
@@ -228,7 +228,7 @@ def test_bad_input_is_one_line_with_exit_code_2(
     out = [] if "--out" in options else ["--out", str(tmp_path / "out")]
     monkeypatch.setattr(sys, "argv", ["student-train", "--cache", str(cache), *out, *SMALL, *options])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        train_cli.main()
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("student-train: error: ")
@@ -240,7 +240,7 @@ def test_bad_input_is_one_line_with_exit_code_2(
 def test_help_shows_every_setting(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["student-train", "--help"])
     with pytest.raises(SystemExit) as stop:
-        cli.main()
+        train_cli.main()
     assert stop.value.code == 0
     shown = capsys.readouterr().out
     for option in ("--cache", "--training.epochs [10]", "--distillation.frobenius.norm [sequence]", "--deepspeed"):
