@@ -26,8 +26,7 @@ from student.model.shape import StudentSettings, TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student
 from teacher_cache.corpus.rows import iter_rows
 from teacher_cache.corpus.source import iter_documents
-from teacher_cache.corpus_settings import CorpusSettings, RowSettings
-from teacher_cache.settings import PRESETS, TargetSettings, TeacherSettings
+from teacher_cache.settings import PRESETS, CorpusSettings, RowSettings, TargetSettings, TeacherSettings
 from teacher_cache.targets.quantize import dequantize, quantize
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher

@@ -12,6 +12,7 @@ from e2e_corpus import write_text_corpus
 
 from small_training import SMALL
 from student.cli import export as export_cli
+from student.cli import train as train_cli
 from student.train import loop
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.settings import BuildSettings
@@ -32,7 +33,7 @@ def run(program: Any, *words: Path | str) -> int:
 
 
 def train(folder: Path, name: str, *options: str) -> int:
-    return run(cli, "--cache", folder / "cache", "--out", folder / name, *SMALL, *options)
+    return run(train_cli, "--cache", folder / "cache", "--out", folder / name, *SMALL, *options)
 
 
 def make_export(folder: Path, teacher: Path) -> Path:

@@ -9,10 +9,25 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from student.data.batch import TeacherTargets
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """The teacher's distribution of each next token, as a cache gives it: entries and log-mass, or final states."""
+
+    ids: Tensor | None
+    """(B, T, K) int64, the top_k largest logits first, then the sampled ones."""
+    values: Tensor | None
+    """(B, T, K) raw logits; -inf marks an unused place."""
+    log_mass: Tensor | None
+    """(B, T, J) log-mass outside the top_k, relative to the largest logit, at J node temperatures."""
+    final_hidden: Tensor | None
+    """(B, T, d) the teacher's state after its final norm, in exact mode."""
+    layout: TargetLayout
+    """What the entries are, see `Cache.layout`."""
 
 
 @dataclass(frozen=True)
@@ -114,19 +129,3 @@ def _start_copy(batch: Batch, device: torch.device, copying: torch.cuda.Stream) 
 
     with torch.cuda.stream(copying):
         return batch.map(copied), copying.record_event()
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """The teacher's distribution of each next token, as a cache gives it: entries and log-mass, or final states."""
-
-    ids: Tensor | None
-    """(B, T, K) int64, the top_k largest logits first, then the sampled ones."""
-    values: Tensor | None
-    """(B, T, K) raw logits; -inf marks an unused place."""
-    log_mass: Tensor | None
-    """(B, T, J) log-mass outside the top_k, relative to the largest logit, at J node temperatures."""
-    final_hidden: Tensor | None
-    """(B, T, d) the teacher's state after its final norm, in exact mode."""
-    layout: TargetLayout
-    """What the entries are, see `Cache.layout`."""

@@ -8,9 +8,9 @@ import numpy as np
 from delta_common.errors import UserError
 from teacher_cache.corpus.rows import TokenRow, iter_rows
 from teacher_cache.corpus.source import iter_documents
-from teacher_cache.corpus_settings import CorpusSettings, RowSettings
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
+from teacher_cache.settings import CorpusSettings, RowSettings
 
 
 def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:

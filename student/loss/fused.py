@@ -9,7 +9,6 @@ Memory, V and d the sizes of the head, n valid positions: one chunk of logits (t
 `BLOCK_LOGITS` on a CPU, and 4 n d bytes.
 """
 
-import importlib.util
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import repeat
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from delta_common.installed import has_triton
 from student.loss.divergence import Divergence, TermWeights
 from student.loss.softmax_passes import SoftmaxPasses, TorchPasses
 from student.model.frozen import FrozenHead
@@ -186,7 +186,7 @@ def _split(
 
 
 def _has_kernels(logits: Tensor) -> bool:
-    return logits.is_cuda and logits.dtype != torch.float64 and importlib.util.find_spec("triton") is not None
+    return logits.is_cuda and logits.dtype != torch.float64 and has_triton()
 
 
 def _chunk_size(head: FrozenHead, chunk_tokens: int | None) -> int:

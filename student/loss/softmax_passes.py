@@ -1,7 +1,7 @@
 """What a fused loss does to every logit: read both log-sum-exps, then write the gradient over the logits.
 
 `SoftmaxPasses` says what a pass does. `TorchPasses` does it with torch's operations on any device; on a GPU the
-kernels of `student.loss.softmax_passes_triton` do the same without a second buffer. Positions are independent of each other.
+kernels of `softmax_passes_triton` do the same without a second buffer. Positions are independent of each other.
 """
 
 from dataclasses import dataclass

@@ -36,7 +36,7 @@ def render_report(runs: Sequence[RunFiles]) -> str:
     """The whole page as HTML."""
     names, drawn = _names(runs), charts(runs)
     return fill_page(
-        "student",
+        "student.report",
         "report",
         data={"names": names, "charts": [_data(chart) for chart in drawn], "width": WIDTH},
         title=join(" and ".join(names)),

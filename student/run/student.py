@@ -5,7 +5,6 @@ import torch
 from student.model.frozen import read_frozen_weights
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.xlstm import XLSTMStudent, build_student
-from student.run.student import DTYPES
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 

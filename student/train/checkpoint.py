@@ -21,7 +21,6 @@ from delta_common.differences import differences
 from delta_common.errors import UserError
 from delta_common.files import settle_on_disk, write_atomically
 from delta_common.settings_file import FrozenSettings
-from student.train.checkpoint import Progress
 from student.train.engine import loss_scaler
 from student.train.master_states import gathered_states, restore_states
 from student.train.processes import Processes
@@ -32,6 +31,26 @@ TENSORS_FILE = "states.safetensors"
 CHECKPOINTS_KEPT = 2
 LOSS_SCALE_NUMBERS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 DIGEST_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Steps, each a global batch read, and updates, each a step the optimizer carried out.
+
+    A step whose gradient is not finite is skipped: its batch has been read, but nothing was learnt from it.
+    The order of the rows follows steps; learning rate, α, T and β follow updates.
+    """
+
+    steps: int = 0
+    updates: int = 0
+    """Updates since the start of training."""
+    epoch_updates: int = 0
+    """Updates since the start of the epoch of the next step."""
+
+    def after_step(self, *, applied: bool, ends_epoch: bool) -> "Progress":
+        """Where training stands one step later."""
+        epoch_updates = 0 if ends_epoch else self.epoch_updates + applied
+        return Progress(self.steps + 1, self.updates + applied, epoch_updates)
 
 
 class TrainingState(FrozenSettings):
@@ -195,23 +214,3 @@ def _drop_old(folder: Path) -> None:
         # The record goes first, so that a removal cut short leaves no checkpoint that looks whole.
         (old / STATE_FILE).unlink(missing_ok=True)
         shutil.rmtree(old)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Steps, each a global batch read, and updates, each a step the optimizer carried out.
-
-    A step whose gradient is not finite is skipped: its batch has been read, but nothing was learnt from it.
-    The order of the rows follows steps; learning rate, α, T and β follow updates.
-    """
-
-    steps: int = 0
-    updates: int = 0
-    """Updates since the start of training."""
-    epoch_updates: int = 0
-    """Updates since the start of the epoch of the next step."""
-
-    def after_step(self, *, applied: bool, ends_epoch: bool) -> "Progress":
-        """Where training stands one step later."""
-        epoch_updates = 0 if ends_epoch else self.epoch_updates + applied
-        return Progress(self.steps + 1, self.updates + applied, epoch_updates)

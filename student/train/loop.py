@@ -19,7 +19,6 @@ from student.run.records import StepCost
 from student.train.assemble import Run
 from student.train.checkpoint import Progress, save_checkpoint
 from student.train.engine import backward, gradient_norm, withhold_update
-from student.train.loop import step_cost
 from student.train.measure import measure
 from student.train.processes import Processes
 from teacher_cache.read.decode import CachedRows

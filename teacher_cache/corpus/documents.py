@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 
 @dataclass(frozen=True)

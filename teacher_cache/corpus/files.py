@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from delta_common.errors import UserError
 from teacher_cache.corpus.documents import Document, Place, Placed, Reader, make_document, require_column
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 FileFormat = Literal["parquet", "jsonl", "text"]
 

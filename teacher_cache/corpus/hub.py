@@ -8,7 +8,7 @@ from typing import Any
 from delta_common.errors import UserError
 from teacher_cache.corpus.documents import Place, Placed, Reader, make_document, require_column
 from teacher_cache.corpus.files import file_reader, reason
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 
 def hub_reader(settings: CorpusSettings) -> Reader:

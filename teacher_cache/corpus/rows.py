@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from teacher_cache.corpus.documents import Document, Place, Placed, RowEnd, Tokenized
-from teacher_cache.corpus_settings import RowSettings
+from teacher_cache.settings import RowSettings
 
 DOCUMENTS_AT_ONCE = 256
 FIRST_DOCUMENTS = 16

@@ -13,7 +13,7 @@ from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed, R
 from teacher_cache.corpus.files import FileFormat, file_reader
 from teacher_cache.corpus.hub import hub_reader, hub_revision
 from teacher_cache.corpus.retries import with_retries
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 Format = FileFormat | Literal["hub"]
 

@@ -42,7 +42,7 @@ def render_page(cache: Cache, tokens: TokenData) -> str:
     """The whole page as HTML."""
     summary, curves, figures = summarize(cache), temperature_curves(cache), shard_figures(cache)
     return fill_page(
-        "teacher_cache",
+        "teacher_cache.inspect",
         "inspect",
         data={**tokens.json, "curves": _curve_data(curves)},
         name=join(summary["teacher"]["name"]),

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol
 
-import zarr.storage
+import zarr.abc.store
 
 URL = re.compile(r"\w+:/")
 

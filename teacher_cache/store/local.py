@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import zarr.abc.store
 import zarr.storage
 from filelock import FileLock, Timeout
 

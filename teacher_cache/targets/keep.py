@@ -1,13 +1,12 @@
 """Logits of some positions → what a row keeps of them: top_k entries, sampled entries, log-mass of the rest."""
 
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 from torch import Tensor
 
+from delta_common.installed import has_triton
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets.keep_torch import (
@@ -51,16 +50,11 @@ def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
 
 
 def _kernels_serve(stored: Tensor, layout: TargetLayout) -> bool:
-    if not stored.is_cuda or not _has_triton():
+    if not stored.is_cuda or not has_triton():
         return False
     from teacher_cache.targets import keep_triton
 
     return keep_triton.serves(layout)
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:

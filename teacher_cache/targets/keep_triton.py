@@ -1,3 +1,6 @@
+# Kernels are Triton's language: their arguments have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 """The GPU's way of keeping targets: one pass over the vocabulary, then a few looks into blocks of it.
 
 Twin of `targets.keep_by_torch`; needs Triton, so import it only where a GPU is. The vocabulary is cut into blocks of

@@ -1,13 +1,12 @@
 """Hidden states at 8 and 4 bits: codes and one float16 scale for each group of 64 channels."""
 
-import importlib.util
-from functools import cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from delta_common.installed import has_triton
 from teacher_cache.format.arrays import SCALE_GROUP
 from teacher_cache.targets.randomness import rounding_uniforms
 
@@ -21,18 +20,13 @@ ROOM = 1 + 2.0**-10
 
 def quantize_rows(states: Tensor, counted: Tensor, precision: Precision, keys: Tensor) -> tuple[Tensor, Tensor]:
     """`quantize` of rows' states (B, T, d) with the rounding numbers of keys (B,); 0 where counted (B, T) is false."""
-    if states.is_cuda and _has_triton():
+    if states.is_cuda and has_triton():
         from teacher_cache.targets import quantize_triton
 
         largest = LARGEST_CODE[precision]
         return quantize_triton.quantize_rows(states.float(), counted, keys, largest, ROOM / largest)
     uniform = rounding_uniforms(keys, states[0].numel()).view(states.shape)
     return quantize(torch.where(counted[..., None], states, 0.0), precision, uniform)
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
 
 
 def quantize(states: Tensor, precision: Precision, uniform: Tensor | None) -> tuple[Tensor, Tensor]:

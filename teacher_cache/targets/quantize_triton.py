@@ -1,3 +1,6 @@
+# Kernels are Triton's language: their arguments have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 """`quantize.quantize_rows` on a GPU in one pass over the states, to the bit what PyTorch gives in two dozen."""
 
 import torch

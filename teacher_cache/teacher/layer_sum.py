@@ -1,10 +1,9 @@
 """The sum of a teacher's hidden states over its layers, in float32, layer after layer."""
 
-import importlib.util
-from functools import cache
-
 import torch
 from torch import Tensor
+
+from delta_common.installed import has_triton
 
 AT_ONCE = 4
 """States that a GPU adds in one pass: the sum, twice as wide as each, then travels a quarter as often."""
@@ -44,9 +43,4 @@ class LayerSum:
 
 
 def _has_kernel(state: Tensor) -> bool:
-    return state.is_cuda and state.is_contiguous() and _has_triton()
-
-
-@cache
-def _has_triton() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return state.is_cuda and state.is_contiguous() and has_triton()

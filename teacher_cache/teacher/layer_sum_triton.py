@@ -1,3 +1,6 @@
+# Kernels are Triton's language: their arguments have no Python types.
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
+# mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
 """`LayerSum` on a GPU: several states are added while the sum is in registers."""
 
 from collections.abc import Sequence

@@ -1,13 +1,13 @@
 """Stochastic rounding on a GPU."""
 
-import importlib.util
-
 import pytest
 import torch
 
+from delta_common.installed import has_triton
+
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(not has_triton(), reason="Triton is not installed"),
 ]
 
 

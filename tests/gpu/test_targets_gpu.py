@@ -1,6 +1,5 @@
 """The kernels that keep targets on a GPU: values at the sizes of tests and of a real vocabulary, and the dispatch."""
 
-import importlib.util
 from collections.abc import Callable
 
 import pytest
@@ -8,6 +7,7 @@ import torch
 from torch import Tensor
 
 import target_checks
+from delta_common.installed import has_triton
 from layouts import layout, zipf_logits
 from target_checks import CHECKS, check_against_definition, check_samples, offsets
 from teacher_cache.format.arrays import LOG_MASS_STEP
@@ -16,7 +16,7 @@ from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch, keep_targ
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),
-    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(not has_triton(), reason="Triton is not installed"),
 ]
 
 REAL, PADDED = 151_665, 151_936

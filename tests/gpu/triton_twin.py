@@ -1,4 +1,4 @@
-"""Every pass of `student.loss.softmax_passes_triton` against its twin in torch; imported by tests, or run on a device by name."""
+"""Every pass of `softmax_passes_triton` against its twin in torch; imported by tests, or run on a device by name."""
 
 import sys
 

@@ -1,6 +1,5 @@
 """The sLSTM recurrence against xlstm's own loop: values, gradients, document starts, states, types."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.functional import logsigmoid
 
+from delta_common.installed import has_triton
 from slstm_cases import Sequence, results, worst_error
 from student.model.kernels import slstm_torch
 from student.model.kernels.slstm import slstm_sequence
@@ -196,7 +196,7 @@ for line in sys.stdin:
 """
 
 
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 def test_triton_kernels_in_its_interpreter() -> None:
     """In a process of its own: triton decides at import whether it interprets. It knows no bfloat16 products."""
     base = Sequence(batch=3, length=7, heads=2, head_dim=18, dtype=torch.float32)

@@ -3,7 +3,6 @@
 The interpreter is chosen where Triton is first imported, so each check has a process of its own.
 """
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -11,11 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from delta_common.installed import has_triton
 from target_checks import CHECKS
 
 TESTS = Path(__file__).parents[1]
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+pytestmark = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
 
 
 @pytest.mark.parametrize("name", CHECKS)

@@ -12,7 +12,7 @@ import pytest
 
 from delta_common.errors import UserError
 from teacher_cache.corpus.source import describe_corpus, iter_documents
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 TEXTS = ["first\nand its second line", "", "drittes: δ-Distillation"]
 PACKED = ["jsonl.gz", "jsonl.zst"]

@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from delta_common.errors import UserError
-from teacher_cache.corpus import files, retries
+from teacher_cache.corpus import files as corpus_files
+from teacher_cache.corpus import retries
 from teacher_cache.corpus.documents import Place
 from teacher_cache.corpus.source import Corpus, describe_corpus, iter_documents
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 FILES, ROWS = 3, 40
 SUBSET = "sample-10BT"
@@ -103,7 +104,7 @@ def test_row_groups_before_the_beginning_are_not_read(fineweb: Path, monkeypatch
             read.append(row_groups)
             return super().iter_batches(*positional, row_groups=row_groups, **named)
 
-    monkeypatch.setattr(files.pq, "ParquetFile", Watched)
+    monkeypatch.setattr(corpus_files.pq, "ParquetFile", Watched)
     assert next(corpus.documents(place))[1].text == text(2, 20)
     assert opened == ["002_00000.parquet"]
     assert read == [[2]]

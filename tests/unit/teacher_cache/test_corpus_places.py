@@ -22,7 +22,7 @@ from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed
 from teacher_cache.corpus.files import file_reader
 from teacher_cache.corpus.retries import PAUSES, may_pass, with_retries
 from teacher_cache.corpus.source import Corpus
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 files_of_texts = st.lists(st.lists(st.none() | st.text(max_size=8), max_size=6), min_size=1, max_size=4)
 endings = st.sampled_from(["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "txt"])

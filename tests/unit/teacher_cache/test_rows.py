@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from teacher_cache.corpus.documents import Document
 from teacher_cache.corpus.rows import DOCUMENTS_AT_ONCE, TokenRow, iter_rows
-from teacher_cache.corpus_settings import RowSettings
+from teacher_cache.settings import RowSettings
 from tokenizers_for_tests import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from teacher_cache.corpus.source import iter_documents
-from teacher_cache.corpus_settings import CorpusSettings
+from teacher_cache.settings import CorpusSettings
 
 SCRIPT = Path(__file__).parents[3] / "tools" / "make_demo_corpus.py"
 PARTS = ["train", "heldout"]

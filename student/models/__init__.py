@@ -1,1 +1,0 @@
-"""Students: block stacks around the teacher's frozen embedding and LM head."""

@@ -1,1 +1,0 @@
-"""Fast paths of the recurrences, beside their naive twins."""

@@ -1,1 +1,0 @@
-"""How far training has come: batches taken, and how many of them moved the parameters."""
