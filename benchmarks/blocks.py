@@ -1,6 +1,6 @@
 """How fast are the student's blocks, forward and backward, beside xlstm's own modules? Ratios from one run.
 
-Usage: python benchmarks/blocks.py [--batch 8] [--seq-len 256] [--width 576] [--heads 12] [--json FILE]
+Usage: python -m benchmarks.blocks [--batch 8] [--seq-len 256] [--width 576] [--heads 12] [--json FILE]
 
 `slstm` and `mlstm` are whole blocks of the student's shape, `mlstm_long` the same with four times the positions in a
 quarter of the rows, `recurrence` the sLSTM cell alone. A speed-up is the median over rounds in which xlstm's and ours

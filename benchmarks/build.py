@@ -1,6 +1,6 @@
 """What a build costs beside its teacher's forward pass. Ratios from one run.
 
-Usage: python benchmarks/build.py [--text FILE] [--rows 128] [--rounds 5] [--json FILE] [--tiny]
+Usage: python -m benchmarks.build [--text FILE] [--rows 128] [--rounds 5] [--json FILE] [--tiny]
 
 Processes that stay take turns on the same rows: the bare teacher (forward pass with its LM head, nothing kept) and a
 build, both with all threads; two builds of one cache with half the threads each. A ratio is the median of the rounds',
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 import transformers
 
-from gpu_build import TINY, make_corpus, make_teacher
+from benchmarks.gpu.build import TINY, make_corpus, make_teacher
 from teacher_cache.build import job
 from teacher_cache.build.compute import batches
 from teacher_cache.build.writer import CacheWriter
@@ -40,13 +40,14 @@ REPOSITORY = Path(__file__).parents[1]
 LOAD = """
 import sys
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher import load_teacher
+from teacher_cache.teacher.load import load_teacher
 load_teacher(TeacherSettings(model=sys.argv[1]))
 """
 
 RESTART = """
 import os, sys
-from teacher_cache import cli, compute
+from teacher_cache import cli
+from teacher_cache.build import compute
 compute.start_batch = lambda *_: os._exit(BEGUN)
 cli.main()
 """
@@ -130,7 +131,7 @@ class Worker:
     """A process that runs `serve`."""
 
     def __init__(self, config: Path, threads: int) -> None:
-        command = [sys.executable, __file__, "--serve", str(config), str(threads)]
+        command = [sys.executable, "-m", "benchmarks.build", "--serve", str(config), str(threads)]
         self._process = subprocess.Popen(  # noqa: S603
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

@@ -1,6 +1,6 @@
 """What caches of FineWeb with Qwen2.5-1.5B take, as a Markdown table: the arithmetic of `teacher-cache plan`.
 
-Usage: python benchmarks/fineweb_plan.py
+Usage: python -m benchmarks.fineweb_plan
 
 Costs are those measured on one H200 (docs/benchmarks.md): all that is computed of a batch, encoding, bytes with
 averaged states in int8; reading with a tokenizer at half a million tokens a second and core. FineWeb counts tokens of

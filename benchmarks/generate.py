@@ -1,6 +1,6 @@
 """What the next token costs after a long text: the student beside a teacher with a KV cache. Ratios of one run.
 
-Usage: python benchmarks/generate.py [--paper | --tiny] [--device cuda] [--repeats 15] [--seed 0] [--json FILE]
+Usage: python -m benchmarks.generate [--paper | --tiny] [--device cuda] [--repeats 15] [--seed 0] [--json FILE]
 
 Both have random weights. The student, in float32 as student-generate runs it, reads a prompt of each length. The
 teacher is a Llama of the demo's (or the paper's) teacher's dimensions, in float32 on a CPU and bfloat16 on a GPU. Its
@@ -26,8 +26,8 @@ import torch
 import transformers
 from torch import Tensor
 
+from benchmarks.step import SIZES, Sizes, make_teacher
 from delta_common.settings_file import load_settings
-from step import SIZES, Sizes, make_teacher
 from student.inference.generate import read_prompts
 from student.model.frozen import FrozenWeights
 from student.model.shape import TeacherDims, resolve_shape
@@ -139,7 +139,7 @@ def status(field: str) -> int:
 def peak_of_process(arguments: argparse.Namespace, model: str, context: int) -> int:
     """`peak_bytes` in a fresh process."""
     options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
-    command = [sys.executable, __file__, *options, "--peak", model, str(context)]
+    command = [sys.executable, "-m", "benchmarks.generate", *options, "--peak", model, str(context)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
     return int(done.stdout.split()[-1])
 

@@ -1,6 +1,6 @@
 """How fast a cache is read back, on one core.
 
-Usage: python benchmarks/read.py [--rows 512] [--repeats 5] [--json FILE]
+Usage: python -m benchmarks.read [--rows 512] [--repeats 5] [--json FILE]
 
 `decode_tokens_per_second` is from disk to ready targets of the `default` preset at T = 1.3: weights, entropy, log Z;
 `read_tokens_per_second` from disk to rows.

@@ -1,6 +1,6 @@
 """What a distillation step costs beside one of cross-entropy alone and one with the teacher online. Ratios of one run.
 
-Usage: python benchmarks/step.py [--paper | --tiny] [--rows N] [--device cuda] [--repeats 7] [--seed 0] [--json FILE]
+Usage: python -m benchmarks.step [--paper | --tiny] [--rows N] [--device cuda] [--repeats 7] [--seed 0] [--json FILE]
 
 Every case is forward, loss, backward and AdamW of the same student on the same rows, with the same one-pass loss but
 for `online`: cross-entropy alone; the targets and averaged states of a cache; a cache of final states (`exact`); a
@@ -282,7 +282,7 @@ def _status(field: str) -> int:
 def peak_of_process(folder: Path, arguments: argparse.Namespace, case: str) -> int:
     """`peak_bytes` in a fresh process."""
     options = ["--size", arguments.size, "--seed", str(arguments.seed), "--rows", str(sizes_of(arguments).rows)]
-    command = [sys.executable, __file__, *options, "--peak", case, str(folder)]
+    command = [sys.executable, "-m", "benchmarks.step", *options, "--peak", case, str(folder)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
     return int(done.stdout.split()[-1])
 

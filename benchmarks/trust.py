@@ -1,6 +1,6 @@
 """What trust costs: verify beside sha256sum on the same bytes, digests as a share of reading and of building.
 
-Usage: python benchmarks/trust.py [--rows N] [--repeats N] [--json FILE]
+Usage: python -m benchmarks.trust [--rows N] [--repeats N] [--json FILE]
 """
 
 import argparse

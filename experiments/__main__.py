@@ -18,9 +18,9 @@ from delta_common.errors import UserError, run_command
 from delta_common.files import write_atomically
 from experiments.caches import build_caches
 from experiments.plan import Folder, Plan
-from experiments.plot import plot_accounts
 from experiments.pool import Task, run_tasks
-from experiments.tables import page, read_sheet
+from experiments.results.plot import plot_accounts
+from experiments.results.tables import page, read_sheet
 from experiments.variants import TABLES, all_variants
 
 FIRST_SEED = 42
@@ -72,7 +72,7 @@ def _run(arguments: argparse.Namespace) -> int:
     build_caches(folder, plan)
     _measure_teacher(folder)
     if any(all_variants()[name].as_long_as for name in names) and not folder.timing.exists():
-        subprocess.run([sys.executable, "-m", "experiments.one", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
+        subprocess.run([sys.executable, "-m", "experiments.worker", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
     left = 60 * arguments.minutes - (time.monotonic() - started)
     # Seed by seed, so that whatever is there when time runs out can be compared.
     seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
@@ -102,7 +102,7 @@ def _measure_teacher(folder: Folder) -> None:
     file = folder.path / "teacher.json"
     if file.exists():
         return
-    from experiments.measure import measure_teacher
+    from experiments.train.measure import measure_teacher
     from teacher_cache.read.cache import open_cache
 
     found = measure_teacher(open_cache(folder.cache("held-out")))

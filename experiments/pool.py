@@ -20,7 +20,7 @@ LOOK_EVERY = 0.2
 
 @dataclass(frozen=True)
 class Task:
-    """A training that `experiments.one` carries out."""
+    """A training that `experiments.worker` carries out."""
 
     folder: Folder
     variant: str
@@ -37,7 +37,7 @@ class Task:
     def start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         """Its process, with its words in `log.txt`."""
         self.out.mkdir(parents=True, exist_ok=True)
-        command = [sys.executable, "-m", "experiments.one", str(self.folder.path), self.variant, str(self.seed)]
+        command = [sys.executable, "-m", "experiments.worker", str(self.folder.path), self.variant, str(self.seed)]
         with (self.out / "log.txt").open("wb") as log:
             return subprocess.Popen(  # noqa: S603
                 command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | environment

@@ -13,10 +13,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
-from object_server import BUCKET, Proxy, environment, proxy_before, s3_server
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.store import objects
-from tiny_teacher import save_tiny_teacher
+from tests.helpers.object_server import BUCKET, Proxy, environment, proxy_before, s3_server
+from tests.helpers.tiny_teacher import save_tiny_teacher
 
 torch.set_num_threads(1)
 

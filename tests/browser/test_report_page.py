@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from made_runs import NAMES, STEPS, a_run
-from small_training import small_settings
 from student.report.charts import LEFT, RIGHT, WIDTH
 from student.report.page import write_report
 from student.run.files import RunFiles
+from tests.helpers.made_runs import NAMES, STEPS, a_run
+from tests.helpers.small_training import small_settings
 
 Open = Callable[..., Any]
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\u202e$data"

@@ -9,16 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from e2e_corpus import write_text_corpus
 
-from fidelity import bias_and_noise
+from benchmarks.fidelity.measure import bias_and_noise
+from tests.helpers import ROOT
+from tests.helpers.e2e_corpus import write_text_corpus
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-def run(script: str, *arguments: str) -> str:
-    command = [sys.executable, str(BENCHMARKS / script), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+def run(benchmark: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"benchmarks.{benchmark}", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -27,7 +26,7 @@ def test_fidelity_measures_every_scheme_at_every_temperature(tiny_teacher: Path,
     output, plot = tmp_path / "rows.json", tmp_path / "plot.png"
     arguments = ["--teacher", str(tiny_teacher), "--dtype", "float32", "--text", str(write_text_corpus(tmp_path))]
     sizes = ["--tokens", "256", "--seeds", "3", "--student-steps", "2"]
-    run("fidelity.py", *arguments, *sizes, "--json", str(output), "--plot", str(plot))
+    run("fidelity.measure", *arguments, *sizes, "--json", str(output), "--plot", str(plot))
     rows = json.loads(output.read_text())
     wanted = {"scheme", "top_k", "samples", "proposal", "T", "error", "bias", "noise", "bytes_per_token"}
     assert all(wanted <= row.keys() for row in rows)
@@ -40,20 +39,20 @@ def test_fidelity_measures_every_scheme_at_every_temperature(tiny_teacher: Path,
 
 def test_reading_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    run("read.py", "--rows", "8", "--repeats", "1", "--json", str(output))
+    run("read", "--rows", "8", "--repeats", "1", "--json", str(output))
     assert {"decode_tokens_per_second", "read_tokens_per_second"} <= json.loads(output.read_text()).keys()
 
 
 def test_what_trust_costs_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
-    run("trust.py", "--rows", "8", "--seq-len", "16", "--repeats", "1", "--json", str(output))
+    run("trust", "--rows", "8", "--seq-len", "16", "--repeats", "1", "--json", str(output))
     figures = json.loads(output.read_text())
     assert {"verify_over_sha256sum", "digests_share_of_read"} <= figures.keys()
 
 
 def test_all_that_a_gpu_is_asked_runs_small_here(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
-    script = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path), "--tiny"]
+    script = ["bash", str(ROOT / "benchmarks" / "gpu" / "all.sh"), str(tmp_path), "--tiny"]
     done = subprocess.run(script, capture_output=True, text=True, timeout=280, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     steps = [line.split("\t") for line in (tmp_path / "steps.tsv").read_text().splitlines()]
@@ -88,5 +87,5 @@ def test_bias_and_noise_are_told_apart() -> None:
 
 
 def test_the_table_of_operations_is_what_its_script_prints() -> None:
-    printed = run("fineweb_plan.py").strip()
-    assert printed in (BENCHMARKS.parent / "docs" / "operations.md").read_text()
+    printed = run("fineweb_plan").strip()
+    assert printed in (ROOT / "docs" / "operations.md").read_text()

@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "build.py"
+from tests.helpers import ROOT
+
 PROMISED = {
     "build_over_teacher",
     "two_processes_over_one",
@@ -21,9 +22,9 @@ PROMISED = {
 def test_every_figure_is_measured(tmp_path: Path) -> None:
     output = tmp_path / "figures.json"
     sizes = ["--tiny", "--rows", "16", "--rounds", "1", "--restarts", "1"]
-    command = [sys.executable, str(SCRIPT), *sizes, "--json", str(output)]
+    command = [sys.executable, "-m", "benchmarks.build", *sizes, "--json", str(output)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT, env=environment)
     assert done.returncode == 0, done.stderr
     figures = json.loads(output.read_text())
     assert all(math.isfinite(figures[name]) and figures[name] > 0 for name in PROMISED)

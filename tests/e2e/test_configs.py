@@ -12,8 +12,9 @@ from student.settings import TrainSettings
 from student.train.engine import deepspeed_config
 from student.train.processes import quiet_deepspeed
 from teacher_cache.settings import BuildSettings
+from tests.helpers import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 STUDENTS = sorted(CONFIGS.glob("*student.yaml"))
 BUILDS = sorted(set(CONFIGS.glob("*.yaml")) - set(STUDENTS))
 DEEPSPEED = sorted((CONFIGS / "deepspeed").glob("*.json"))

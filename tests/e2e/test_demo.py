@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.helpers import ROOT
+
 CLEAR_MARGIN = 1.0
 MOST_MEMORY_KIB = 6 * 2**20
 

@@ -11,11 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from e2e_corpus import write_text_corpus
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from small_training import SMALL
 from student.cli import evaluate as eval_cli
 from student.cli import report as report_cli
 from student.cli import train as train_cli
@@ -27,6 +25,8 @@ from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import BuildSettings
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.small_training import SMALL
 
 VOCAB, LENGTH = 257, 32
 TARGETS: dict[str, dict[str, Any]] = {

@@ -11,16 +11,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from e2e_corpus import write_text_corpus
 
 from experiments.caches import build_caches
 from experiments.plan import Folder, Plan
-from experiments.timing import time_steps
-from experiments.training import Job, run_job
+from experiments.train.timing import time_steps
+from experiments.train.training import Job, run_job
 from experiments.variants import all_variants
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from tests.helpers import ROOT
+from tests.helpers.e2e_corpus import write_text_corpus
 
-ROOT = Path(__file__).parents[2]
 STUDENT = ("model.heads=4", "model.qkv_block_size=4")
 WIDTH, PADDED_VOCAB, STEPS = 32, 288, 8
 KINDS = ("delta", "online", "exact", "small", "frobenius", "frobenius-weight", "linear", "late-unfreezing")

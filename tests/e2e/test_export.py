@@ -15,14 +15,14 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from made_exports import change_tokenizer, make_export, run, train
-from small_training import make_uneven_cache
 from student.cli import export as export_cli
 from student.evaluate.trained import load_student
 from student.inference.generate import generate_tokens
 from student.inference.load import load_export
 from student.inference.tokenizer import encode_prompt, tokenizer_digest
 from teacher_cache.read.cache import open_cache
+from tests.helpers.made_exports import change_tokenizer, make_export, run, train
+from tests.helpers.small_training import make_uneven_cache
 
 CPU = torch.device("cpu")
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")

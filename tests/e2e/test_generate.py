@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from made_exports import change_tokenizer, make_export, run
 from student.cli import generate as generate_cli
+from tests.helpers.made_exports import change_tokenizer, make_export, run
 
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
 

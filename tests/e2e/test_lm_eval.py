@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
-from small_students import WIDTH, small_model
 from student.inference.generate import generate_tokens
 from student.model.xlstm import XLSTMStudent
-from tokenizers_for_tests import EOS, byte_tokenizer
+from tests.helpers.small_students import WIDTH, small_model
+from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
 TEXTS = ("Once upon a time", "a", "the quick brown fox jumps")
 CHOICES = (" there", " was it")

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from e2e_corpus import write_text_corpus
 
-from damageable import contents
 from delta_common.errors import UserError
 from teacher_cache.build.job import build
 from teacher_cache.cli import app
 from teacher_cache.settings import BuildSettings
+from tests.helpers.damageable import contents
+from tests.helpers.e2e_corpus import write_text_corpus
 
 SHARDS = 8
 

@@ -12,11 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from e2e_corpus import write_text_corpus
 
-from damageable import SIZES, contents, stored
 from delta_common.errors import UserError
-from object_server import Fault, Proxy, Request
 from student.cli import train as student_cli
 from student.data.feed import batches_ahead
 from student.data.order import BatchReader
@@ -28,6 +25,9 @@ from teacher_cache.format.errors import CacheError
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
+from tests.helpers.damageable import SIZES, contents, stored
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.object_server import Fault, Proxy, Request
 
 SHARDS = 5
 BUILDER = """

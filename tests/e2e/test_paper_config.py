@@ -15,10 +15,10 @@ from transformers import AutoModelForCausalLM
 from student.cli import train as train_cli
 from teacher_cache import open_cache
 from teacher_cache.cli import app
-from tiny_teacher import save_tiny_teacher
-from tokenizers_for_tests import QWEN_EOS, QWEN_TOKENS, qwen_sized_tokenizer
+from tests.helpers import ROOT
+from tests.helpers.tiny_teacher import save_tiny_teacher
+from tests.helpers.tokenizers_for_tests import QWEN_EOS, QWEN_TOKENS, qwen_sized_tokenizer
 
-ROOT = Path(__file__).parents[2]
 PADDED_VOCAB, WIDTH, SEQ_LEN = 151_936, 64, 512
 DOCUMENT_BYTES = [40, 700, 90, 60]
 NARROW = [

@@ -1,7 +1,6 @@
 from pathlib import Path
 
 import pytest
-from e2e_corpus import write_text_corpus
 
 from delta_common.errors import UserError
 from teacher_cache import open_cache
@@ -9,6 +8,7 @@ from teacher_cache.build.job import build
 from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.inspect.summary import summarize
 from teacher_cache.settings import BuildSettings
+from tests.helpers.e2e_corpus import write_text_corpus
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from student.settings import TrainSettings
 from teacher_cache import cli as cache_cli
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.settings import BuildSettings
+from tests.helpers import ROOT
 
-ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]

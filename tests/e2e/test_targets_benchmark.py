@@ -5,13 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "targets_gpu.py"
+from tests.helpers import ROOT
 
 
 def test_keeping_targets_is_timed_beside_the_head(tmp_path: Path) -> None:
     output = tmp_path / "rows.json"
-    command = [sys.executable, str(BENCHMARK), "--tiny", "--positions", "16", "32", "--rounds", "2"]
-    done = subprocess.run([*command, "--json", str(output)], capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, "-m", "benchmarks.gpu.targets", "--tiny", "--positions", "16", "32", "--rounds", "2"]
+    done = subprocess.run(
+        [*command, "--json", str(output)], capture_output=True, text=True, timeout=200, check=False, cwd=ROOT
+    )
     assert done.returncode == 0, done.stderr
     rows = json.loads(output.read_text())
     assert [row["positions"] for row in rows] == [16, 32]

@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from e2e_corpus import write_text_corpus
 
 from delta_common.errors import UserError
-from small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
 from student.cli import train as train_cli
 from student.data.batch import Batch, StepBatch
 from student.loss.naive import dense_distillation_loss, total_loss
@@ -29,6 +27,9 @@ from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
+from tests.helpers import ROOT
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +259,7 @@ def test_a_frobenius_term_needs_hidden_states(alone: Processes, tmp_path: Path) 
 
 
 def test_monitors_of_the_deepspeed_json_get_every_number(cache: Path, alone: Processes, tmp_path: Path) -> None:
-    json_file = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero0_monitors.json"
+    json_file = ROOT / "configs" / "deepspeed" / "zero0_monitors.json"
     wanted = small_settings().model_copy(update={"deepspeed": json_file})
     run_job(wanted, cache, tmp_path, alone)
     written = (tmp_path / "monitor" / "csv" / "train_kl.csv").read_text().splitlines()

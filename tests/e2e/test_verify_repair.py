@@ -10,9 +10,7 @@ import numpy as np
 import pytest
 import yaml
 import zarr
-from e2e_corpus import write_text_corpus
 
-from damageable import contents
 from delta_common.errors import UserError
 from teacher_cache.build.job import build
 from teacher_cache.build.synthetic import make_synthetic_cache
@@ -26,7 +24,9 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.content import verify_bytes_and_content
 from teacher_cache.verify.repair import repair
-from tiny_teacher import save_tiny_teacher
+from tests.helpers.damageable import contents
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.tiny_teacher import save_tiny_teacher
 
 
 @pytest.fixture(scope="module")

@@ -12,16 +12,16 @@ import pytest
 import torch
 
 from delta_common.errors import UserError
-from several_jobs import let_fp16_run_on_a_cpu, run
-from small_training import make_uneven_cache, small_settings, trace, weights
 from student.loss.schedule import cosine_with_warmup, distillation_at
 from student.train import loop
 from student.train.assemble import assemble
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.read.cache import open_cache
+from tests.helpers import ROOT
+from tests.helpers.several_jobs import let_fp16_run_on_a_cpu, run
+from tests.helpers.small_training import make_uneven_cache, small_settings, trace, weights
 
-TESTS = Path(__file__).parents[1]
 ROUNDING = {"fp32": 1e-5, "bf16": 2**-8, "fp16": 2**-11}
 """Largest relative difference. Stages add gradients up in another order, and in 16 bits round the sums elsewhere."""
 ALONE = ["--training.micro_batch_size=2", "--training.gradient_accumulation=2"]
@@ -86,10 +86,18 @@ def two_processes(cache: Path, only_process: Processes, tmp_path_factory: pytest
 def launch(folder: Path, jobs: dict[str, Any]) -> None:
     file = folder / "jobs.json"
     file.write_text(json.dumps(jobs))
-    paths = [str(TESTS.parent), str(TESTS), os.environ.get("PYTHONPATH", "")]
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
     environment.pop("LOCAL_RANK", None)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(TESTS / "several_jobs.py")]
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.helpers.several_jobs",
+    ]
     done = subprocess.run(
         [sys.executable, *command, str(file)], env=environment, capture_output=True, text=True, check=False
     )

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from damageable import SIZES
 from teacher_cache.build.synthetic import make_synthetic_cache
+from tests.helpers.damageable import SIZES
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from pathlib import Path
 import transformers.models.auto.tokenization_auto
 import transformers.models.qwen2.modeling_qwen2  # noqa: F401 - so that not every process imports it
 
-from damageable import contents
 from delta_common.settings_file import load_settings
 from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
+from tests.helpers.damageable import contents
 
 
 def start(config: Path, out: Path) -> int:

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import torch._dynamo
 
-from small_training import small_settings
 from student.train.processes import joined_processes, quiet_deepspeed
+from tests.helpers.small_training import small_settings
 
 with quiet_deepspeed():
     from student.train.job import run_job

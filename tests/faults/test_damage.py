@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from damageable import SIZES
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.errors import CacheError
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.objects import Findings, verify
+from tests.helpers.damageable import SIZES
 
 Restore = Callable[[], Path]
 

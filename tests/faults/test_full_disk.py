@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from damageable import SIZES, contents
 from delta_common.errors import UserError
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.objects import verify
+from tests.helpers.damageable import SIZES, contents
 
 
 class FailingWrites:

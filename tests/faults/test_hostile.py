@@ -31,6 +31,7 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.content import verify_bytes_and_content
 from teacher_cache.verify.objects import verify
+from tests.helpers import ROOT
 
 Restore = Callable[[], Path]
 
@@ -213,8 +214,7 @@ def test_settings_that_would_run_something_or_fill_memory(
 
 def test_nothing_here_unpickles() -> None:
     """torch.load without weights_only and pickle itself occur nowhere in the packages."""
-    root = Path(__file__).parents[2]
-    sources = [p for package in ("delta_common", "teacher_cache", "student") for p in (root / package).rglob("*.py")]
+    sources = [p for package in ("delta_common", "teacher_cache", "student") for p in (ROOT / package).rglob("*.py")]
     assert len(sources) > 40
     for path in sources:
         text = path.read_text()

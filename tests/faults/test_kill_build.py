@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import yaml
-from e2e_corpus import write_text_corpus
 
-from damageable import contents
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
+from tests.helpers import ROOT
+from tests.helpers.damageable import contents
+from tests.helpers.e2e_corpus import write_text_corpus
 
 SHARDS = 8
 
@@ -48,7 +49,7 @@ def test_killed_anywhere_then_continued_is_byte_identical(
         str(kills),
         "7",
     ]
-    environment = {**os.environ, "PYTHONPATH": str(script.parent.parent), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     counted = json.loads(done.stdout)

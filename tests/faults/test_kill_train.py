@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from small_training import make_uneven_cache
+from tests.helpers import ROOT
+from tests.helpers.small_training import make_uneven_cache
 
 
 @pytest.mark.timeout(3600)
@@ -16,8 +17,7 @@ def test_killed_anywhere_then_continued_is_byte_identical(tmp_path: Path, reques
     kills = request.config.getoption("--kills")
     cache = make_uneven_cache(tmp_path / "cache")
     script = Path(__file__).with_name("killed_training.py")
-    paths = [str(script.parents[2]), str(script.parents[1])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [str(script), str(cache), str(tmp_path / "sound"), str(tmp_path / "out"), str(kills), "7"]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr

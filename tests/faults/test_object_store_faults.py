@@ -11,15 +11,15 @@ from pathlib import Path
 import obstore
 import pytest
 
-from damageable import SIZES, contents, stored
 from delta_common.errors import UserError
-from object_server import Fault, Proxy, Request
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.read.cache import open_cache
 from teacher_cache.store.objects import ObjectStore, Patience
 from teacher_cache.store.open import open_store
 from teacher_cache.verify.objects import verify
+from tests.helpers.damageable import SIZES, contents, stored
+from tests.helpers.object_server import Fault, Proxy, Request
 
 LEASE = 1.6
 NAME = "shard-00003"

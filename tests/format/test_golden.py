@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import independent_reader
-from independent_reader import probabilities, read_cache
-from make_golden import digests
 from teacher_cache import open_cache
+from tests.format import independent_reader
+from tests.format.independent_reader import probabilities, read_cache
+from tests.format.make_golden import digests
 
 GOLDEN = Path(__file__).parent / "golden"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text())

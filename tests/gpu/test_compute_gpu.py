@@ -13,7 +13,7 @@ from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import GPU_POSITIONS, ShardStatistics
 from teacher_cache.settings import BuildSettings
 from teacher_cache.teacher.load import load_teacher
-from tiny_teacher import save_tiny_teacher
+from tests.helpers.tiny_teacher import save_tiny_teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 

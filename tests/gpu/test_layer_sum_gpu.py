@@ -13,7 +13,7 @@ pytestmark = [
 
 
 def test_the_kernel_adds_in_turn() -> None:
-    import layer_sum_twin  # imports Triton
+    from tests.gpu import layer_sum_twin  # imports Triton
 
     layer_sum_twin.compare("cuda")
 

@@ -14,7 +14,7 @@ TOKENS, WIDTH, VOCAB, KEPT = 300, 128, 10_007, 12
 
 
 def test_kernels_equal_their_twin() -> None:
-    from triton_twin import compare_all
+    from tests.gpu.triton_twin import compare_all
 
     compare_all("cuda")
 

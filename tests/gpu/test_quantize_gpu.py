@@ -12,6 +12,6 @@ pytestmark = [
 
 
 def test_the_kernel_rounds_as_pytorch_does() -> None:
-    import quantize_twin  # imports Triton
+    from tests.gpu import quantize_twin  # imports Triton
 
     quantize_twin.compare("cuda")

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from slstm_cases import Sequence, relative_errors, results, worst_error
+from tests.helpers.slstm_cases import Sequence, relative_errors, results, worst_error
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-import target_checks
 from delta_common.installed import has_triton
-from layouts import layout, zipf_logits
-from target_checks import CHECKS, check_against_definition, check_samples, offsets
 from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.settings import PRESETS
 from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch, keep_targets
+from tests.helpers import target_checks
+from tests.helpers.layouts import layout, zipf_logits
+from tests.helpers.target_checks import CHECKS, check_against_definition, check_samples, offsets
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU"),

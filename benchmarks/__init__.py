@@ -1,0 +1,1 @@
+"""What is measured: each file a benchmark, run by its name."""

@@ -1,0 +1,1 @@
+"""How near a cache's distribution and gradient come to the teacher's, against its bytes."""

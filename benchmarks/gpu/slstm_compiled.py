@@ -1,0 +1,102 @@
+"""The sLSTM recurrence beside the CUDA code that xlstm compiles for its sizes at run time. Needs a GPU and nvcc.
+
+Usage: python -m benchmarks.gpu.slstm_compiled [--batch 8] [--seq-len 512] [--width 1536] [--heads 16] [--json FILE]
+
+Both go forward and backward over the same gate pre-activations in bfloat16; a speed-up is the median over rounds in
+which one runs after the other. The error is that of the outputs against float64.
+"""
+
+import argparse
+import contextlib
+import dataclasses
+import io
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from xlstm.blocks.slstm.cell import sLSTMCell, sLSTMCellConfig
+
+from student.model.kernels.slstm import slstm_sequence
+
+
+def make_cells(arguments: argparse.Namespace) -> tuple[Any, Any]:
+    """(vanilla, compiled) with the same parameters."""
+    sizes = {"hidden_size": arguments.width, "num_heads": arguments.heads, "batch_size": arguments.batch}
+    config = sLSTMCellConfig(backend="vanilla", dtype="bfloat16", **sizes)
+    with contextlib.redirect_stdout(io.StringIO()):
+        vanilla, compiled = (sLSTMCell(dataclasses.replace(config, backend=name)) for name in ("vanilla", "cuda"))
+    heads, dim = arguments.heads, arguments.width // arguments.heads
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.randn(heads, dim, 4, dim, generator=generator) * arguments.width**-0.5
+    with torch.no_grad():
+        for cell in (vanilla, compiled):
+            cell._recurrent_kernel_.copy_(cell._recurrent_kernel_ext2int(kernel))
+            cell._bias_.copy_(cell._bias_ext2int(vanilla._bias_int2ext(vanilla._bias_)))
+    return vanilla.cuda(), compiled.cuda()
+
+
+def both_ways(run: Callable[[Tensor], Tensor], gates: Tensor) -> float:
+    """Seconds forward and backward."""
+    started = time.perf_counter()
+    torch.autograd.grad(run(gates).square().mean(), gates)
+    torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def relative(found: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm."""
+    return float((found.double() - exact).norm() / exact.norm())
+
+
+def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+    """All figures."""
+    started = time.perf_counter()
+    vanilla, compiled = make_cells(arguments)
+    compiling = time.perf_counter() - started
+    shape = (arguments.batch, arguments.seq_len, 4 * arguments.width)
+    gates = torch.randn(shape, generator=torch.Generator().manual_seed(1)).to("cuda", torch.bfloat16).requires_grad_()
+
+    def ours(x: Tensor) -> Tensor:
+        return slstm_sequence(vanilla, x)[0]
+
+    def theirs(x: Tensor) -> Tensor:
+        return compiled(x)[0]
+
+    rounds = [(both_ways(theirs, gates), both_ways(ours, gates)) for _ in range(arguments.repeats + 1)][1:]
+    exact = slstm_sequence(vanilla.double(), gates.double(), kernels="cpu")[0].detach()
+    vanilla.float()
+    return {
+        "speedup_over_compiled": statistics.median(them / us for them, us in rounds),
+        "seconds": statistics.median(us for _, us in rounds),
+        "seconds_compiled": statistics.median(them for them, _ in rounds),
+        "seconds_to_compile": compiling,
+        "error": relative(ours(gates), exact),
+        "error_compiled": relative(theirs(gates), exact),
+        "device": torch.cuda.get_device_name(),
+        "torch": torch.__version__,
+    }
+
+
+def main() -> None:
+    """Measure, print, write JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--seq-len", type=int, default=512)
+    parser.add_argument("--width", type=int, default=1536)
+    parser.add_argument("--heads", type=int, default=16)
+    parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
+    parser.add_argument("--json", type=Path, help="write the figures here")
+    arguments = parser.parse_args()
+    figures = measure(arguments)
+    print(json.dumps(figures, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

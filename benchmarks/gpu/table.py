@@ -1,0 +1,54 @@
+"""What `gpu.sh` has measured, as a table.
+
+Usage: python -m benchmarks.gpu.table FOLDER
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+STEP = [
+    "time_cached_over_ce",
+    "memory_cached_over_ce",
+    "time_exact_over_ce",
+    "time_online_over_cached",
+    "memory_online_over_cached",
+    "data_wait_share",
+]
+SHOWN = {
+    "build": ["build_over_teacher", "computed_over_teacher", "teacher_share_of_peak", "peak_bytes"],
+    "blocks": [
+        "slstm_speedup",
+        "recurrence_speedup",
+        "mlstm_speedup",
+        "mlstm_long_speedup",
+        "slstm_error",
+        "mlstm_error",
+    ],
+    "compiled": ["speedup_over_compiled", "error", "error_compiled"],
+    "step": STEP,
+    "large": STEP,
+}
+
+
+def rows(folder: Path) -> list[tuple[str, str, str]]:
+    """(step, figure, value) of every step that ran, failures first."""
+    steps = [line.split("\t") for line in (folder / "steps.tsv").read_text().splitlines()]
+    found = [(name, "failed", f"exit code {code} after {took} s") for name, code, took in steps if code != "0"]
+    for name, figures in SHOWN.items():
+        path = folder / f"{name}.json"
+        values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        found += [(name, figure, f"{values[figure]:,.4g}") for figure in figures if values.get(figure) is not None]
+    return found
+
+
+def main() -> None:
+    """Print a table in Markdown."""
+    print("| step | figure | value |\n|---|---|---:|")
+    for row in rows(Path(sys.argv[1])):
+        print(f"| {' | '.join(row)} |")
+
+
+if __name__ == "__main__":
+    main()

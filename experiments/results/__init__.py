@@ -1,0 +1,1 @@
+"""What the experiments came to: tables and plots."""

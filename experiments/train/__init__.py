@@ -1,0 +1,1 @@
+"""How one student of the experiments is trained and measured."""

@@ -1,0 +1,200 @@
+"""One training, in this process.
+
+Leaves `metrics.jsonl`, `curve.jsonl` (held-out figures at every quarter) and, last, `result.json`.
+"""
+
+import json
+import math
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from delta_common.files import write_atomically
+from delta_common.settings_file import load_settings
+from experiments.plan import Folder, Plan
+from experiments.train.accounts import Account, make_account
+from experiments.train.measure import Figures, measure_student
+from experiments.train.schedules import Length, coefficients_at
+from experiments.train.unfreezing import unfreeze
+from experiments.variants import Variant
+from student.data.batch import Batch
+from student.loss.distillation import DistillationLoss, loss_against
+from student.loss.fused import valid_positions
+from student.loss.schedule import Coefficients
+from student.run.records import Records
+from student.settings import TrainSettings
+from student.train.assemble import Run, assemble
+from student.train.loop import LossOf, StepMetrics, step_batches, take_step
+from student.train.processes import Processes
+from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.settings import TeacherSettings
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
+
+CONFIG = Path(__file__).parents[2] / "configs" / "demo-student.yaml"
+QUARTERS = 4
+TIMED = {"none": "ce", "cache": "delta", "online": "online"}
+"""Variants whose steps are timed, by where their teacher's distribution comes from."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training."""
+
+    folder: Folder
+    plan: Plan
+    variant: Variant
+    seed: int
+
+    @property
+    def out(self) -> Path:
+        return self.folder.run(self.variant.name, self.seed)
+
+    @property
+    def steps(self) -> int:
+        """The plan's, or as many as take the time that another variant's take."""
+        if self.variant.as_long_as is None:
+            return self.plan.steps
+        seconds = self.folder.step_seconds()
+        return round(self.plan.steps * seconds[self.variant.as_long_as] / seconds[TIMED[self.variant.teacher]])
+
+    def settings(self) -> TrainSettings:
+        """The common ones with the variant's laid over them."""
+        steps = self.steps
+        common = (
+            f"--training.epochs={math.ceil(steps / (self.plan.rows // self.plan.batch))}",
+            f"--training.max_steps={steps}",
+            f"--training.micro_batch_size={self.plan.batch}",
+            f"--training.seed={self.seed}",
+            "--distillation.frobenius.weight_init=0",
+            "--distillation.frobenius.weight_final=0",
+        )
+        options = (*common, *self.plan.options, *self.variant.options)
+        return load_settings(TrainSettings, CONFIG, options).model_copy(update={"deepspeed": None})
+
+
+@dataclass
+class Trace:
+    """What is kept while training."""
+
+    seconds: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    tokens: int = 0
+
+    def add(self, metrics: StepMetrics, seconds: float) -> None:
+        self.seconds.append(seconds)
+        self.norms.append(metrics.gradient_norm)
+        self.tokens += metrics.tokens
+
+
+class Training:
+    """A variant's student on its way; `with Training(...) as training` reads its batches ahead."""
+
+    def __init__(self, job: Job, processes: Processes) -> None:
+        variant = job.variant
+        exact = variant.teacher not in ("cache", "none", "online")
+        cache = open_cache(job.folder.cache("exact" if exact else "sparse"))
+        self.run = assemble(job.settings(), cache, job.out, processes)
+        self.teacher_head = self.run.student.head
+        self._variant = variant
+        self._length = Length(self.run.total_steps, self.run.reader.batches_per_epoch)
+        self._loss_of = variant_loss(variant, make_account(variant.teacher, self.teacher_head, _teacher(job, cache)))
+        self._coming = step_batches(self.run, 0)
+
+    def __enter__(self) -> "Training":
+        self._batches = self._coming.__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._coming.__exit__(*raised)
+
+    def step(self, step: int) -> tuple[StepMetrics, float]:
+        """Take a step; what it was, and the seconds it took."""
+        began = time.perf_counter()
+        if self._variant.unfreeze_at is not None and step == round(self._variant.unfreeze_at * self.run.total_steps):
+            unfreeze(self.run.engine, self.run.student)
+        coefficients = coefficients_at(self._variant, self.run.settings.distillation, step, self._length)
+        epoch = step // self._length.epoch
+        metrics = take_step(self.run, next(self._batches), coefficients, step, epoch, self._loss_of)
+        return metrics, time.perf_counter() - began
+
+
+def _teacher(job: Job, cache: Cache) -> Teacher | None:
+    """The teacher as it built the cache, where steps run it."""
+    if job.variant.teacher != "online":
+        return None
+    return load_teacher(TeacherSettings(model=job.plan.teacher, dtype=cache.manifest.teacher.dtype))
+
+
+def run_job(job: Job, processes: Processes) -> None:
+    """Train, measure at every quarter, write; the time of measuring is not counted."""
+    job.out.mkdir(parents=True, exist_ok=True)
+    curve, held_out, trace = Records(job.out / "curve.jsonl"), open_cache(job.folder.cache("held-out")), Trace()
+    for file in (job.out / "metrics.jsonl", curve.path):
+        file.unlink(missing_ok=True)
+    training = Training(job, processes)
+    run = training.run
+
+    def measured(step: int) -> Figures:
+        found = measure_student(run.student, training.teacher_head, held_out, processes.device)
+        curve.append({"step": step, **found.as_record()})
+        return found
+
+    quarters = [run.total_steps * quarter // QUARTERS for quarter in range(QUARTERS)]
+    with training:
+        for step in range(run.total_steps):
+            if step in quarters:
+                measured(step)
+            metrics, seconds = training.step(step)
+            trace.add(metrics, seconds)
+            run.metrics.append({**vars(metrics), "seconds": seconds})
+    _write(job, run, trace, measured(run.total_steps))
+
+
+def variant_loss(variant: Variant, account: Account) -> LossOf:
+    """The variant's loss, as `take_step` calls it."""
+
+    def loss_of(
+        run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
+    ) -> DistillationLoss:
+        places = valid_positions(batch.loss_mask)
+        divergence = account(batch, places, coefficients.temperature) if coefficients.alpha else None
+        compared = run.frobenius is not None and variant.frobenius_counts
+        return loss_against(
+            divergence,
+            places,
+            hidden_states,
+            run.student.head,
+            batch.labels,
+            batch.loss_mask,
+            coefficients,
+            tokens=tokens,
+            sequences=sequences,
+            hidden_mean=batch.hidden_mean if compared else None,
+            frobenius=run.frobenius,
+        )
+
+    return loss_of
+
+
+def _write(job: Job, run: Run, trace: Trace, figures: Figures) -> None:
+    later = trace.norms[len(trace.norms) // 2 :]
+    device = run.processes.device
+    result = {
+        "variant": job.variant.name,
+        "seed": job.seed,
+        "steps": run.total_steps,
+        "tokens": trace.tokens,
+        "trained": sum(parameter.numel() for parameter in run.student.parameters()),
+        "seconds": sum(trace.seconds),
+        "gradient_norm": statistics.median(later),
+        **figures.as_record(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+    }
+    write_atomically(job.out / "result.json", json.dumps(result, indent=1).encode())

@@ -1,0 +1,125 @@
+"""A report as a file: well formed, thinned without losing a mean, saying what is and is not comparable."""
+
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from delta_common.errors import UserError
+from student.report.charts import BOTTOM, HEIGHT, TOP, figure
+from student.report.page import render_report, write_report
+from student.report.series import MEASURES, MOST_POINTS, charts
+from student.run.files import RunFiles
+from tests.helpers.made_runs import NAMES, STEPS, a_run
+
+VOID = {"meta", "br", "img", "input"}
+
+
+class Tree(HTMLParser):
+    """Checks that elements are closed in the order they were opened, and keeps what is read."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.links: list[str] = []
+        self.feed(page)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.links += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def text_of(*runs: RunFiles) -> str:
+    tree = Tree(render_report(runs))
+    assert tree.open == []
+    assert tree.links == ["#curves"]
+    return " ".join(tree.words)
+
+
+def test_one_run_and_several_are_well_formed_and_link_to_nothing(tmp_path: Path) -> None:
+    one = a_run(tmp_path / "a")
+    page = text_of(one)
+    for words in ("optimizer.learning_rate", "beef" * 16, "40 of 40", "after 40 steps", "the teacher"):
+        assert words in page
+    both = text_of(one, a_run(tmp_path / "b", factor=2))
+    assert "Settings that differ" in both
+    assert "optimizer.betas" not in both
+    assert "All runs have the same settings." in text_of(one, a_run(tmp_path / "b"))
+
+
+def test_costs_are_sums_over_steps(tmp_path: Path) -> None:
+    """40 steps of 100 tokens in half a second, a fifth of it waiting."""
+    page = text_of(a_run(tmp_path / "a"))
+    for words in ("20 s", "200", "20.0%", "953.7 MiB", "1 × text"):
+        assert words in page
+
+
+def test_runs_of_one_name_go_by_their_paths(tmp_path: Path) -> None:
+    page = text_of(a_run(tmp_path / "x" / "run"), a_run(tmp_path / "y" / "run"))
+    assert str(tmp_path / "x" / "run") in page
+
+
+def test_runs_measured_on_other_rows_are_not_compared(tmp_path: Path) -> None:
+    one, other = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    warning = "These runs were measured on different rows: their numbers cannot be compared."
+    assert warning not in text_of(one, other)
+    assert warning in text_of(one, replace(other, evaluations=[{**e, "rows": 5} for e in other.evaluations]))
+
+
+def test_long_curves_are_thinned_to_means(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a", steps=2 * MOST_POINTS + 3)
+    (line,) = next(chart for chart in charts([run]) if chart.measure.key == "loss").lines
+    assert len(line.steps) == len(line.values) == MOST_POINTS
+    assert line.steps == sorted(line.steps)
+    losses = [record["loss"] for record in run.metrics]
+    sizes = [len(part) for part in np.array_split(losses, MOST_POINTS)]
+    assert np.average(line.values, weights=sizes) == pytest.approx(np.mean(losses))
+    assert "Each point is the mean of about 2 steps." in text_of(run)
+    assert "Each point" not in text_of(a_run(tmp_path / "b"))
+
+
+def test_what_cannot_be_drawn_leaves_a_gap(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a")
+    metrics = [{**record, "loss": np.nan if record["step"] == 7 else record["loss"]} for record in run.metrics]
+    found = charts([replace(run, metrics=[{**record, "frobenius": 0.0} for record in metrics])])
+    keys = [chart.measure.key for chart in found if chart.measure.source == "metrics"]
+    assert keys == [name for name in NAMES if name != "frobenius"]
+    assert len(found[0].lines[0].steps) == STEPS - 1
+    assert "NaN" not in render_report([replace(run, metrics=metrics)])
+
+
+@pytest.mark.parametrize("factor", [1e-5, 0.37, 1.94, 26.0, 3e4])
+def test_nothing_is_drawn_outside_its_frame(tmp_path: Path, factor: float) -> None:
+    for chart in charts([a_run(tmp_path / "a", factor=factor)]):
+        drawn = figure(chart, 0)
+        heights = [float(y) for y in re.findall(r' y[12]="([\d.-]+)"', drawn)]
+        heights += [
+            float(pair.split(",")[1]) for points in re.findall(r'points="([^"]+)"', drawn) for pair in points.split()
+        ]
+        assert min(heights) == TOP
+        assert max(heights) == HEIGHT - BOTTOM
+
+
+def test_every_measure_has_a_chart_where_there_are_numbers(tmp_path: Path) -> None:
+    assert [chart.measure for chart in charts([a_run(tmp_path / "a")])] == list(MEASURES)
+
+
+def test_a_page_is_the_same_for_the_same_run_and_written_whole(tmp_path: Path) -> None:
+    run = a_run(tmp_path / "a")
+    size = write_report([run], tmp_path / "page.html")
+    assert (tmp_path / "page.html").stat().st_size == size
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == render_report([run])
+    with pytest.raises(UserError, match=r"page\.html: cannot be written .* choose another file with --out"):
+        write_report([run], tmp_path / "page.html" / "page.html")

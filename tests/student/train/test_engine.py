@@ -1,0 +1,90 @@
+"""The DeepSpeed configuration: the user's JSON and our settings must not contradict each other."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import nn
+
+from delta_common.errors import UserError
+from delta_common.settings_file import load_settings
+from student.settings import TrainSettings
+from student.train.engine import deepspeed_config, make_engine
+from student.train.processes import joined_processes, quiet_deepspeed
+from tests.helpers import ROOT
+
+CONFIGS = ROOT / "configs" / "deepspeed"
+
+
+def merged(tmp_path: Path, written: Any, *overrides: str) -> dict[str, Any]:
+    path = tmp_path / "deepspeed.json"
+    path.write_text(json.dumps(written))
+    settings = load_settings(TrainSettings, None, overrides).model_copy(update={"deepspeed": path})
+    return deepspeed_config(settings, world_size=2, out=tmp_path / "out")
+
+
+def test_the_settings_fill_in_what_the_json_leaves_open(tmp_path: Path) -> None:
+    written = {"train_batch_size": "auto", "bf16": {"enabled": "auto"}, "zero_optimization": {"stage": 2}}
+    config = merged(tmp_path, written, "--training.precision", "bf16")
+    assert config["train_batch_size"] == 64
+    assert config["train_micro_batch_size_per_gpu"] == 8
+    assert config["gradient_accumulation_steps"] == 4
+    assert config["gradient_clipping"] == 1.0
+    assert config["bf16"] == {"enabled": True}
+    assert config["fp16"] == {"enabled": False}
+    assert config["zero_optimization"] == {"stage": 2}
+
+
+def test_other_keys_of_the_json_are_kept(tmp_path: Path) -> None:
+    written = {"fp16": {"initial_scale_power": 12}, "csv_monitor": {"enabled": True, "output_path": "here"}}
+    config = merged(tmp_path, written, "--training.precision", "fp16")
+    assert config["fp16"] == {"initial_scale_power": 12, "enabled": True}
+    assert config["csv_monitor"]["output_path"] == "here"
+
+
+def test_without_a_json_it_is_zero_0(tmp_path: Path) -> None:
+    config = deepspeed_config(TrainSettings(), world_size=1, out=tmp_path)
+    assert config["zero_optimization"] == {"stage": 0}
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ({"train_batch_size": 7}, "train_batch_size 7 differs from the batch over all processes 64"),
+        ({"gradient_clipping": 0.5}, "gradient_clipping 0.5 differs from optimizer.gradient_clipping 1.0"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled True differs from training.precision"),
+        ({"optimizer": {"type": "Adam"}}, "'optimizer' does not belong here; remove it"),
+        ({"fp16": True}, "fp16 must be a section"),
+        ([], "expected a JSON object"),
+    ],
+)
+def test_a_contradiction_names_the_key(tmp_path: Path, written: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        merged(tmp_path, written)
+    assert "deepspeed.json" in str(error.value)
+
+
+@pytest.fixture
+def only_process() -> Iterator[None]:
+    with quiet_deepspeed(), joined_processes():
+        yield
+
+
+@pytest.mark.usefixtures("only_process")
+def test_what_deepspeed_refuses_is_a_user_error(tmp_path: Path) -> None:
+    path = tmp_path / "deepspeed.json"
+    path.write_text('{"zero_optimization": {"stage": 9}}')
+    settings = TrainSettings(deepspeed=path)
+    config = deepspeed_config(settings, world_size=1, out=tmp_path)
+    with pytest.raises(UserError, match=r"deepspeed\.json: DeepSpeed refuses this configuration"):
+        make_engine(nn.Linear(2, 2), settings, config, lambda step: 1.0)
+
+
+@pytest.mark.usefixtures("only_process")
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.json")), ids=lambda path: path.name)
+def test_every_shipped_json_is_one_deepspeed_takes(tmp_path: Path, path: Path) -> None:
+    settings = TrainSettings(deepspeed=path)
+    config = deepspeed_config(settings, world_size=1, out=tmp_path)
+    assert make_engine(nn.Linear(2, 2), settings, config, lambda step: 0.5).get_lr() == [1e-4]

@@ -1,0 +1,109 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+from transformers import Gemma2Config, Gemma2ForCausalLM
+
+from delta_common.errors import UserError
+from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
+from teacher_cache.settings import TeacherSettings
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS
+from tests.helpers.tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
+from tests.helpers.tokenizers_for_tests import byte_tokenizer
+
+TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(5))
+
+
+def settings_for(folder: Path, **fields: Any) -> TeacherSettings:
+    return TeacherSettings(model=str(folder), **{"dtype": "float32", **fields})
+
+
+def test_mean_state_is_the_mean_of_the_reported_hidden_states(tiny_teacher: Path) -> None:
+    teacher = load_teacher(settings_for(tiny_teacher))
+    states = teacher.states(TOKENS, mean=True)
+    with torch.no_grad():
+        reported = teacher._body(TOKENS, output_hidden_states=True).hidden_states[1:]
+    assert len(reported) == LAYERS
+    assert states.mean is not None
+    expected = torch.stack([state.double() for state in reported]).mean(0)
+    assert (states.mean.double() - expected).abs().max() <= 1e-6 * expected.abs().max()
+
+
+def test_chunked_logits_equal_the_whole_model_on_the_real_vocabulary(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = load_teacher(settings_for(tiny_teacher))
+    monkeypatch.setattr("teacher_cache.teacher.model.HEAD_CHUNK_ELEMENTS", 7 * PADDED_VOCAB)
+    final = teacher.states(TOKENS, mean=False).final.flatten(0, 1)
+    chunks = list(teacher.logits_in_chunks(final))
+    assert [len(logits) for _, logits in chunks] == [7] * 8 + [4]
+    ours = torch.cat([logits for _, logits in chunks])
+    with torch.no_grad():
+        whole = teacher._model(TOKENS).logits.flatten(0, 1)
+    assert ours.shape == (60, 257)
+    assert torch.allclose(ours, whole[:, :257], atol=1e-5)
+
+
+def test_a_chunk_does_not_grow_with_the_vocabulary() -> None:
+    assert HEAD_CHUNK_ELEMENTS // 151_936 * 151_936 * 4 <= 128 * 2**20
+
+
+def test_the_cache_carries_tied_weights_once(tiny_teacher: Path, tmp_path: Path) -> None:
+    tied = load(load_teacher(settings_for(tiny_teacher)).files()[FROZEN_WEIGHTS_KEY])
+    untied_folder = save_tiny_teacher(tmp_path, tie_word_embeddings=False)
+    untied = load(load_teacher(settings_for(untied_folder)).files()[FROZEN_WEIGHTS_KEY])
+    assert set(tied) == {"embedding.weight"}
+    assert set(untied) == {"embedding.weight", "lm_head.weight"}
+
+
+def test_identity_follows_weights_and_precision(tiny_teacher: Path, tmp_path: Path) -> None:
+    identity = load_teacher(settings_for(tiny_teacher)).identity()
+    again = load_teacher(settings_for(tiny_teacher)).identity()
+    lower = load_teacher(settings_for(tiny_teacher, dtype="bfloat16")).identity()
+    other = load_teacher(settings_for(save_tiny_teacher(tmp_path, initializer_range=0.3))).identity()
+    assert identity == again
+    assert len({identity.weights_sha256, lower.weights_sha256, other.weights_sha256}) == 3
+    assert identity.padded_vocab_size == PADDED_VOCAB
+
+
+def test_a_model_that_bends_its_logits_is_refused(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=PADDED_VOCAB,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        final_logit_softcapping=0.5,
+        initializer_range=0.5,
+    )
+    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="transforms its logits after the LM head"):
+        load_teacher(settings_for(tmp_path, attention="eager"))
+
+
+def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path: Path) -> None:
+    save_tiny_teacher(tmp_path, vocab_size=200, eos_token_id=None, pad_token_id=None)
+    with pytest.raises(UserError, match="tokenizer has 257 tokens but its LM head only 200 rows"):
+        load_teacher(settings_for(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./absent", "no such folder"),
+        ("absent.gguf", "no such GGUF file"),
+        ("package:no_such_package", "no such package is installed"),
+        ("package:json", "expected one GGUF file inside it, found none"),
+        ("nobody/nothing", "teacher.model nobody/nothing: cannot be loaded"),
+    ],
+)
+def test_a_teacher_that_cannot_be_found_is_one_line(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_teacher(TeacherSettings(model=model))
