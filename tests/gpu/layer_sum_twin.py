@@ -1,4 +1,4 @@
-"""`LayerSum`'s kernel beside additions in turn. Usage: [TRITON_INTERPRET=1] python -m tests.gpu.layer_sum_twin DEVICE"""
+"""`LayerSum`'s kernel beside plain sums. Usage: [TRITON_INTERPRET=1] python -m tests.gpu.layer_sum_twin DEVICE"""
 
 import sys
 
