@@ -90,7 +90,7 @@ print(json.dumps([type(found).__name__, AutoModelForCausalLM._model_mapping[type
         "import student\nfrom transformers import AutoConfig, AutoModelForCausalLM",
         "from transformers import AutoConfig, AutoModelForCausalLM\nimport student",
         "from transformers import AutoConfig\nimport student\nfrom transformers import AutoModelForCausalLM",
-        "import student.hf\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+        "import student.inference.hf\nfrom transformers import AutoConfig, AutoModelForCausalLM",
     ],
 )
 def test_importing_student_registers_it_in_any_order(folder: Path, imports: str) -> None:
@@ -99,7 +99,7 @@ def test_importing_student_registers_it_in_any_order(folder: Path, imports: str)
 
 
 def test_importing_student_imports_little() -> None:
-    code = "import student, student.cli, student.export_cli, student.generate_cli\n"
+    code = "import student, student.cli.train, student.cli.export, student.cli.generate\n"
     code += "print(json.dumps([name for name in ('torch', 'transformers', 'xlstm') if name in sys.modules]))"
     assert fresh(code) == []
 

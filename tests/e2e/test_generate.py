@@ -53,7 +53,7 @@ def test_drawn_text_depends_on_the_seed_and_the_prompts_place(folder: Path, caps
 
 def test_text_is_printed_while_it_is_written(folder: Path) -> None:
     """The first token is there before the last: a reader that leaves early does not wait for 100,000 tokens."""
-    command = [sys.executable, "-c", "from student.generate_cli import main; main()", str(folder / "export")]
+    command = [sys.executable, "-c", "from student.cli.generate import main; main()", str(folder / "export")]
     options = ["--prompt", "Once", "--max-new-tokens", "100000", "--temperature", "0"]
     environment = {**os.environ, "PYTHONPATH": ":".join(sys.path), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, env=environment) as process:

@@ -31,16 +31,17 @@ from tests.helpers.object_server import Fault, Proxy, Request
 
 SHARDS = 5
 BUILDER = """
-from teacher_cache import cli, object_store
-object_store.PATIENCE = object_store.Patience(lease=2.0, silence=10.0)
+from teacher_cache import cli
+from teacher_cache.store import objects
+objects.PATIENCE = objects.Patience(lease=2.0, silence=10.0)
 cli.main()
 """
 """`teacher-cache` whose leases are as short as those of the process that runs the tests."""
 STUDENTS = """
 import json, sys
-from student import cli
+from student.cli import train
 for arguments in json.loads(sys.argv[1]):
-    cli.app(arguments, result_action="return_value")
+    train.app(arguments, result_action="return_value")
 """
 
 

@@ -64,7 +64,7 @@ def test_two_builders_share_the_work_and_one_that_dies_leaves_its_shard_to_the_n
     build(settings, tmp_path / "alone")
     out = tmp_path / "shared"
     holder = f"""
-import time; from pathlib import Path; from teacher_cache.store import LocalStore
+import time; from pathlib import Path; from teacher_cache.store.local import LocalStore
 with LocalStore(Path({str(out)!r})).lock("shard-00003"):
     print("held", flush=True); time.sleep(600)
 """

@@ -92,7 +92,7 @@ def test_a_store_that_fails_while_rows_are_read_is_no_damage(s3: Proxy, url: str
 
 HOLDER = """
 import sys, time
-from teacher_cache.object_store import ObjectStore, Patience
+from teacher_cache.store.objects import ObjectStore, Patience
 with ObjectStore(sys.argv[1], Patience(lease=float(sys.argv[3]))).lock(sys.argv[2]):
     print("held", flush=True)
     time.sleep(600)
@@ -222,8 +222,8 @@ def refuses_conditions(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
 
 def without_obstore(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "obstore", None)
-    for name in ("object_store", "object_locks", "object_failures"):
-        patch.delitem(sys.modules, f"teacher_cache.{name}")
+    for name in ("objects", "leases", "failures"):
+        patch.delitem(sys.modules, f"teacher_cache.store.{name}")
 
 
 def nothing(s3: Proxy, patch: pytest.MonkeyPatch) -> None:

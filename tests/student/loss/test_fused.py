@@ -274,9 +274,9 @@ def test_no_tensor_is_as_large_as_all_logits() -> None:
 
 PEAK = """
 import resource, sys, torch
-from student.divergence import SampledDivergence, TermWeights
-from student.frozen_weights import FrozenHead
-from student.fused_loss import fused_loss
+from student.loss.divergence import SampledDivergence, TermWeights
+from student.model.frozen import FrozenHead
+from student.loss.fused import fused_loss
 
 tokens, vocab = int(sys.argv[1]), 50_000
 torch.set_num_threads(1)

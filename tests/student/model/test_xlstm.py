@@ -267,7 +267,7 @@ def test_damaged_or_missing_frozen_weights_are_refused(tmp_path: Path) -> None:
 
 
 def test_importing_the_student_compiles_nothing(tmp_path: Path) -> None:
-    code = "import student.models.xlstm, sys; sys.exit('ninja' in sys.modules)"
+    code = "import student.model.xlstm, sys; sys.exit('ninja' in sys.modules)"
     environment = {
         "TORCH_EXTENSIONS_DIR": str(tmp_path / "built"),
         "PATH": "",

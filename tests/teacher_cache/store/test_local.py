@@ -53,7 +53,7 @@ def test_leftovers_of_dead_writers_are_removed_and_never_listed(tmp_path: Path) 
 
 def test_a_lock_is_held_by_one_and_let_go_when_its_process_dies(tmp_path: Path) -> None:
     script = f"""
-import time; from pathlib import Path; from teacher_cache.store import LocalStore
+import time; from pathlib import Path; from teacher_cache.store.local import LocalStore
 with LocalStore(Path({str(tmp_path)!r})).lock("shard-00001") as held:
     print(held, flush=True); time.sleep(600)
 """

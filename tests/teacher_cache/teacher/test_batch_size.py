@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.build import job
+from teacher_cache.build import job, request
 from teacher_cache.settings import BuildSettings, ComputeSettings, TeacherSettings
 from teacher_cache.teacher import batch_size
 from teacher_cache.teacher.batch_size import LARGEST, PATIENCE, find_batch_size, largest_worthwhile
@@ -61,7 +61,7 @@ def test_a_cache_keeps_the_number_it_was_begun_with(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([2, 4, 8])
-    monkeypatch.setattr(job, "find_batch_size", lambda *_: next(found))
+    monkeypatch.setattr(request, "find_batch_size", lambda *_: next(found))
     wanted, out = settings(tiny_teacher, tmp_path), tmp_path / "cache"
     job.build(wanted, out, range(1))
     assert job.build(wanted, out).shards_built == 2
@@ -78,7 +78,7 @@ def test_of_builders_that_start_together_one_finds_it(
     tiny_teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = iter([2, 4])
-    monkeypatch.setattr(job, "find_batch_size", lambda *_: next(found))
+    monkeypatch.setattr(request, "find_batch_size", lambda *_: next(found))
     wanted, out = settings(tiny_teacher, tmp_path), tmp_path / "cache"
     teacher = load_teacher(wanted.teacher)  # transformers loads one model at a time
     monkeypatch.setattr(job, "load_teacher", lambda _: teacher)
