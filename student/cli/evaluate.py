@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from delta_common.progress import ProgressLine
-    from student.evaluate.held_out import Figures, HeldOut
+    from student.evaluate.held_out import HeldOut, Scores
     from teacher_cache.read.decode import CachedRows
 
 FEW_DOCUMENTS = 20
@@ -109,20 +109,20 @@ def _table(found: "HeldOut", subject: str) -> Any:
     for name in columns:
         table.add_column(name, justify="right")
     for name, (words, form) in (MEASURE_WORDS | ADAPTIVE_WORDS).items():
-        cells = [_cell(figures, name, form) for figures in columns.values()]
+        cells = [_cell(scores, name, form) for scores in columns.values()]
         if any(cells):
             table.add_row(words, *(cell or "–" for cell in cells))
     return table
 
 
-def _cell(figures: "Figures", name: str, form: str) -> str:
-    estimate = getattr(figures, name)
-    if estimate is None:
+def _cell(scores: "Scores", name: str, form: str) -> str:
+    interval = getattr(scores, name)
+    if interval is None:
         return ""
-    words = ("≥ " if estimate.at_least else "") + form.format(estimate.value)
-    if estimate.low is None:
+    words = ("≥ " if interval.at_least else "") + form.format(interval.value)
+    if interval.low is None:
         return words
-    return f"{words}\n{form.format(estimate.low)} … {form.format(estimate.high)}"
+    return f"{words}\n{form.format(interval.low)} … {form.format(interval.high)}"
 
 
 def _notes(found: "HeldOut") -> list[str]:

@@ -15,7 +15,7 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Interval:
     """A held-out number and its 95 % interval; without an interval both ends are None."""
 
     value: float
@@ -25,7 +25,7 @@ class Estimate:
     """The true number is this or more: what is cached of the teacher says no more."""
 
 
-def intervals(sums: NDArray[np.float64], statistic: Statistic, *, distances: int = 0, seed: int = 0) -> list[Estimate]:
+def intervals(sums: NDArray[np.float64], statistic: Statistic, *, distances: int = 0, seed: int = 0) -> list[Interval]:
     """The statistic of all documents' sums (D, m), with an interval for each of its k values.
 
     Documents are drawn with replacement, as many as there are; the interval holds the middle 95 % of the statistic
@@ -35,14 +35,14 @@ def intervals(sums: NDArray[np.float64], statistic: Statistic, *, distances: int
     """
     values = statistic(sums.sum(axis=0))
     if len(sums) < 2:
-        return [Estimate(float(value)) for value in values]
+        return [Interval(float(value)) for value in values]
     found = _resampled(sums, statistic, seed)
     low, high = np.quantile(found, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=0)
     moved = np.arange(len(values)) >= len(values) - distances
     shift = np.where(moved, values - found.mean(axis=0), 0.0)
     low = np.where(moved, np.maximum(low + shift, 0.0), low)
     ends = zip(values.tolist(), low.tolist(), (high + shift).tolist(), strict=True)
-    return [Estimate(*three) for three in ends]
+    return [Interval(*three) for three in ends]
 
 
 def _resampled(sums: NDArray[np.float64], statistic: Statistic, seed: int) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from student.data.batch import Batch
-from student.evaluate.bootstrap import Estimate, intervals
+from student.evaluate.bootstrap import Interval, intervals
 from student.evaluate.calibration import (
     BINS,
     bin_sums,
@@ -42,7 +42,7 @@ class Student(Protocol):
 
 
 @dataclass(frozen=True)
-class Figures:
+class Scores:
     """Of a student or a teacher, each with its interval: cross_entropy and kl in nats a token at T = 1, perplexity
     exp(cross_entropy), agreement (share of positions where both have the same first choice), accuracy (share where
     the first choice is the next token), calibration errors over 15 bins of equal width, and of equal mass.
@@ -50,13 +50,13 @@ class Figures:
     None where it is not known.
     """
 
-    cross_entropy: Estimate | None = None
-    perplexity: Estimate | None = None
-    kl: Estimate | None = None
-    agreement: Estimate | None = None
-    accuracy: Estimate | None = None
-    calibration_error: Estimate | None = None
-    adaptive_calibration_error: Estimate | None = None
+    cross_entropy: Interval | None = None
+    perplexity: Interval | None = None
+    kl: Interval | None = None
+    agreement: Interval | None = None
+    accuracy: Interval | None = None
+    calibration_error: Interval | None = None
+    adaptive_calibration_error: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,8 @@ class HeldOut:
     by_document has, for each document in order, its tokens and the student's means over them.
     """
 
-    student: Figures
-    teacher: Figures | None
+    student: Scores
+    teacher: Scores | None
     tokens: int
     rows: int
     by_document: list[dict[str, float]]
@@ -91,18 +91,18 @@ def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows],
     if not sum(len(part["document"]) for part in ours):
         raise UserError("no position counts in the rows of --cache or --corpus; give more text")
     columns = _joined(ours)
-    figures = figures_of(columns, lower_bounds={"kl"} if theirs and _is_bucketed(cache) else set())
-    teacher = _teacher_figures(_joined(theirs), cache) if theirs else None
-    return HeldOut(figures, teacher, len(columns["document"]), count, by_document(columns))
+    scores = scores_of(columns, lower_bounds={"kl"} if theirs and _is_bucketed(cache) else set())
+    teacher = _teacher_scores(_joined(theirs), cache) if theirs else None
+    return HeldOut(scores, teacher, len(columns["document"]), count, by_document(columns))
 
 
-def teacher_figures(head: FrozenHead, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> Figures:
-    """The teacher's own figures on rows of a cache in their order, with no student."""
+def teacher_scores(head: FrozenHead, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> Scores:
+    """The teacher's own scores on rows of a cache in their order, with no student."""
     documents, found = DocumentNumbers(), []
     for part in rows:
         document = {"document": documents.of(part.document_start)[part.loss_mask]}
         found.append(_teacher_columns(head, Batch.of(part, cache, device)) | document)
-    return _teacher_figures(_joined(found), cache)
+    return _teacher_scores(_joined(found), cache)
 
 
 def rows_in_order(cache: Cache, size: int, count: int | None = None) -> Iterator[CachedRows]:
@@ -130,8 +130,8 @@ class DocumentNumbers:
         return numbers
 
 
-def figures_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Figures:
-    """All figures that the columns allow; those named are less than the truth, or equal."""
+def scores_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Scores:
+    """All scores that the columns allow; those named are less than the truth, or equal."""
     document = np.unique(columns["document"], return_inverse=True)[1]
     groups = int(document.max()) + 1
     names = [name for name, column in MEANS.items() if column in columns]
@@ -148,10 +148,10 @@ def figures_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Figures:
         return np.concatenate([means / tokens, *errors], axis=-1)
 
     names_of_errors = ["calibration_error", "adaptive_calibration_error"]
-    estimates = intervals(sums, statistic, distances=len(names_of_errors))
-    found = dict(zip([*names, *names_of_errors], estimates, strict=True))
+    found_intervals = intervals(sums, statistic, distances=len(names_of_errors))
+    found = dict(zip([*names, *names_of_errors], found_intervals, strict=True))
     found |= {name: replace(found[name], at_least=True) for name in lower_bounds}
-    return Figures(**found, perplexity=_exponential(found["cross_entropy"]))
+    return Scores(**found, perplexity=_exponential(found["cross_entropy"]))
 
 
 def by_document(columns: Columns) -> list[dict[str, float]]:
@@ -167,21 +167,21 @@ def _totals(column: NDArray[Any], document: NDArray[np.int64]) -> NDArray[np.flo
     return np.bincount(document, weights=column.astype(np.float64)).astype(np.float64)
 
 
-def _teacher_figures(columns: Columns, cache: Cache) -> Figures:
+def _teacher_scores(columns: Columns, cache: Cache) -> Scores:
     """Cross-entropy from the commit records where a next token was not kept: they have it from whole vectors, of all
     rows together.
     """
-    figures = figures_of(columns)
+    scores = scores_of(columns)
     if columns["known"].all():
-        return figures
-    assert figures.cross_entropy is not None
+        return scores
+    assert scores.cross_entropy is not None
     records = [commit for commit in cache.commits.values() if "cross_entropy" in commit.statistics]
     positions = sum(commit.positions for commit in records)
     if positions == len(columns["known"]):
-        mean = Estimate(sum(commit.statistics["cross_entropy"] for commit in records) / positions)
+        mean = Interval(sum(commit.statistics["cross_entropy"] for commit in records) / positions)
     else:
-        mean = Estimate(figures.cross_entropy.value, at_least=True)
-    return replace(figures, cross_entropy=mean, perplexity=_exponential(mean))
+        mean = Interval(scores.cross_entropy.value, at_least=True)
+    return replace(scores, cross_entropy=mean, perplexity=_exponential(mean))
 
 
 @torch.no_grad()
@@ -210,6 +210,6 @@ def _is_bucketed(cache: Cache) -> bool:
     return cache.layout.mode == "sparse" and not cache.layout.samples
 
 
-def _exponential(mean: Estimate) -> Estimate:
+def _exponential(mean: Interval) -> Interval:
     low, high = (None if end is None else perplexity(end) for end in (mean.low, mean.high))
-    return Estimate(perplexity(mean.value), low, high, mean.at_least)
+    return Interval(perplexity(mean.value), low, high, mean.at_least)

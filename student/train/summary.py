@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from delta_common.files import write_atomically
-from student.evaluate.held_out import rows_in_order, teacher_figures
+from student.evaluate.held_out import rows_in_order, teacher_scores
 from student.report.page import REPORT_FILE, write_report
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
 from student.run.measure_words import MEASURE_WORDS
@@ -72,6 +72,6 @@ def _teacher_measures(run: Run) -> dict[str, float] | None:
         return None
     size, count = run.settings.training.micro_batch_size, run.settings.evaluation.max_rows
     rows = rows_in_order(run.held_out, size, count)
-    figures = teacher_figures(run.student.head, run.held_out, rows, run.processes.device)
-    found = {name: getattr(figures, name) for name in MEASURE_WORDS}
-    return {name: estimate.value for name, estimate in found.items() if estimate and not estimate.at_least}
+    scores = teacher_scores(run.student.head, run.held_out, rows, run.processes.device)
+    found = {name: getattr(scores, name) for name in MEASURE_WORDS}
+    return {name: interval.value for name, interval in found.items() if interval and not interval.at_least}

@@ -71,7 +71,7 @@ def _starts(length: int) -> Tensor:
 def _exact(case: tuple[Any, list[Tensor], Tensor], starts: Tensor | None) -> dict[str, Tensor]:
     cell, qkv, upstream = case
     wide = [x.detach().double().requires_grad_() for x in qkv]
-    return _results((copy.deepcopy(cell).double(), wide, upstream.double()), starts, "native")
+    return _results((copy.deepcopy(cell).double(), wide, upstream.double()), starts, "torch")
 
 
 @contextmanager
@@ -94,7 +94,7 @@ def test_triton_is_as_near_to_float64_as_plain_torch_in_tf32(documents: bool) ->
     starts = _starts(PAPER["length"]) if documents else None
     exact = _exact(case, starts)
     with _products_in_tf32():
-        control = _errors(_results(case, starts, "native"), exact)
+        control = _errors(_results(case, starts, "torch"), exact)
     errors = _errors(_results(case, starts, "triton"), exact)
     assert all(errors[name] < CONTROL_FACTOR * control[name] for name in errors), (errors, control)
 
@@ -103,20 +103,20 @@ def test_triton_is_as_near_to_float64_as_plain_torch_in_tf32(documents: bool) ->
 @pytest.mark.parametrize("length", [7, 100, 200])
 def test_every_head_and_length_is_filled_up(length: int, heads: int, head_dim: int) -> None:
     case = _case(torch.float32, batch=2, length=length, heads=heads, head_dim=head_dim)
-    errors = _errors(_results(case, _starts(length), "triton"), _results(case, _starts(length), "native"))
+    errors = _errors(_results(case, _starts(length), "triton"), _results(case, _starts(length), "torch"))
     assert max(errors.values()) < TOLERANCES[torch.float32], errors
 
 
 def test_plain_torch_on_a_gpu_is_plain_torch_on_a_cpu() -> None:
     cell, qkv, upstream = _case(torch.float64, batch=2, length=200, heads=4, head_dim=24)
-    found = _results((cell, qkv, upstream), _starts(200), "native")
+    found = _results((cell, qkv, upstream), _starts(200), "torch")
     on_cpu = (cell.cpu(), [x.detach().cpu().requires_grad_() for x in qkv], upstream.cpu())
-    expected = _results(on_cpu, _starts(200).cpu(), "native")
+    expected = _results(on_cpu, _starts(200).cpu(), "torch")
     assert max(_errors({name: x.cpu() for name, x in found.items()}, expected).values()) < 1e-10
 
 
 def test_auto_takes_triton_where_its_rounding_does_not_show() -> None:
-    for dtype, kernels in ((torch.bfloat16, "triton"), (torch.float32, "native"), (torch.float64, "native")):
+    for dtype, kernels in ((torch.bfloat16, "triton"), (torch.float32, "torch"), (torch.float64, "torch")):
         case = _case(dtype, batch=2, length=128, heads=2, head_dim=64)
         automatic, expected = _results(case, None, "auto"), _results(case, None, kernels)
         assert torch.equal(automatic["output"], expected["output"])

@@ -44,5 +44,5 @@ def test_auto_takes_triton_where_it_can_and_plain_torch_elsewhere() -> None:
 
 def test_plain_torch_is_the_loop_on_a_gpu_too() -> None:
     sequence = replace(SMALL, starts=0.05)
-    errors = relative_errors(results(sequence, "cpu"), results(sequence, "naive"))
+    errors = relative_errors(results(sequence, "torch"), results(sequence, "naive"))
     assert max(errors.values()) < 1e-10

@@ -11,7 +11,7 @@ from student.model.kernels import mlstm_torch
 from student.model.kernels.headwise import normalise_heads
 from student.model.kernels.mlstm_torch import HeadInputs, Memory
 
-KERNELS = ("auto", "native", "triton")
+KERNELS = ("auto", "torch", "triton")
 
 Recurrence = Callable[[HeadInputs, Memory | None, Tensor | None], tuple[Tensor, Memory]]
 
@@ -37,7 +37,7 @@ def mlstm_sequence(
         v: values.
         state: the memory before the first position; empty if not given.
         document_start: (B, T), true where the memory before that position is dropped.
-        kernels: `native` is plain torch on any device, `triton` mlstm_kernels' chunkwise kernels on CUDA tensors;
+        kernels: `torch` is plain torch on any device, `triton` mlstm_kernels' chunkwise kernels on CUDA tensors;
             `auto` takes `triton` where it is no less precise than what the caller asked for.
 
     Returns:

@@ -21,7 +21,7 @@ FORGET_NOTHING = 50.0
 
 
 def run(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None) -> tuple[Tensor, Memory]:
-    """As `mlstm_native.run`, in float32 with products in TF32."""
+    """As `mlstm_torch.run`, in float32 with products in TF32."""
     from mlstm_kernels.torch.chunkwise.triton_xl_chunk import mlstm_chunkwise__xl_chunk
 
     q, k, v, i, f = inputs

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from student.model.kernels import slstm_torch
 
-KERNELS = ("auto", "naive", "cpu", "triton")
+KERNELS = ("auto", "naive", "torch", "triton")
 LARGEST_TRITON_HEAD = 128
 
 
@@ -39,8 +39,8 @@ def slstm_sequence(
         inputs: gate pre-activations (B, T, 4·d), gate by gate, as the layer passes them to the cell.
         state: h, c, n and m before the first step, (4, B, d); zeros if not given.
         document_start: (B, T), true where the state before that position is forgotten.
-        kernels: `naive` is xlstm's own loop, `cpu` plain torch on any device, `triton` one kernel each way;
-            `auto` takes `triton` for CUDA tensors where it can and `cpu` elsewhere.
+        kernels: `naive` is xlstm's own loop, `torch` plain torch on any device, `triton` one kernel each way;
+            `auto` takes `triton` for CUDA tensors where it can and `torch` elsewhere.
 
     Returns:
         The output (B, heads, T, d / heads) and the state after the last step (4, B, d), both in the type of `inputs`.
@@ -79,12 +79,12 @@ def _chosen(kernels: str, inputs: Tensor, head_dim: int) -> str:
             f"but these are heads of {head_dim} in {inputs.dtype}; use 'auto'"
         )
     if kernels == "auto":
-        return "triton" if inputs.is_cuda and fits else "cpu"
+        return "triton" if inputs.is_cuda and fits else "torch"
     return kernels
 
 
 def _steps(chosen: str) -> ModuleType:
-    if chosen == "cpu":
+    if chosen == "torch":
         return slstm_torch
     from student.model.kernels import slstm_triton
 
@@ -122,7 +122,7 @@ def _xlstm_loop(cell: Any, inputs: Tensor, state: Tensor | None) -> tuple[Tensor
 class _Recurrence(torch.autograd.Function):
     """Inputs (B, T, 4, K, D), kernel (K, 4·D, D), bias (4, K, D), state (4, B, K, D) to hidden (B, T, K, D), state.
 
-    `steps` is the module that runs through time, with the same two functions as `slstm_cpu`.
+    `steps` is the module that runs through time, with the same two functions as `slstm_torch`.
     """
 
     @staticmethod

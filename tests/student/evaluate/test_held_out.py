@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from student.evaluate.bootstrap import Estimate, intervals
+from student.evaluate.bootstrap import Interval, intervals
 from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
-from student.evaluate.held_out import DocumentNumbers, by_document, figures_of
+from student.evaluate.held_out import DocumentNumbers, by_document, scores_of
 
 
 def naive_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], edges: NDArray[Any]) -> float:
@@ -73,19 +73,19 @@ def test_intervals_are_seeded_and_one_document_has_none() -> None:
     sums = np.random.default_rng(2).random((9, 2)) + 1
     assert intervals(sums, a_mean) == intervals(sums, a_mean)
     assert intervals(sums, a_mean, seed=1) != intervals(sums, a_mean)
-    assert intervals(sums[:1], a_mean) == [Estimate(float(sums[0, 1] / sums[0, 0]))]
+    assert intervals(sums[:1], a_mean) == [Interval(float(sums[0, 1] / sums[0, 0]))]
 
 
 def test_documents_are_resampled_and_not_positions() -> None:
     """Positions of a document that are all alike say as much as one: repeating them changes no interval."""
     levels = np.random.default_rng(3).random(40)
 
-    def found(repeats: int) -> Estimate:
+    def found(repeats: int) -> Interval:
         document = np.repeat(np.arange(40), repeats)
         columns = {"document": document, "cross_entropy": levels[document], "confidence": levels[document]}
-        figures = figures_of(columns | {"correct": document % 2 == 0})
-        assert figures.cross_entropy is not None
-        return figures.cross_entropy
+        scores = scores_of(columns | {"correct": document % 2 == 0})
+        assert scores.cross_entropy is not None
+        return scores.cross_entropy
 
     once, often = found(1), found(50)
     assert often.value == pytest.approx(once.value)
@@ -98,7 +98,7 @@ def test_a_calibration_error_lies_inside_its_interval() -> None:
     random = np.random.default_rng(4)
     confidence = random.random(2000)
     columns = {"document": np.arange(2000) // 10, "confidence": confidence, "correct": random.random(2000) < confidence}
-    found = figures_of(columns | {"cross_entropy": confidence}).calibration_error
+    found = scores_of(columns | {"cross_entropy": confidence}).calibration_error
     assert found is not None
     assert found.low is not None
     assert found.high is not None
@@ -125,10 +125,10 @@ def test_each_document_has_its_own_means() -> None:
         {"tokens": 2, "cross_entropy": 1.5, "kl": 0.5, "accuracy": 0.5},
         {"tokens": 1, "cross_entropy": 5.0, "kl": 2.0, "accuracy": 1.0},
     ]
-    figures = figures_of(columns, lower_bounds={"kl"})
-    assert figures.kl is not None
-    assert (figures.kl.value, figures.kl.at_least) == (1.0, True)
-    assert figures.cross_entropy is not None
-    assert (figures.cross_entropy.value, figures.cross_entropy.at_least) == (pytest.approx(8 / 3), False)
-    assert figures.perplexity is not None
-    assert figures.perplexity.value == pytest.approx(np.exp(8 / 3))
+    scores = scores_of(columns, lower_bounds={"kl"})
+    assert scores.kl is not None
+    assert (scores.kl.value, scores.kl.at_least) == (1.0, True)
+    assert scores.cross_entropy is not None
+    assert (scores.cross_entropy.value, scores.cross_entropy.at_least) == (pytest.approx(8 / 3), False)
+    assert scores.perplexity is not None
+    assert scores.perplexity.value == pytest.approx(np.exp(8 / 3))

@@ -183,7 +183,7 @@ def test_bfloat16_is_nearer_to_float32_than_in_xlstms_cell() -> None:
 
 def test_unknown_and_unfit_kernels_are_refused() -> None:
     cell, qkv, _ = _case(4, 1, 16)
-    with pytest.raises(ValueError, match="kernels is 'fast'; it must be one of auto, native, triton"):
+    with pytest.raises(ValueError, match="kernels is 'fast'; it must be one of auto, torch, triton"):
         mlstm_sequence(cell, *qkv, kernels="fast")
     with pytest.raises(ValueError, match="'triton' takes no float64"):
         mlstm_sequence(cell, *qkv, kernels="triton")

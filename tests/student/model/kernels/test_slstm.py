@@ -37,13 +37,13 @@ SEQUENCES = st.builds(
 @given(SEQUENCES)
 @settings(max_examples=60, deadline=None)
 def test_values_and_gradients_are_those_of_the_loop(sequence: Sequence) -> None:
-    assert worst_error(sequence, "cpu") < 1e-10
+    assert worst_error(sequence, "torch") < 1e-10
 
 
 @given(SEQUENCES)
 @settings(max_examples=30, deadline=None)
 def test_float32_stays_close_to_the_loop_in_float64(sequence: Sequence) -> None:
-    assert worst_error(sequence.in_type(torch.float32), "cpu") < 1e-5
+    assert worst_error(sequence.in_type(torch.float32), "torch") < 1e-5
 
 
 def test_where_the_input_gate_ties_with_the_forget_gate_the_gradient_is_the_derivative() -> None:
@@ -62,7 +62,7 @@ def test_where_the_input_gate_ties_with_the_forget_gate_the_gradient_is_the_deri
     def output(kernels: str, inputs: Tensor) -> Tensor:
         return slstm_sequence(cell, inputs, state, kernels=kernels)[0]
 
-    assert gradcheck(lambda inputs: output("cpu", inputs), inputs.requires_grad_())
+    assert gradcheck(lambda inputs: output("torch", inputs), inputs.requires_grad_())
     with pytest.raises(GradcheckError):
         gradcheck(lambda inputs: output("naive", inputs), inputs)
 
@@ -93,7 +93,7 @@ def test_the_naive_form_is_the_cell_document_by_document() -> None:
     torch.testing.assert_close(final[:, 1:], alone_final)
 
 
-@pytest.mark.parametrize("kernels", ["naive", "cpu"])
+@pytest.mark.parametrize("kernels", ["naive", "torch"])
 def test_what_came_before_a_document_start_has_no_influence(kernels: str) -> None:
     sequence = Sequence(batch=1, length=6, heads=1, head_dim=4, from_state=True)
     inputs, starts = sequence.random(1, 6, 16, seed=1).requires_grad_(), torch.zeros(1, 6, dtype=torch.bool)
@@ -108,9 +108,9 @@ def test_two_halves_are_the_whole() -> None:
     sequence = Sequence(batch=2, length=9, heads=2, head_dim=3, starts=0.3)
     inputs, cell, starts = sequence.random(2, 9, 24, seed=1), sequence.cell(), sequence.document_start()
     assert starts is not None
-    output, final = slstm_sequence(cell, inputs, None, starts, "cpu")
-    first, state = slstm_sequence(cell, inputs[:, :4], None, starts[:, :4], "cpu")
-    second, last = slstm_sequence(cell, inputs[:, 4:], state, starts[:, 4:], "cpu")
+    output, final = slstm_sequence(cell, inputs, None, starts, "torch")
+    first, state = slstm_sequence(cell, inputs[:, :4], None, starts[:, :4], "torch")
+    second, last = slstm_sequence(cell, inputs[:, 4:], state, starts[:, 4:], "torch")
     torch.testing.assert_close(torch.cat([first, second], dim=2), output)
     torch.testing.assert_close(last, final)
 
@@ -119,7 +119,7 @@ def test_a_zero_state_has_the_gradient_of_the_loop() -> None:
     sequence = Sequence(batch=2, length=5, heads=2, head_dim=3)
     inputs, cell = sequence.random(2, 5, 24, seed=1), sequence.cell()
     gradients = []
-    for kernels in ("naive", "cpu"):
+    for kernels in ("naive", "torch"):
         state = torch.zeros(4, 2, 6, dtype=torch.float64, requires_grad=True)
         output, final = slstm_sequence(cell, inputs, state, kernels=kernels)
         gradients += torch.autograd.grad((output**2).sum() + (final**2).sum(), state)
@@ -133,7 +133,7 @@ def test_empty_and_used_states_mix_in_a_batch() -> None:
     inputs, cell, state = sequence.random(3, 4, 24, seed=1), sequence.cell(), sequence.state()
     assert state is not None
     state[:, 1] = 0
-    output, final = slstm_sequence(cell, inputs, state, kernels="cpu")
+    output, final = slstm_sequence(cell, inputs, state, kernels="torch")
     torch.testing.assert_close(output, cell(inputs, state=state)[0])
     for row in range(3):
         alone = cell(inputs[row : row + 1], state=state[:, row : row + 1])
@@ -145,7 +145,7 @@ def test_empty_and_used_states_mix_in_a_batch() -> None:
 def test_large_gates_stay_finite(size: float) -> None:
     sequence = Sequence(batch=2, length=20, heads=1, head_dim=4, starts=0.2, dtype=torch.float32)
     inputs, cell = (size * sequence.random(2, 20, 16, seed=1)).requires_grad_(), sequence.cell()
-    output, final = slstm_sequence(cell, inputs, None, sequence.document_start(), "cpu")
+    output, final = slstm_sequence(cell, inputs, None, sequence.document_start(), "torch")
     gradients = torch.autograd.grad(output.sum() + final.sum(), [inputs, *cell.parameters()])
     assert all(bool(value.isfinite().all()) for value in (output, final, *gradients))
     expected, _ = slstm_sequence(cell, inputs, None, sequence.document_start(), "naive")
@@ -155,7 +155,7 @@ def test_large_gates_stay_finite(size: float) -> None:
 @pytest.mark.parametrize("batch", [1, 2])
 def test_gradients_that_come_in_are_left_alone(batch: int) -> None:
     sequence = Sequence(batch=batch, length=5, heads=1, head_dim=3)
-    output, final = slstm_sequence(sequence.cell(), sequence.random(batch, 5, 12, seed=1), kernels="cpu")
+    output, final = slstm_sequence(sequence.cell(), sequence.random(batch, 5, 12, seed=1), kernels="torch")
     cotangents: tuple[Tensor, Tensor] = torch.randn_like(output), torch.randn_like(final)
     before = [cotangent.clone() for cotangent in cotangents]
     torch.autograd.backward((output, final), cotangents)
@@ -166,7 +166,7 @@ def test_the_number_of_threads_is_kept() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        results(Sequence(batch=1, length=3, heads=1, head_dim=2), "cpu")
+        results(Sequence(batch=1, length=3, heads=1, head_dim=2), "torch")
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(threads)
@@ -175,7 +175,7 @@ def test_the_number_of_threads_is_kept() -> None:
 def test_what_cannot_be_computed_is_refused() -> None:
     sequence = Sequence(batch=1, length=2, heads=1, head_dim=3)
     cell, inputs = sequence.cell(), sequence.random(1, 2, 12, seed=1)
-    with pytest.raises(ValueError, match="'fast'; it must be one of auto, naive, cpu, triton"):
+    with pytest.raises(ValueError, match="'fast'; it must be one of auto, naive, torch, triton"):
         slstm_sequence(cell, inputs, kernels="fast")
     with pytest.raises(ValueError, match=r"no float64.*use 'auto'"):
         slstm_sequence(cell, inputs, kernels="triton")
