@@ -30,12 +30,13 @@ import transformers
 from torch import Tensor
 
 from delta_common.settings_file import load_settings
-from student.data.batch import Batch, StepBatch
+from student.data.batch import Batch, GlobalCounts, StepBatch
 from student.data.feed import batches_ahead
 from student.data.order import BatchReader
 from student.loss.distillation import distillation_loss
 from student.loss.divergence import TermWeights
-from student.loss.fused import fused_loss, valid_positions
+from student.loss.frobenius import FrobeniusTerm
+from student.loss.fused import fused_loss
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import read_frozen_weights
@@ -93,27 +94,25 @@ class Bench:
         self.train_on(batch, case)
 
     def train_on(self, batch: Batch, case: str) -> None:
-        """One optimizer step on a batch."""
-        self.loss(batch, case, self.student(batch.inputs)).backward()
+        """One optimizer step on a batch, as new: what a batch keeps of its own is made in every step."""
+        self.loss(replace(batch), case, self.student(batch.inputs)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
     def loss(self, batch: Batch, case: str, hidden: Tensor) -> Tensor:
         """The case's loss."""
-        head, where = self.student.head, (batch.labels, batch.loss_mask)
-        tokens, sequences = batch.labels.numel(), len(batch.labels)
+        head, counts = self.student.head, GlobalCounts(batch.labels.numel(), len(batch.labels))
         if case == "ce":
-            positions = valid_positions(batch.loss_mask)
-            return fused_loss(hidden, head, batch.labels, positions, None, TermWeights(1 / tokens, 0.0)).value
+            weights = TermWeights(1 / counts.tokens, 0.0)
+            return fused_loss(hidden, head, batch.labels, batch.valid_positions, None, weights).value
         if case == "online":
             logits, mean = online_targets(self.teacher, batch.inputs)
+            known, temperature = replace(batch, hidden_mean=mean), COEFFICIENTS.temperature
             sums = dense_distillation_loss(
-                hidden, head, *where, logits, temperature=COEFFICIENTS.temperature, hidden_mean=mean
+                hidden, head, known, logits, temperature=temperature, frobenius=FrobeniusTerm()
             )
-            return total_loss(sums, COEFFICIENTS, tokens=tokens, sequences=sequences)
-        counts = {"tokens": tokens, "sequences": sequences}
-        options = {"hidden_mean": batch.hidden_mean, **counts}
-        return distillation_loss(hidden, head, *where, batch.targets, COEFFICIENTS, **options).total
+            return total_loss(sums, COEFFICIENTS, counts)
+        return distillation_loss(hidden, head, batch, COEFFICIENTS, counts, frobenius=FrobeniusTerm()).total
 
 
 @torch.no_grad()

@@ -22,15 +22,15 @@ from experiments.train.measure import Figures, measure_student
 from experiments.train.schedules import Length, coefficients_at
 from experiments.train.unfreezing import unfreeze
 from experiments.variants import Variant
-from student.data.batch import Batch
+from student.data.batch import Batch, GlobalCounts
 from student.loss.distillation import DistillationLoss, loss_against
-from student.loss.fused import valid_positions
 from student.loss.schedule import Coefficients
 from student.run.records import Records
 from student.settings import TrainSettings
 from student.train.assemble import Run, assemble
-from student.train.loop import LossOf, StepMetrics, step_batches, take_step
+from student.train.loop import LossOf, step_batches, take_step
 from student.train.processes import Processes
+from student.train.step_log import StepMetrics
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
@@ -160,24 +160,12 @@ def variant_loss(variant: Variant, account: Account) -> LossOf:
     """The variant's loss, as `take_step` calls it."""
 
     def loss_of(
-        run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, tokens: float, sequences: float
+        run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, counts: GlobalCounts
     ) -> DistillationLoss:
-        places = valid_positions(batch.loss_mask)
-        divergence = account(batch, places, coefficients.temperature) if coefficients.alpha else None
-        compared = run.frobenius is not None and variant.frobenius_counts
-        return loss_against(
-            divergence,
-            places,
-            hidden_states,
-            run.student.head,
-            batch.labels,
-            batch.loss_mask,
-            coefficients,
-            tokens=tokens,
-            sequences=sequences,
-            hidden_mean=batch.hidden_mean if compared else None,
-            frobenius=run.frobenius,
-        )
+        divergence = account(batch, batch.valid_positions, coefficients.temperature) if coefficients.alpha else None
+        frobenius = run.frobenius if variant.frobenius_counts else None
+        head = run.student.head
+        return loss_against(divergence, hidden_states, head, batch, coefficients, counts, frobenius=frobenius)
 
     return loss_of
 

@@ -1,7 +1,8 @@
 """A batch on its device: what a step and an evaluation put into the student and its loss."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -71,25 +72,45 @@ class Batch:
             hidden_mean=moved(rows.hidden_mean),
         )
 
+    @cached_property
+    def valid_positions(self) -> Tensor:
+        """Indices (n,) int64 of the valid positions in the flattened batch, in order; on a GPU the host waits once."""
+        return valid_positions(self.loss_mask)
+
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         """The batch with every tensor changed."""
 
-        def changed(fields: Any) -> dict[str, Any]:
-            return {name: change(value) for name, value in vars(fields).items() if isinstance(value, Tensor)}
+        def changed(owner: "Batch | TeacherTargets") -> dict[str, Any]:
+            values = {field.name: getattr(owner, field.name) for field in fields(owner)}
+            return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
 
         return replace(self, targets=replace(self.targets, **changed(self.targets)), **changed(self))
 
 
+def valid_positions(loss_mask: Tensor) -> Tensor:
+    """Indices (n,) int64 of the true entries of a mask (B, T), flattened."""
+    return loss_mask.flatten().nonzero()[:, 0]
+
+
+@dataclass(frozen=True)
+class GlobalCounts:
+    """What the sums of the loss are divided by: counts over all processes and micro-batches of a step."""
+
+    tokens: float
+    """Valid positions."""
+    sequences: float
+    """Rows that have a valid position with averaged hidden states."""
+
+
 @dataclass(frozen=True)
 class StepBatch:
-    """One process's rows of a global batch: micro-batches in host memory, and what sums of the loss are divided by.
-
-    tokens counts valid positions; sequences, rows that have one with averaged hidden states.
-    """
+    """One process's rows of a global batch: micro-batches in host memory, and this process's counts."""
 
     micro_batches: tuple[Batch, ...]
     tokens: int
+    """Valid positions."""
     sequences: int
+    """Rows that have a valid position with averaged hidden states."""
 
     @classmethod
     def of(cls, rows: CachedRows, size: int, cache: Cache, *, pinned: bool = False) -> "StepBatch":

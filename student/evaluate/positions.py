@@ -10,9 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from delta_common.errors import UserError
-from student.data.batch import TeacherTargets
+from student.data.batch import TeacherTargets, valid_positions
 from student.loss.divergence import Divergence, divergence_at
-from student.loss.fused import valid_positions
 from student.model.frozen import FrozenHead
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache

@@ -36,11 +36,6 @@ HALF_SCALE = 256.0
 """The larger weight of a gradient kept in float16, in which a probability below 6e-8 times it is lost."""
 
 
-def valid_positions(loss_mask: Tensor) -> Tensor:
-    """Places (n,) int64 in the flattened batch; on a GPU the host waits for them, so they are asked for once."""
-    return loss_mask.flatten().nonzero()[:, 0]
-
-
 @dataclass(frozen=True)
 class FusedLoss:
     """A micro-batch's weighted sum, and the sums it is made of; all 0-dimensional."""

@@ -1,4 +1,4 @@
-"""The loss written plainly: the naive twin of `fused`."""
+"""The loss written plainly, with autograd: the naive twin of `student.loss.distillation`."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,78 +8,72 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from student.data.batch import TeacherTargets
-from student.loss.distillation import FrobeniusTerm, LossSums, _accumulation_dtype, _frobenius_sum, _zero
+from student.data.batch import Batch, GlobalCounts
+from student.loss.distillation import LossSums
 from student.loss.divergence import Divergence, dense_kl, divergence_at
-from student.loss.fused import valid_positions
+from student.loss.frobenius import FrobeniusTerm, accumulation_dtype, frobenius_sum, zero_with_gradient
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
 
 CHUNK_LOGITS = 2**25
-"""Logits a chunk holds unless told otherwise: 128 MiB in float32, 220 positions of 151,936 tokens.
+"""Logits per chunk unless told otherwise: 128 MiB in float32, 220 positions of a vocabulary of 151,936.
 
 Intermediate results and gradients take about ten times as much at the peak.
 """
 
 
-def total_loss(sums: LossSums, coefficients: Coefficients, *, tokens: float, sequences: float) -> Tensor:
+def total_loss(sums: LossSums, coefficients: Coefficients, counts: GlobalCounts) -> Tensor:
     """Eq. 36 and 38: `(1 - α - β) CE + α T² KL + β F`, divided once by the counts of the global batch."""
     alpha, beta = coefficients.alpha, coefficients.beta
     per_token = (1 - alpha - beta) * sums.cross_entropy + alpha * coefficients.temperature**2 * sums.kl
-    return per_token / tokens + beta * sums.frobenius / sequences
+    return per_token / counts.tokens + beta * sums.frobenius / counts.sequences
 
 
 def distillation_loss_sums(
     hidden_states: Tensor,  # (B, T, d)
     head: FrozenHead,
-    labels: Tensor,  # (B, T) int64
-    loss_mask: Tensor,  # (B, T) bool
-    targets: TeacherTargets,
+    batch: Batch,
     *,
     temperature: float,
-    hidden_mean: Tensor | None = None,  # (B, ceil(T / stride), d)
     frobenius: FrobeniusTerm | None = None,
     chunk_tokens: int | None = None,
 ) -> LossSums:
-    """Sums over valid positions of CE, KL at `temperature`, and F (Eq. 37) where `hidden_mean` is given.
+    """Differentiable sums of CE, KL at `temperature`, and F (Eq. 37) where `frobenius` is given.
 
-    Raises `UserError` when the targets are not known at this temperature.
+    Raises `UserError` when the batch's targets are not known at this temperature.
     """
-    cross_entropy = kl = _zero(hidden_states)
+    cross_entropy = kl = zero_with_gradient(hidden_states)
     divergence = divergence_at(
-        temperature, targets, valid_positions(loss_mask), head, _accumulation_dtype(hidden_states)
+        temperature, batch.targets, batch.valid_positions, head, accumulation_dtype(hidden_states)
     )
-    chunks = list(_chunks(hidden_states[loss_mask], head, labels[loss_mask], divergence, chunk_tokens))
+    mask = batch.loss_mask
+    chunks = list(_chunks(hidden_states[mask], head, batch.labels[mask], divergence, chunk_tokens))
     for number, chunk in enumerate(chunks, start=1):
         ce_sum, kl_sum = _chunk_sums(chunk, head, keep=number == len(chunks))
         cross_entropy, kl = cross_entropy + ce_sum, kl + kl_sum
-    term = frobenius or FrobeniusTerm()
-    return LossSums(
-        cross_entropy=cross_entropy,
-        kl=kl,
-        frobenius=_frobenius_sum(hidden_states, hidden_mean, loss_mask, term),
-    )
+    return LossSums(cross_entropy, kl, frobenius_sum(hidden_states, batch.hidden_mean, mask, frobenius))
 
 
 def dense_distillation_loss(
     hidden_states: Tensor,  # (B, T, d)
     head: FrozenHead,
-    labels: Tensor,  # (B, T)
-    loss_mask: Tensor,  # (B, T)
+    batch: Batch,
     teacher_logits: Tensor,  # (B, T, V) or (B, T, V_padded)
     *,
     temperature: float,
-    hidden_mean: Tensor | None = None,  # (B, ceil(T / stride), d)
     frobenius: FrobeniusTerm | None = None,
 ) -> LossSums:
-    """The same sums from the teacher's full logits, without chunks: online distillation, and the naive twin."""
-    logits = head.logits(hidden_states[loss_mask])
-    teacher = teacher_logits[loss_mask][:, : logits.shape[1]]
-    term = frobenius or FrobeniusTerm()
+    """The same sums from the teacher's full logits, without chunks: online distillation.
+
+    The batch's own targets are not looked at.
+    """
+    mask = batch.loss_mask
+    logits = head.logits(hidden_states[mask])
+    teacher = teacher_logits[mask][:, : logits.shape[1]]
     return LossSums(
-        cross_entropy=functional.cross_entropy(logits, labels[loss_mask], reduction="sum"),
+        cross_entropy=functional.cross_entropy(logits, batch.labels[mask], reduction="sum"),
         kl=dense_kl(teacher, logits, temperature).sum(),
-        frobenius=_frobenius_sum(hidden_states, hidden_mean, loss_mask, term),
+        frobenius=frobenius_sum(hidden_states, batch.hidden_mean, mask, frobenius),
     )
 
 

@@ -11,7 +11,7 @@ from delta_common.errors import UserError
 from student.data.order import BatchReader
 from student.evaluate.positions import require_temperature_one
 from student.loss.channel_scale import channel_rms
-from student.loss.distillation import FrobeniusTerm
+from student.loss.frobenius import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.xlstm import XLSTMStudent

@@ -20,7 +20,7 @@ from student.cli import train as train_cli
 from student.evaluate.trained import load_student
 from student.report.page import render_report
 from student.run.files import read_run
-from student.train import loop
+from student.train import step_log
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
@@ -318,15 +318,15 @@ def test_a_run_has_its_report_and_runs_one_together(
 
 
 def test_a_stopped_run_that_was_continued_reports_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = loop._record
+    record = step_log.record
 
-    def stopping(job: Any, metrics: loop.StepMetrics) -> None:
+    def stopping(job: Any, metrics: step_log.StepMetrics) -> None:
         record(job, metrics)
         if metrics.step == 5:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_record", stopping)
+        patch.setattr(step_log, "record", stopping)
         assert train(folder, "stopped/student") != 0
     unfinished = read_run(folder / "runs" / "stopped" / "student")
     assert unfinished.summary is None

@@ -14,11 +14,11 @@ import torch
 
 from delta_common.errors import UserError
 from student.cli import train as train_cli
-from student.data.batch import Batch, StepBatch
+from student.data.batch import Batch, GlobalCounts, StepBatch
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
 from student.settings import TrainSettings
-from student.train import loop
+from student.train import loop, step_log
 from student.train.assemble import Run, assemble
 from student.train.checkpoint import find_checkpoint
 from student.train.job import run_job
@@ -50,14 +50,14 @@ def alone(only_process: Processes) -> Iterator[Processes]:
 
 
 def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = loop._record
+    record = step_log.record
 
-    def stopping(run: Run, metrics: loop.StepMetrics) -> None:
+    def stopping(run: Run, metrics: step_log.StepMetrics) -> None:
         record(run, metrics)
         if metrics.step == step:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_record", stopping)
+    monkeypatch.setattr(step_log, "record", stopping)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1)])
@@ -278,23 +278,22 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
     run = assemble(small_settings(), dense, tmp_path / "out", alone)
     coefficients = Coefficients(alpha=0.7, temperature=temperature, beta=0.1)
     batch = Batch.of(dense.rows(range(4)), dense, alone.device)
-    offline = loop.loss_of(run, batch, run.student(batch.inputs), coefficients, tokens=48, sequences=4)
+    offline = loop.loss_of(run, batch, run.student(batch.inputs), coefficients, GlobalCounts(48, 4))
     teacher = SyntheticTeacher(sizes)
     before = torch.cat([torch.zeros(4, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
     logits = teacher.logits(teacher.states(batch.inputs.flatten(), before.flatten())).view(4, 12, VOCAB)
     online = dense_distillation_loss(
         run.student(batch.inputs),
         run.student.head,
-        batch.labels,
-        batch.loss_mask,
+        batch,
         logits,
         temperature=temperature,
-        hidden_mean=batch.hidden_mean,
+        frobenius=run.frobenius,
     )
     assert offline.sums.kl.item() == pytest.approx(online.kl.item(), rel=1e-5)
     assert offline.sums.cross_entropy.item() == pytest.approx(online.cross_entropy.item(), rel=1e-5)
     parameters = dict(run.student.named_parameters())
-    losses = [offline.total, total_loss(online, coefficients, tokens=48, sequences=4)]
+    losses = [offline.total, total_loss(online, coefficients, GlobalCounts(48, 4))]
     assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)
     gradients = [torch.autograd.grad(loss, list(parameters.values())) for loss in losses]
     for name, ours, theirs in zip(parameters, *gradients, strict=True):

@@ -5,11 +5,12 @@ import torch
 from torch import Tensor
 
 from experiments.train.accounts import bucket, dropped, renormalised
+from student.data.batch import GlobalCounts
 from student.loss.distillation import loss_against
 from student.loss.divergence import DenseDivergence, Divergence, ExactDivergence
-from student.loss.fused import valid_positions
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
+from tests.helpers.batches import batch_of
 
 VOCAB, WIDTH, K = 40, 6, 5
 TEMPERATURES = (1.0, 1.3, 2.0)
@@ -36,15 +37,14 @@ def normal(seed: int, *shape: int) -> Tensor:
 HEAD = FrozenHead(normal(1, VOCAB, WIDTH), normal(2, VOCAB))
 LABELS = torch.arange(12).view(3, 4)
 MASK = torch.tensor([[True, True, False, True], [False, True, True, True], [True, True, True, False]])
+BATCH = batch_of(LABELS, MASK)
 
 
 def gradient(divergence: Divergence | None, hidden: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Total and gradient of the one-pass loss."""
     inputs = hidden.clone().requires_grad_()
     coefficients = Coefficients(alpha=0.6, temperature=temperature, beta=0.0)
-    total = loss_against(
-        divergence, valid_positions(MASK), inputs, HEAD, LABELS, MASK, coefficients, tokens=9, sequences=3
-    ).total
+    total = loss_against(divergence, inputs, HEAD, BATCH, coefficients, GlobalCounts(tokens=9, sequences=3)).total
     total.backward()
     assert inputs.grad is not None
     return total.detach(), inputs.grad

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from student.data.batch import valid_positions
 from student.loss.divergence import BucketDivergence, Divergence, ExactDivergence, SampledDivergence, TermWeights
-from student.loss.fused import fused_loss, valid_positions
+from student.loss.fused import fused_loss
 from student.model.frozen import FrozenHead
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -11,7 +11,7 @@ import pytest
 
 from student.cli import export as export_cli
 from student.cli import train as train_cli
-from student.train import loop
+from student.train import step_log
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.settings import BuildSettings
 from tests.helpers.e2e_corpus import write_text_corpus
@@ -62,11 +62,11 @@ def change_tokenizer(folder: Path) -> None:
 
 
 def _stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    record = loop._record
+    record = step_log.record
 
-    def stopping(run: Any, metrics: loop.StepMetrics, *more: Any) -> None:
+    def stopping(run: Any, metrics: step_log.StepMetrics, *more: Any) -> None:
         record(run, metrics, *more)
         if metrics.step == step:
             raise KeyboardInterrupt
 
-    patch.setattr(loop, "_record", stopping)
+    patch.setattr(step_log, "record", stopping)

@@ -22,6 +22,7 @@ from student.train.engine import backward, deepspeed_config, make_engine
 from student.train.job import run_job
 from student.train.master_states import gathered_states, restore_states
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.step_log import StepMetrics
 from tests.helpers.small_training import small_settings
 
 
@@ -40,7 +41,7 @@ def run(job: dict[str, Any], processes: Processes) -> None:
     """One job, to its end or to where it is broken off."""
     take_step = loop.take_step
 
-    def breaking_off(*arguments: Any, **named: Any) -> loop.StepMetrics:
+    def breaking_off(*arguments: Any, **named: Any) -> StepMetrics:
         metrics = take_step(*arguments, **named)
         if metrics.step == job["stop_at"]:
             raise BrokenOff

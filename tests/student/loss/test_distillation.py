@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from student.data.batch import TeacherTargets
-from student.loss.distillation import FrobeniusNorm, FrobeniusTerm, LossSums
+from student.data.batch import GlobalCounts, TeacherTargets
+from student.loss.distillation import LossSums
+from student.loss.frobenius import FrobeniusNorm, FrobeniusTerm
 from student.loss.naive import dense_distillation_loss, distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
 from teacher_cache.format.arrays import LOG_MASS_FLOOR
+from tests.helpers.batches import batch_of
 from tests.helpers.layouts import layout
 
 
@@ -35,24 +37,19 @@ class Case:
         values, ids = self.teacher.topk(top_k, dim=-1)
         return sparse_targets(ids, values.float(), log_rest(self.teacher, ids, temperature).float())
 
-    def sums(self, top_k: int, temperature: float, **options: Any) -> LossSums:
-        return self.sums_of(self.targets(top_k, temperature), temperature, hidden_mean=self.hidden_mean, **options)
-
-    def sums_of(self, targets: TeacherTargets, temperature: float, **options: Any) -> LossSums:
-        return distillation_loss_sums(
-            self.hidden, self.head, self.labels, self.mask, targets, temperature=temperature, **options
+    def sums(self, top_k: int, temperature: float, frobenius: FrobeniusTerm | None = None, **options: Any) -> LossSums:
+        return self.sums_of(
+            self.targets(top_k, temperature), temperature, frobenius=frobenius or FrobeniusTerm(), **options
         )
 
-    def dense(self, temperature: float, **options: Any) -> LossSums:
+    def sums_of(self, targets: TeacherTargets, temperature: float, **options: Any) -> LossSums:
+        batch = batch_of(self.labels, self.mask, targets, self.hidden_mean)
+        return distillation_loss_sums(self.hidden, self.head, batch, temperature=temperature, **options)
+
+    def dense(self, temperature: float) -> LossSums:
+        batch = batch_of(self.labels, self.mask, hidden_mean=self.hidden_mean)
         return dense_distillation_loss(
-            self.hidden,
-            self.head,
-            self.labels,
-            self.mask,
-            self.teacher,
-            temperature=temperature,
-            hidden_mean=self.hidden_mean,
-            **options,
+            self.hidden, self.head, batch, self.teacher, temperature=temperature, frobenius=FrobeniusTerm()
         )
 
 
@@ -161,7 +158,7 @@ def test_dense_targets_equal_online_distillation_in_float32(temperature: float, 
     case = make_case(vocab=3000, width=32, teacher_scale=teacher_scale, dtype=torch.float32)
     found, expected = case.sums(3000, temperature), case.dense(temperature)
     coefficients = Coefficients(alpha=0.8, temperature=temperature, beta=0.1)
-    losses = [total_loss(sums, coefficients, tokens=7, sequences=3) for sums in (found, expected)]
+    losses = [total_loss(sums, coefficients, GlobalCounts(tokens=7, sequences=3)) for sums in (found, expected)]
     assert losses[0].dtype == torch.float32
     assert relative_error(*losses) < 1e-5
     assert relative_error(*(gradient(case, loss) for loss in losses)) < 1e-5
@@ -195,7 +192,7 @@ def test_gradients_pass_gradcheck() -> None:
 
     def loss(hidden: Tensor) -> Tensor:
         sums = replace(case, hidden=hidden).sums(3, 1.4, chunk_tokens=2)
-        return total_loss(sums, Coefficients(0.6, 1.4, 0.2), tokens=5, sequences=2)
+        return total_loss(sums, Coefficients(0.6, 1.4, 0.2), GlobalCounts(tokens=5, sequences=2))
 
     assert torch.autograd.gradcheck(loss, (case.hidden,))
 
@@ -284,7 +281,7 @@ def test_a_micro_batch_without_valid_positions_goes_backward() -> None:
     case = make_case()
     case = replace(case, mask=torch.zeros_like(case.mask))
     sums = case.sums(6, 1.5)
-    loss = total_loss(sums, Coefficients(0.5, 1.5, 0.1), tokens=12, sequences=3)
+    loss = total_loss(sums, Coefficients(0.5, 1.5, 0.1), GlobalCounts(tokens=12, sequences=3))
     assert loss == 0
     assert torch.all(gradient(case, loss) == 0)
 
@@ -315,9 +312,7 @@ def test_the_rest_of_a_student_sure_of_a_kept_token_keeps_its_gradient() -> None
     sums = distillation_loss_sums(
         hidden,
         head,
-        torch.zeros(1, 1, dtype=torch.long),
-        torch.ones(1, 1, dtype=torch.bool),
-        targets,
+        batch_of(torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1, dtype=torch.bool), targets),
         temperature=1.0,
     )
     sums.kl.backward()
@@ -348,5 +343,5 @@ def test_interpolated_log_mass_gives_the_kl_of_the_exact_one(temperature: float)
 
 def test_total_loss_weighs_terms_as_the_paper_does() -> None:
     sums = LossSums(torch.tensor(10.0), torch.tensor(4.0), torch.tensor(6.0))
-    loss = total_loss(sums, Coefficients(alpha=0.6, temperature=1.5, beta=0.1), tokens=20, sequences=4)
+    loss = total_loss(sums, Coefficients(alpha=0.6, temperature=1.5, beta=0.1), GlobalCounts(tokens=20, sequences=4))
     assert float(loss) == pytest.approx((0.3 * 10 + 0.6 * 2.25 * 4) / 20 + 0.1 * 6 / 4)

@@ -20,8 +20,9 @@ from torch import Tensor
 from delta_common.errors import UserError
 from student.data.batch import Batch, TeacherTargets
 from student.loss.channel_scale import SMALLEST_SHARE, channel_rms
-from student.loss.distillation import FrobeniusNorm, FrobeniusTerm, LossSums
+from student.loss.distillation import LossSums
 from student.loss.divergence import SampledDivergence, dense_kl, divergence_at
+from student.loss.frobenius import FrobeniusNorm, FrobeniusTerm
 from student.loss.naive import dense_distillation_loss, distillation_loss_sums
 from student.model.frozen import FrozenHead, read_frozen_weights
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
@@ -182,16 +183,10 @@ class Student:
     teacher_logits: Tensor
 
     def offline(self, temperature: float, **options: Any) -> LossSums:
-        batch = self.batch
-        return distillation_loss_sums(
-            self.hidden, self.head, batch.labels, batch.loss_mask, batch.targets, temperature=temperature, **options
-        )
+        return distillation_loss_sums(self.hidden, self.head, self.batch, temperature=temperature, **options)
 
     def online(self, temperature: float) -> LossSums:
-        batch = self.batch
-        return dense_distillation_loss(
-            self.hidden, self.head, batch.labels, batch.loss_mask, self.teacher_logits, temperature=temperature
-        )
+        return dense_distillation_loss(self.hidden, self.head, self.batch, self.teacher_logits, temperature=temperature)
 
     def gradient(self, sums: LossSums) -> Tensor:
         """Of CE + KL in the student's states."""
@@ -284,7 +279,7 @@ def test_frobenius_equals_its_definition_in_float64(
     mask = torch.rand(6, 10, generator=torch.Generator().manual_seed(4)) < 0.6
     mask[3] = torch.arange(10) == 1  # a sequence whose only valid position is not cached with a stride of 4
     masked = replace(case, batch=replace(case.batch, loss_mask=mask))
-    found = masked.offline(1.0, hidden_mean=case.batch.hidden_mean, frobenius=term)
+    found = masked.offline(1.0, frobenius=term)
     expected, sequences = frobenius_naive(case, mask, term, rms)
     assert sequences == (6 if stride == 1 else 5)
     assert relative_error(found.frobenius, expected) < 1e-6

@@ -14,20 +14,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from student.data.batch import TeacherTargets
-from student.loss.distillation import DistillationLoss, FrobeniusTerm, distillation_loss
+from student.data.batch import Batch, GlobalCounts, TeacherTargets, valid_positions
+from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.divergence import TermWeights
-from student.loss.fused import fused_loss, valid_positions
+from student.loss.frobenius import FrobeniusTerm
+from student.loss.fused import fused_loss
 from student.loss.naive import distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
 from teacher_cache.format.manifest import TargetLayout
 from tests.helpers import ROOT
+from tests.helpers.batches import batch_of
 from tests.helpers.layouts import keep, layout
 
 Kind = Literal["sampled", "bucket", "exact"]
 KINDS: tuple[Kind, ...] = ("sampled", "bucket", "exact")
 VOCAB, WIDTH = 60, 8
+COUNTS = GlobalCounts(tokens=11, sequences=3)
 
 
 @dataclass(frozen=True)
@@ -41,32 +44,25 @@ class Case:
     targets: TeacherTargets
     hidden_mean: Tensor
 
+    @property
+    def batch(self) -> Batch:
+        return batch_of(self.labels, self.mask, self.targets, self.hidden_mean)
+
     def naive(self, coefficients: Coefficients) -> tuple[Tensor, Tensor]:
         """Eq. 38 by autograd, with the sums of CE, KL and F."""
         sums = distillation_loss_sums(
-            self.hidden,
-            self.head,
-            self.labels,
-            self.mask,
-            self.targets,
-            temperature=coefficients.temperature,
-            hidden_mean=self.hidden_mean,
-            frobenius=FrobeniusTerm(),
+            self.hidden, self.head, self.batch, temperature=coefficients.temperature, frobenius=FrobeniusTerm()
         )
-        total = total_loss(sums, coefficients, tokens=11, sequences=3)
+        total = total_loss(sums, coefficients, COUNTS)
         return total, torch.stack([sums.cross_entropy, sums.kl, sums.frobenius])
 
     def fused(self, coefficients: Coefficients, chunk_tokens: int | None = None) -> tuple[Tensor, Tensor]:
         found: DistillationLoss = distillation_loss(
             self.hidden,
             self.head,
-            self.labels,
-            self.mask,
-            self.targets,
+            self.batch,
             coefficients,
-            tokens=11,
-            sequences=3,
-            hidden_mean=self.hidden_mean,
+            COUNTS,
             frobenius=FrobeniusTerm(),
             chunk_tokens=chunk_tokens,
         )

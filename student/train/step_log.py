@@ -1,0 +1,117 @@
+"""What a step leaves behind: a line in `metrics.jsonl` and in `costs.jsonl`, and what is shown while it trains."""
+
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from delta_common.progress import ProgressLine
+from student.run.records import StepCost
+from student.train.assemble import Run
+from student.train.checkpoint import Progress
+from student.train.processes import Processes
+
+NO_CURVES = {"step", "epoch", "tokens", "applied"}
+"""Metrics that monitors are not sent."""
+
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """One step, over all processes; a line of `metrics.jsonl`.
+
+    loss is Eq. 38. cross_entropy and kl are in nats per valid token, kl at T and without the factor T²; frobenius is
+    per sequence.
+    """
+
+    step: int
+    """From 1."""
+    epoch: int
+    """From 0."""
+    loss: float
+    cross_entropy: float
+    kl: float
+    frobenius: float
+    gradient_norm: float
+    """Before clipping."""
+    alpha: float
+    temperature: float
+    beta: float
+    learning_rate: float
+    tokens: int
+    """Valid positions."""
+    applied: bool
+    """False where the update was skipped because the gradient was not finite."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of a step in this process, without evaluations and checkpoints."""
+
+    seconds: float
+    waiting: float
+    """Of these, spent waiting for data."""
+
+
+@dataclass
+class StepLog:
+    """Writes every step down in the first process; in all of them, adds up time and counts skipped updates."""
+
+    run: Run
+    line: ProgressLine
+    seconds: float = 0.0
+    waiting: float = 0.0
+    skipped_in_a_row: int = 0
+    """Steps without an update since the last one that had one."""
+
+    def add(self, metrics: StepMetrics, time: StepTime, done: Progress) -> None:
+        """Write down a step; `done` counts it."""
+        self.seconds, self.waiting = self.seconds + time.seconds, self.waiting + time.waiting
+        self.skipped_in_a_row = 0 if metrics.applied else self.skipped_in_a_row + 1
+        if self.run.processes.rank == 0:
+            record(self.run, metrics)
+            self.run.costs.append(vars(step_cost(metrics, time, self.run.processes)))
+            self.line.update(done.steps, progress_words(metrics, time, done))
+
+    def share_waiting(self) -> float | None:
+        """The share of the steps' time that this process spent waiting for data; None where no step was taken."""
+        return self.waiting / self.seconds if self.seconds else None
+
+
+@contextmanager
+def step_log(run: Run, start: Progress) -> Iterator[StepLog]:
+    """A log of the steps from `start` on, with a progress line while it is open."""
+    with ProgressLine("training", run.total_steps, start.steps, shown=run.processes.rank == 0) as line:
+        yield StepLog(run, line)
+
+
+def record(run: Run, metrics: StepMetrics) -> None:
+    """Add a step to `metrics.jsonl`, and to the monitors of the DeepSpeed JSON."""
+    run.metrics.append(vars(metrics))
+    if run.engine.monitor.enabled:
+        values = {name: value for name, value in vars(metrics).items() if name not in NO_CURVES}
+        run.engine.monitor.write_events([(f"train/{name}", value, metrics.step) for name, value in values.items()])
+
+
+def step_cost(metrics: StepMetrics, time: StepTime, processes: Processes) -> StepCost:
+    """The cost of a step that has just been taken."""
+    device = processes.device
+    if device.type == "cuda":
+        peak, name = torch.cuda.max_memory_allocated(device), torch.cuda.get_device_name(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        name = f"CPU with {torch.get_num_threads()} threads"
+    machine = f"{processes.world_size} × {name}, torch {torch.__version__}"
+    return StepCost(metrics.step, metrics.tokens, time.seconds, time.waiting, peak, machine)
+
+
+def progress_words(metrics: StepMetrics, time: StepTime, done: Progress) -> str:
+    """What the progress line says of a step."""
+    skipped = done.steps - done.updates
+    return (
+        f"loss {metrics.loss:.4f} CE {metrics.cross_entropy:.4f} KL {metrics.kl:.4f} F {metrics.frobenius:.3f} "
+        f"|g| {metrics.gradient_norm:.3f} α {metrics.alpha:.3f} T {metrics.temperature:.3f} "
+        f"lr {metrics.learning_rate:.2e} {metrics.tokens / time.seconds:,.0f} tok/s "
+        f"wait {time.waiting / time.seconds:.1%}" + (f" skipped {skipped:,}" if skipped else "")
+    )
