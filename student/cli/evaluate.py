@@ -72,7 +72,8 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     from student.evaluate.corpus_text import text_rows
     from student.evaluate.held_out import measure_held_out, rows_in_order
     from student.evaluate.positions import require_temperature_one
-    from student.evaluate.trained import is_export, load_student
+    from student.evaluate.trained import load_student
+    from student.inference.load import is_export
     from student.run.files import read_summary
     from teacher_cache.read.cache import open_cache
 

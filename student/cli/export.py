@@ -14,8 +14,8 @@ app = App(name="student-export")
 def export(run: Path, *, out: Path, cache: str | None = None) -> int:
     """Write a finished run's student as a model for transformers, with its tokenizer and a model card.
 
-    Load it with `AutoModelForCausalLM.from_pretrained(OUT)` after `import student`, or write text with
-    student-generate.
+    Load it with `AutoModelForCausalLM.from_pretrained(OUT)` after `import student.transformers`, or write text
+    with student-generate.
 
     Parameters
     ----------

@@ -1,26 +1,23 @@
 """A trained student for use: out of a run's folder, around the frozen matrices of a cache, or out of an export."""
 
-import importlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from delta_common.errors import UserError
+from student.inference.hf_config import DistilXLSTMConfig
+from student.inference.load import is_export, load_model, read_config
 from student.model.xlstm import XLSTMStudent
 from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.run.student import initial_student
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 
-EXPORT_FILE = "config.json"
-EXPORT_TYPE = "distil_xlstm"
 EXPORT_ROWS = 8
-"""Put through an exported student at a time."""
+"""Rows put through an exported student at a time."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +35,6 @@ def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStude
     tokenizer or context.
     """
     return _exported(path, cache, device) if is_export(path) else _of_run(path, cache, device)
-
-
-def is_export(path: Path) -> bool:
-    """Whether a folder is a model as student-export writes it, and not a run."""
-    return (path / EXPORT_FILE).is_file()
 
 
 def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
@@ -83,37 +75,15 @@ def _require(path: Path, same: dict[str, bool], cache: Cache) -> None:
 
 
 def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
-    config = _export_config(path)
-    if config.get("model_type") != EXPORT_TYPE:
-        found = config.get("model_type")
-        raise UserError(f"{path}: a model of type {found}, not {EXPORT_TYPE}; give a run or a folder of student-export")
-    _require_fit(path, config, cache)
-    importlib.import_module("student.inference.hf")
-    from transformers import AutoModelForCausalLM
-
-    try:
-        student: XLSTMStudent = AutoModelForCausalLM.from_pretrained(path).student
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{path}: not a whole export ({error}); run student-export again") from error
-    dtype = torch.float32 if device.type == "cpu" else student.head.weight.dtype
-    return TrainedStudent(student.to(device, dtype).eval().requires_grad_(False), EXPORT_ROWS)
+    _require_fit(path, read_config(path), cache)
+    student = load_model(path, torch.float32 if device.type == "cpu" else "auto").student
+    return TrainedStudent(student.to(device).eval().requires_grad_(False), EXPORT_ROWS)
 
 
-def _require_fit(path: Path, config: dict[str, Any], cache: Cache) -> None:
+def _require_fit(path: Path, config: DistilXLSTMConfig, cache: Cache) -> None:
     manifest = cache.manifest
     same = {
-        "tokenizer": config.get("tokenizer_sha256") == manifest.tokenizer_sha256,
-        "teacher": (config.get("vocab_size"), config.get("hidden_size")) == (manifest.vocab_size, manifest.hidden_size),
+        "tokenizer": config.tokenizer_sha256 == manifest.tokenizer_sha256,
+        "teacher": (config.vocab_size, config.hidden_size) == (manifest.vocab_size, manifest.hidden_size),
     }
     _require(path, same, cache)
-
-
-def _export_config(path: Path) -> dict[str, Any]:
-    file = path / EXPORT_FILE
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{file}: not a model's configuration; run student-export again") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{file}: not a model's configuration; run student-export again")
-    return config

@@ -41,7 +41,7 @@ def _use(*, has_tokenizer: bool) -> str:
     if not has_tokenizer:
         return "The cache it was trained on was synthetic and had no tokenizer: it takes tokens, not text."
     code = (
-        "import student  # of delta-cache: makes transformers know the model\n"
+        "import student.transformers  # of delta-cache: transformers then knows this model\n"
         "from transformers import pipeline\n\n"
         'write = pipeline("text-generation", model="PATH-OF-THIS-FOLDER")\n'
         'print(write("Once", max_new_tokens=40)[0]["generated_text"])'

@@ -1,4 +1,4 @@
-"""An exported student as a transformers model: `AutoModelForCausalLM`, `generate()` and pipelines work on it.
+"""An exported student as a transformers model; `student.transformers` makes the `Auto` classes know it.
 
 What is carried from token to token is the recurrent state, of one size however long the text. The frozen matrices are
 stored with the model, so that a folder loads by itself.
@@ -13,7 +13,6 @@ from torch.nn.functional import pad
 from transformers.generation import GenerationMixin
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from student.inference.hf_config import DistilXLSTMConfig
 from student.model.blocks import RecurrentState
@@ -133,6 +132,3 @@ def _document_starts(mask: Tensor | None, length: int, past: StudentState | None
 def _require_an_end(mask: Tensor | None, *, wanted: bool) -> None:
     if wanted and mask is not None and not bool(mask[:, -1].all()):
         raise ValueError("attention_mask: rows are padded on the right, and cannot go on from there; pad on the left")
-
-
-AutoModelForCausalLM.register(DistilXLSTMConfig, DistilXLSTMForCausalLM, exist_ok=True)

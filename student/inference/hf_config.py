@@ -3,7 +3,6 @@
 from typing import Any
 
 from transformers.configuration_utils import PreTrainedConfig
-from transformers.models.auto.configuration_auto import AutoConfig
 
 from student.model.shape import StudentShape
 
@@ -55,6 +54,3 @@ class DistilXLSTMConfig(PreTrainedConfig):
             mlstm_proj_factor=self.mlstm_proj_factor,
             slstm_ffn_factor=self.slstm_ffn_factor,
         )
-
-
-AutoConfig.register(DistilXLSTMConfig.model_type, DistilXLSTMConfig, exist_ok=True)

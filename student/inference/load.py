@@ -1,9 +1,9 @@
-"""An export loaded for use: the student and its tokenizer. Needs neither a cache nor the trainer."""
+"""An export loaded for use: its model, or the student and its tokenizer. Needs neither a cache nor the trainer."""
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -11,6 +11,10 @@ from safetensors import SafetensorError
 from delta_common.errors import UserError
 from student.inference.tokenizer import tokenizer_digest
 from student.model.xlstm import XLSTMStudent
+
+if TYPE_CHECKING:
+    from student.inference.hf import DistilXLSTMForCausalLM
+    from student.inference.hf_config import DistilXLSTMConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -28,16 +32,16 @@ class ExportedStudent:
 
 
 def load_export(path: Path, device: torch.device) -> ExportedStudent:
-    """Load a folder that student-export wrote.
+    """Load a folder that student-export wrote, with its tokenizer.
 
     Raises `UserError` when it is none, a file is missing or damaged, or its tokenizer is not the one of training.
     """
-    _require_files(path)
+    read_config(path)
+    _require_file(path / WEIGHTS_FILE)
+    _require_file(path / TOKENIZER_FILE, ", of a run whose cache has a tokenizer")
     from transformers import AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    model = _load_model(path)
+    model = load_model(path, torch.float32)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
@@ -47,38 +51,58 @@ def load_export(path: Path, device: torch.device) -> ExportedStudent:
     return ExportedStudent(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
 
 
-def _require_files(path: Path) -> None:
-    if not path.is_dir():
-        raise UserError(f"{path}: no such folder; give the --out folder of student-export")
-    if not (path / CONFIG_FILE).is_file():
-        what = "a training run" if (path / "settings.json").is_file() else "no export"
-        raise UserError(f"{path}: {what}; give the folder that student-export RUN --out FOLDER writes")
-    _require_our_type(path / CONFIG_FILE)
-    if not (path / WEIGHTS_FILE).is_file():
-        raise UserError(f"{path / WEIGHTS_FILE}: missing; {AGAIN}")
-    if not (path / TOKENIZER_FILE).is_file():
-        raise UserError(f"{path / TOKENIZER_FILE}: missing; {AGAIN}, of a run whose cache has a tokenizer")
+def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "DistilXLSTMForCausalLM":
+    """An export as transformers has it, on the CPU, in `dtype` or ("auto") in the one that its configuration names.
 
+    Raises `UserError` when it is no export, or a file is missing or damaged.
+    """
+    read_config(path)
+    _require_file(path / WEIGHTS_FILE)
+    from transformers.utils import logging
 
-def _require_our_type(path: Path) -> None:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: not a model's configuration; {AGAIN}") from error
-    from student.inference.hf_config import DistilXLSTMConfig
-
-    if found != DistilXLSTMConfig.model_type:
-        raise UserError(f"{path}: a model of type {found!r}; give a folder of student-export")
-
-
-def _load_model(path: Path) -> Any:
     from student.inference.hf import DistilXLSTMForCausalLM
 
+    logging.disable_progress_bar()
+    model: DistilXLSTMForCausalLM
     try:
-        model, found = DistilXLSTMForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+        model, found = DistilXLSTMForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{path}: its weights or configuration are damaged ({error}); {AGAIN}") from error
     wrong = sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])})
     if wrong:
         raise UserError(f"{path / WEIGHTS_FILE}: {wrong[0]} is missing or not the student's; {AGAIN}")
     return model
+
+
+def read_config(path: Path) -> "DistilXLSTMConfig":
+    """The configuration of an export. Raises `UserError` when the folder is none."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such folder; give the --out folder of student-export")
+    if not is_export(path):
+        what = "a training run" if (path / "settings.json").is_file() else "no export"
+        raise UserError(f"{path}: {what}; give the folder that student-export RUN --out FOLDER writes")
+    file = path / CONFIG_FILE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        found = content.get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file}: not a model's configuration; {AGAIN}") from error
+    from student.inference.hf_config import DistilXLSTMConfig
+
+    if found != DistilXLSTMConfig.model_type:
+        raise UserError(f"{file}: a model of type {found!r}; give a folder of student-export")
+    try:
+        config: DistilXLSTMConfig = DistilXLSTMConfig.from_dict(content)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{file}: not an export's configuration ({error}); {AGAIN}") from error
+    return config
+
+
+def is_export(path: Path) -> bool:
+    """Whether a folder is a model as student-export writes it, and not a run."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def _require_file(path: Path, more: str = "") -> None:
+    if not path.is_file():
+        raise UserError(f"{path}: missing; {AGAIN}{more}")

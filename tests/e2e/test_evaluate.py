@@ -253,7 +253,10 @@ def prepare(folder: Path) -> None:
             ["runs/student", "--corpus", "empty.txt"],
             "no position counts in the rows of --cache or --corpus; give more text",
         ),
-        (["another_model", "--cache", "exact"], "a model of type llama, not distil_xlstm"),
+        (
+            ["another_model", "--cache", "exact"],
+            "another_model/config.json: a model of type 'llama'; give a folder of student-export",
+        ),
         (["another_model", "--corpus", "texts"], "give --cache"),
     ],
 )
@@ -392,5 +395,5 @@ def test_an_export_that_does_not_fit_or_is_cut_is_one_line(
         (cut / file.name).write_bytes(file.read_bytes()[: 100 if file.suffix == ".safetensors" else None])
     assert run(eval_cli, cut, "--cache", folder / "sampled") == 2
     error = capsys.readouterr().err
-    assert "not a whole export" in error
+    assert "its weights or configuration are damaged" in error
     assert error.count("\n") == 1

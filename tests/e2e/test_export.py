@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+import student.transformers  # noqa: F401
 from student.cli import export as export_cli
 from student.evaluate.trained import load_student
 from student.inference.generate import generate_tokens
@@ -58,7 +59,7 @@ def fresh(code: str, *arguments: Path | str, **environment: str) -> Any:
 
 LOGITS = """
 import torch
-import student
+import student.transformers
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
 tokens = torch.arange(60).view(2, 30)
@@ -87,13 +88,13 @@ print(json.dumps([type(found).__name__, AutoModelForCausalLM._model_mapping[type
 @pytest.mark.parametrize(
     "imports",
     [
-        "import student\nfrom transformers import AutoConfig, AutoModelForCausalLM",
-        "from transformers import AutoConfig, AutoModelForCausalLM\nimport student",
-        "from transformers import AutoConfig\nimport student\nfrom transformers import AutoModelForCausalLM",
-        "import student.inference.hf\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+        "import student.transformers\nfrom transformers import AutoConfig, AutoModelForCausalLM",
+        "from transformers import AutoConfig, AutoModelForCausalLM\nimport student.transformers",
+        "from transformers import AutoConfig\nimport student.transformers\n"
+        "from transformers import AutoModelForCausalLM",
     ],
 )
-def test_importing_student_registers_it_in_any_order(folder: Path, imports: str) -> None:
+def test_importing_student_transformers_registers_it_in_any_order(folder: Path, imports: str) -> None:
     found = fresh(REGISTERED.format(imports=imports), folder / "export")
     assert found == ["DistilXLSTMConfig", "DistilXLSTMForCausalLM"]
 
@@ -105,7 +106,7 @@ def test_importing_student_imports_little() -> None:
 
 
 PIPELINE = """
-import student
+import student.transformers
 from transformers import pipeline
 write = pipeline("text-generation", model=sys.argv[1])
 options = {"max_new_tokens": 12, "do_sample": False, "return_full_text": False}

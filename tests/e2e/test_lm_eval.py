@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, StoppingCriteria, StoppingCriteriaList
 
+import student.transformers
 from student.inference.generate import generate_tokens
 from student.model.xlstm import XLSTMStudent
 from tests.helpers.small_students import WIDTH, small_model
@@ -32,7 +33,7 @@ TASKS = {
 }
 EVALUATE = """
 import json, sys
-import student, lm_eval
+import student.transformers, lm_eval
 from lm_eval.tasks import TaskManager
 export, folder, *tasks = sys.argv[1:]
 found = lm_eval.simple_evaluate(
