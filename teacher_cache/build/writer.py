@@ -14,7 +14,7 @@ from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key,
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import COMMITS_FOLDER, CORPUS_FOLDER, GROUP_KEY, is_metadata_key
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.format.sealed import digest
+from teacher_cache.format.sealed import digest, seal
 from teacher_cache.store.base import Store, read_if_there
 from teacher_cache.store.metadata import is_intact, read_manifest
 
@@ -90,7 +90,7 @@ class CacheWriter:
             environment=dict(environment),
             identity=self.manifest.identity,
         )
-        if not self._store.create(commit_key(shard), record.to_bytes()):
+        if not self._store.create(commit_key(shard), seal(record)):
             self._require_same(record)
         return record
 

@@ -1,6 +1,5 @@
 """Commit records: a shard counts when its record exists, and the record says what the shard's objects are."""
 
-import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -8,7 +7,7 @@ from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.errors import REPAIR, CacheCorruptError
 from teacher_cache.format.keys import COMMITS_FOLDER
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.format.sealed import Record, canonical_json, digest, load_json
+from teacher_cache.format.sealed import Record, SealError, parse_sealed
 
 
 class StoredObject(Record):
@@ -28,16 +27,11 @@ class CommitRecord(Record):
     """Positions whose loss_mask is true."""
     objects: dict[str, StoredObject]
     statistics: dict[str, float]
-    """Sums over the shard's counted positions, see `statistics.shard_statistics`."""
+    """Sums over the shard's counted positions, see `build.statistics.ShardStatistics`."""
     environment: dict[str, str]
     """Versions, device and threads the shard was computed with."""
     identity: str
     """`Manifest.identity` of the cache that the shard belongs to."""
-
-    def to_bytes(self) -> bytes:
-        """The record as it is stored: JSON, with a digest of itself."""
-        content = self.model_dump(mode="json")
-        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
 
 
 def commit_key(shard: int) -> str:
@@ -48,13 +42,9 @@ def commit_key(shard: int) -> str:
 def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> CommitRecord:
     """Commit record stored at `key`; raises `CacheCorruptError` unless it is this cache's and says so itself."""
     try:
-        content = load_json(data)
-        found = content.pop("digest", None) if isinstance(content, dict) else None
-        record = CommitRecord.model_validate(content)
-    except ValueError as error:
-        raise CacheCorruptError(f"{where}: not a commit record; {REPAIR}") from error
-    if digest(canonical_json(record.model_dump(mode="json"))) != found:
-        raise CacheCorruptError(f"{where}: does not match its own digest; {REPAIR}")
+        record = parse_sealed(CommitRecord, data)
+    except SealError as error:
+        raise CacheCorruptError(f"{where}: not a commit record: {error}; {REPAIR}") from error
     if record.identity != manifest.identity:
         raise CacheCorruptError(f"{where}: belongs to a cache made with other settings; {REPAIR}")
     if commit_key(record.shard) != key:

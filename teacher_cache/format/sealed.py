@@ -1,7 +1,7 @@
 """JSON with one spelling and a digest of itself."""
 
 import json
-from typing import Any
+from typing import Any, TypeVar
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
@@ -13,9 +13,35 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+RecordT = TypeVar("RecordT", bound=Record)
+
+
+class SealError(ValueError):
+    """Bytes that are no sealed record of the kind asked for; the message says why, and the caller says where."""
+
+
 def digest(data: bytes | bytearray | memoryview) -> str:
     """xxh3-128 in hexadecimal: what commit records and the manifest name objects by."""
     return xxhash.xxh3_128_hexdigest(data)
+
+
+def seal(record: Record) -> bytes:
+    """The record as it is stored: JSON that ends with a digest of everything before it."""
+    content = record.model_dump(mode="json")
+    return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+
+
+def parse_sealed(model: type[RecordT], data: bytes) -> RecordT:
+    """The record that `seal` turned into `data`; raises `SealError` where `data` is anything else."""
+    try:
+        content = load_json(data)
+        found = content.pop("digest", None) if isinstance(content, dict) else None
+        record = model.model_validate(content)
+    except ValueError as error:
+        raise SealError("its JSON is malformed") from error
+    if digest(canonical_json(record.model_dump(mode="json"))) != found:
+        raise SealError("it does not match its own digest")
+    return record
 
 
 def load_json(data: bytes) -> Any:

@@ -18,7 +18,7 @@ from teacher_cache.cli import app
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
-from teacher_cache.format.sealed import digest
+from teacher_cache.format.sealed import digest, seal
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
@@ -161,7 +161,7 @@ def rewrite(path: Path, shard: int, change: Callable[[dict[str, Any]], None]) ->
     key = commit_key(shard)
     record = parse_commit(store.read(key), key, manifest, key)
     stored = {k: StoredObject(bytes=len(data), xxh3_128=digest(data)) for k, data in objects.items()}
-    store.publish(key, CommitRecord(**{**vars(record), "objects": stored}).to_bytes())
+    store.publish(key, seal(CommitRecord(**{**vars(record), "objects": stored})))
 
 
 def outside(arrays: dict[str, Any]) -> None:

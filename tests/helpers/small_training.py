@@ -12,7 +12,7 @@ from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.commits import CommitRecord
-from teacher_cache.format.sealed import digest
+from teacher_cache.format.sealed import digest, seal
 
 ROWS, VOCAB, WIDTH, LENGTH = 32, 64, 32, 12
 SMALL = [
@@ -34,7 +34,7 @@ def make_uneven_cache(path: Path) -> Path:
         for key, stored in content["objects"].items():
             data = (path / key).read_bytes()
             stored |= {"bytes": len(data), "xxh3_128": digest(data)}
-        commit.write_bytes(CommitRecord.model_validate(content).to_bytes())
+        commit.write_bytes(seal(CommitRecord.model_validate(content)))
     return path
 
 
