@@ -44,6 +44,11 @@ def small_model(*, vocab_size: int = VOCAB, padded_vocab_size: int = PADDED, **m
     return model
 
 
+def tokens_of(rows: int, length: int, seed: int = 0) -> torch.Tensor:
+    """Random tokens (rows, length)."""
+    return torch.randint(0, VOCAB, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
 def _moved(student: XLSTMStudent) -> XLSTMStudent:
     """Away from the initial state, whose recurrent weights are zero."""
     random = torch.Generator().manual_seed(9)

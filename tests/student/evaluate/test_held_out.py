@@ -1,79 +1,10 @@
 """Calibration errors and intervals against naive twins and known truths."""
 
-from itertools import pairwise
-from typing import Any
-
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from numpy.typing import NDArray
 
-from student.evaluate.bootstrap import Interval, intervals
-from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_mass_edges, equal_width_edges
+from student.evaluate.bootstrap import Interval
 from student.evaluate.held_out import DocumentNumbers, by_document, scores_of
-
-
-def naive_calibration_error(confidence: NDArray[Any], correct: NDArray[Any], edges: NDArray[Any]) -> float:
-    """Bin by bin, as the definition has it: share of positions times the gap of means."""
-    bounds = [-np.inf, *edges, np.inf]
-    error = 0.0
-    for low, high in pairwise(bounds):
-        inside = (confidence > low) & (confidence <= high)
-        if inside.any():
-            error += inside.mean() * abs(correct[inside].mean() - confidence[inside].mean())
-    return error
-
-
-@given(st.lists(st.tuples(st.floats(0, 1), st.booleans()), min_size=1, max_size=60))
-def test_calibration_error_is_its_definition(pairs: list[tuple[float, bool]]) -> None:
-    confidence, correct = (np.array(column) for column in zip(*pairs, strict=True))
-    for edges in (equal_width_edges(), equal_mass_edges(confidence)):
-        assert len(edges) == BINS - 1
-        found = calibration_error(bin_sums(confidence, correct, edges))
-        assert found == pytest.approx(naive_calibration_error(confidence, correct, edges), abs=1e-12)
-
-
-def test_bins_of_groups_add_up_to_those_of_all() -> None:
-    random = np.random.default_rng(0)
-    confidence, correct, group = random.random(500), random.random(500) < 0.5, random.integers(0, 7, 500)
-    edges = equal_width_edges()
-    sums = bin_sums(confidence, correct, edges, group, 7)
-    np.testing.assert_allclose(sums.sum(0), bin_sums(confidence, correct, edges)[0])
-    np.testing.assert_allclose(sums[3], bin_sums(confidence[group == 3], correct[group == 3], edges)[0])
-
-
-def test_bins_of_equal_mass_hold_as_many() -> None:
-    confidence = np.random.default_rng(1).beta(2, 5, 3000)
-    counts = bin_sums(confidence, confidence > 1, equal_mass_edges(confidence))[0, :, 0]
-    assert counts.min() >= 199
-    assert counts.max() <= 201
-
-
-def a_mean(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    return sums[..., 1:] / sums[..., :1]
-
-
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    """300 samples of 60 documents of unequal length around a mean of 2: about 95 % of the intervals hold it."""
-    random = np.random.default_rng(5)
-    covered = 0
-    for _ in range(300):
-        lengths = random.integers(1, 40, 60)
-        levels = 2 + 0.5 * random.standard_normal(60)
-        sums = np.stack([lengths, lengths * levels], axis=1).astype(float)
-        (found,) = intervals(sums, a_mean)
-        assert found.low is not None
-        assert found.high is not None
-        covered += found.low <= 2 <= found.high
-    assert 0.90 <= covered / 300 <= 0.98
-
-
-def test_intervals_are_seeded_and_one_document_has_none() -> None:
-    sums = np.random.default_rng(2).random((9, 2)) + 1
-    assert intervals(sums, a_mean) == intervals(sums, a_mean)
-    assert intervals(sums, a_mean, seed=1) != intervals(sums, a_mean)
-    assert intervals(sums[:1], a_mean) == [Interval(float(sums[0, 1] / sums[0, 0]))]
 
 
 def test_documents_are_resampled_and_not_positions() -> None:

@@ -6,7 +6,7 @@ so they pass or fail for good; the stated error rate is that of drawing the seed
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +19,12 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from student.data.batch import Batch, TeacherTargets
-from student.loss.channel_scale import SMALLEST_SHARE, channel_rms
-from student.loss.distillation import LossSums
 from student.loss.divergence import SampledDivergence, dense_kl, divergence_at
-from student.loss.frobenius import FrobeniusNorm, FrobeniusTerm
-from student.loss.naive import dense_distillation_loss, distillation_loss_sums
-from student.model.frozen import FrozenHead, read_frozen_weights
-from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
+from student.model.frozen import FrozenHead
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.targets.keep import KeptTargets
+from tests.helpers.cached_students import make_student
 from tests.helpers.layouts import keep, layout, zipf_logits
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0]
@@ -172,43 +167,6 @@ def test_a_bias_is_found() -> None:
     assert worst_z_score(rescaled.kl, logits, 2.0) > 4.5
 
 
-@dataclass(frozen=True)
-class Student:
-    """States of an untrained student over rows of a synthetic cache, and the teacher's logits as it had them."""
-
-    cache: Cache
-    batch: Batch
-    hidden: Tensor
-    head: FrozenHead
-    teacher_logits: Tensor
-
-    def offline(self, temperature: float, **options: Any) -> LossSums:
-        return distillation_loss_sums(self.hidden, self.head, self.batch, temperature=temperature, **options)
-
-    def online(self, temperature: float) -> LossSums:
-        return dense_distillation_loss(self.hidden, self.head, self.batch, self.teacher_logits, temperature=temperature)
-
-    def gradient(self, sums: LossSums) -> Tensor:
-        """Of CE + KL in the student's states."""
-        (found,) = torch.autograd.grad(sums.cross_entropy + sums.kl, self.hidden)
-        return found
-
-
-def make_student(path: Path, *, top_k: int = 8, **fields: Any) -> Student:
-    sizes = SyntheticSettings(
-        rows=6, seq_len=10, vocab_size=90, top_k=top_k, hidden_size=40, dtype="float32", value_dtype="float32", **fields
-    )
-    cache = open_cache(make_synthetic_cache(path, **vars(sizes)))
-    batch = Batch.of(cache.rows(range(6)), cache, torch.device("cpu"))
-    frozen = read_frozen_weights(cache.frozen_weights, padded_vocab_size=90, vocab_size=90, hidden_size=40)
-    assert frozen.lm_head is not None
-    teacher = SyntheticTeacher(sizes)
-    before = torch.cat([torch.zeros(6, 1, dtype=torch.int64), batch.inputs[:, :-1]], dim=1)
-    states = teacher.states(batch.inputs.flatten(), before.flatten())
-    hidden = torch.randn(6, 10, 40, generator=torch.Generator().manual_seed(2)).requires_grad_()
-    return Student(cache, batch, hidden, FrozenHead(frozen.lm_head), teacher.logits(states).view(6, 10, 90))
-
-
 @pytest.mark.parametrize("temperature", [1.0, 1.25, 2.0, 5.0])
 @pytest.mark.parametrize(("precision", "tolerance"), [("lossless", 1e-5), ("int8", 2e-2)])
 def test_an_exact_cache_equals_the_teacher_online(
@@ -243,73 +201,3 @@ def test_a_temperature_outside_the_cached_range_is_an_error_that_names_it(tmp_pa
     sampled = make_student(tmp_path / "sampled", samples=20)
     with pytest.raises(UserError, match="temperature 5 is outside the cached range 1 to 2"):
         sampled.offline(5.0)
-
-
-def frobenius_naive(case: Student, mask: Tensor, term: FrobeniusTerm, rms: list[float]) -> tuple[Tensor, int]:
-    """Eq. 37 in float64, position by position; and the sequences it is over."""
-    assert case.batch.hidden_mean is not None
-    states, per_sequence, everything = case.hidden.double(), [], []
-    for row in range(6):
-        squares = []
-        for position in range(0, 10, term.stride):
-            if mask[row, position]:
-                teacher = case.batch.hidden_mean[row, position // term.stride].double()
-                squares += [((teacher - states[row, position]) / torch.tensor(rms).double()).square()]
-        if squares:
-            per_sequence.append(torch.cat(squares).mean().sqrt())
-            everything += squares
-    if term.norm == "batch":
-        return torch.cat(everything).mean().sqrt() * len(per_sequence), len(per_sequence)
-    return torch.stack(per_sequence).sum(), len(per_sequence)
-
-
-@pytest.mark.parametrize("normalised", [False, True])
-@pytest.mark.parametrize("norm", ["sequence", "batch"])
-@pytest.mark.parametrize("stride", [1, 4])
-@pytest.mark.parametrize("precision", ["lossless", "int8", "int4"])
-def test_frobenius_equals_its_definition_in_float64(
-    tmp_path: Path, precision: str, stride: int, norm: FrobeniusNorm, normalised: bool
-) -> None:
-    case = make_student(tmp_path / "cache", hidden=precision, hidden_stride=stride, rows_per_shard=4)
-    assert case.batch.hidden_mean is not None
-    assert case.batch.hidden_mean.shape == (6, -(-10 // stride), 40)
-    first_shard = case.batch.hidden_mean[:4].double()
-    rms = first_shard.square().mean(dim=(0, 1)).sqrt().tolist() if normalised else [1.0] * 40
-    term = FrobeniusTerm(norm, stride, channel_rms(case.cache) if normalised else None)
-    mask = torch.rand(6, 10, generator=torch.Generator().manual_seed(4)) < 0.6
-    mask[3] = torch.arange(10) == 1  # a sequence whose only valid position is not cached with a stride of 4
-    masked = replace(case, batch=replace(case.batch, loss_mask=mask))
-    found = masked.offline(1.0, frobenius=term)
-    expected, sequences = frobenius_naive(case, mask, term, rms)
-    assert sequences == (6 if stride == 1 else 5)
-    assert relative_error(found.frobenius, expected) < 1e-6
-    gradients = [torch.autograd.grad(value, case.hidden)[0] for value in (found.frobenius, expected)]
-    assert relative_error(*gradients) < 1e-6
-
-
-def with_rows(cache: Cache, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
-    """Make a cache give rows with other fields."""
-    rows = Cache.rows
-    monkeypatch.setattr(
-        Cache, "rows", lambda self, index: replace(rows(self, index), **{k: v[list(index)] for k, v in fields.items()})
-    )
-
-
-def test_channel_sizes_are_those_of_counted_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_student(tmp_path / "cache", hidden_stride=3, rows_per_shard=4)
-    assert case.batch.hidden_mean is not None
-    mask = np.random.Generator(np.random.Philox(5)).random((6, 10)) < 0.5
-    states = case.batch.hidden_mean.numpy().copy()
-    states[..., 7] = 0
-    with_rows(case.cache, monkeypatch, loss_mask=mask, hidden_mean=states)
-    counted = [states[r, t // 3] for r in range(4) for t in range(0, 10, 3) if mask[r, t]]
-    expected = np.sqrt(np.mean(np.square(np.array(counted, dtype=np.float64)), axis=0))
-    expected[7] = SMALLEST_SHARE * np.sort(expected)[19]
-    assert np.allclose(channel_rms(case.cache).numpy(), expected, rtol=1e-6)
-
-
-def test_channels_without_a_size_are_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    case = make_student(tmp_path / "cache")
-    with_rows(case.cache, monkeypatch, loss_mask=np.zeros((6, 10), dtype=bool))
-    with pytest.raises(UserError, match=r"no hidden states .* set distillation\.frobenius\.channels to raw"):
-        channel_rms(case.cache)

@@ -3,7 +3,6 @@
 import math
 
 import pytest
-from pydantic import ValidationError
 
 from student.loss.schedule import Coefficients, cosine_with_warmup, decayed_init, delta_schedule, distillation_at
 from student.loss.settings import DistillationSettings, FrobeniusSettings
@@ -71,23 +70,6 @@ def test_no_frobenius_weight_turns_the_term_off() -> None:
 
 def test_equal_ends_stay_fixed() -> None:
     assert {delta_schedule(k, init=0.4, final=0.4) for k in STEPS} == {0.4}
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"alpha_init": 0.4}, "alpha_final 0.5 is above alpha_init 0.4"),
-        ({"temperature_final": 3.0}, "temperature_final 3 is above temperature_init 2"),
-        ({"temperature_final": 0}, "greater than 0"),
-        ({"alpha_init": 0.95}, "sum to more than 1"),
-        ({"frobenius": {"weight_init": 0.05}}, "weight_final 0.1 is above weight_init 0.05"),
-        ({"delta": -0.1}, "greater than or equal to 0"),
-        ({"detla": 0.1}, "Extra inputs"),
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(values: dict[str, object], words: str) -> None:
-    with pytest.raises(ValidationError, match=words):
-        DistillationSettings.model_validate(values)
 
 
 def test_learning_rate_rises_then_falls_along_a_cosine() -> None:

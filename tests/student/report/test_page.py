@@ -1,6 +1,5 @@
 """A report as a file: well formed, thinned without losing a mean, saying what is and is not comparable."""
 
-import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,9 +8,8 @@ import numpy as np
 import pytest
 
 from delta_common.errors import UserError
-from student.report.charts import BOTTOM, HEIGHT, TOP, figure
 from student.report.page import render_report, write_report
-from student.report.series import MEASURES, MOST_POINTS, charts
+from student.report.series import MOST_POINTS, charts
 from student.run.files import RunFiles
 from tests.helpers.made_runs import NAMES, STEPS, a_run
 
@@ -98,22 +96,6 @@ def test_what_cannot_be_drawn_leaves_a_gap(tmp_path: Path) -> None:
     assert keys == [name for name in NAMES if name != "frobenius"]
     assert len(found[0].lines[0].steps) == STEPS - 1
     assert "NaN" not in render_report([replace(run, metrics=metrics)])
-
-
-@pytest.mark.parametrize("factor", [1e-5, 0.37, 1.94, 26.0, 3e4])
-def test_nothing_is_drawn_outside_its_frame(tmp_path: Path, factor: float) -> None:
-    for chart in charts([a_run(tmp_path / "a", factor=factor)]):
-        drawn = figure(chart, 0)
-        heights = [float(y) for y in re.findall(r' y[12]="([\d.-]+)"', drawn)]
-        heights += [
-            float(pair.split(",")[1]) for points in re.findall(r'points="([^"]+)"', drawn) for pair in points.split()
-        ]
-        assert min(heights) == TOP
-        assert max(heights) == HEIGHT - BOTTOM
-
-
-def test_every_measure_has_a_chart_where_there_are_numbers(tmp_path: Path) -> None:
-    assert [chart.measure for chart in charts([a_run(tmp_path / "a")])] == list(MEASURES)
 
 
 def test_a_page_is_the_same_for_the_same_run_and_written_whole(tmp_path: Path) -> None:

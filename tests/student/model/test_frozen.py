@@ -1,0 +1,56 @@
+"""The frozen matrices as a cache has them, and files that are refused."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from delta_common.errors import UserError
+from student.model.frozen import FrozenWeights, read_frozen_weights
+from student.model.xlstm import build_student
+from tests.helpers.small_students import PADDED, VOCAB, WIDTH, small_shape
+
+
+def _read(path: Path) -> FrozenWeights:
+    return read_frozen_weights(path, padded_vocab_size=PADDED, vocab_size=VOCAB, hidden_size=WIDTH)
+
+
+def test_frozen_weights_are_read_in_float32(tmp_path: Path) -> None:
+    embedding, head, bias = torch.randn(PADDED, WIDTH), torch.randn(PADDED, WIDTH), torch.randn(PADDED)
+    save_file({"embedding.weight": embedding.bfloat16()}, tmp_path / "tied.safetensors")
+    tied = _read(tmp_path / "tied.safetensors")
+    assert torch.equal(tied.embedding, embedding.bfloat16().float())
+    assert (tied.lm_head, tied.lm_head_bias) == (None, None)
+    tensors = {"embedding.weight": embedding, "lm_head.weight": head, "lm_head.bias": bias}
+    save_file(tensors, tmp_path / "all.safetensors")
+    student = build_student(small_shape(), _read(tmp_path / "all.safetensors"), context_length=4, seed=0)
+    assert torch.equal(student.head.weight, head[:VOCAB])
+    assert student.head.bias is not None
+    assert torch.equal(student.head.bias, bias[:VOCAB])
+    counts = student.parameter_counts()
+    assert counts.total - counts.trainable == 2 * PADDED * WIDTH + PADDED
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"embedding.weight": torch.zeros(PADDED, 8)}, r"embedding.weight has shape \(48, 8\)"),
+        ({"lm_head.weight": torch.zeros(PADDED, WIDTH)}, "embedding.weight is missing"),
+        ({"other": torch.zeros(1)}, "other has shape"),
+    ],
+)
+def test_frozen_weights_that_do_not_fit_the_cache_are_refused(
+    tmp_path: Path, tensors: dict[str, Tensor], words: str
+) -> None:
+    save_file(tensors, tmp_path / "frozen.safetensors")
+    with pytest.raises(UserError, match=words):
+        _read(tmp_path / "frozen.safetensors")
+
+
+def test_damaged_or_missing_frozen_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "damaged.safetensors").write_bytes(b"no tensors")
+    for name in ("damaged", "missing"):
+        with pytest.raises(UserError, match=f"{name}.safetensors: the teacher's frozen weights are not readable"):
+            _read(tmp_path / f"{name}.safetensors")

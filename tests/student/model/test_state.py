@@ -1,0 +1,37 @@
+"""A recurrent state as a whole: rows chosen, rows forgotten, its size."""
+
+import torch
+from torch import Tensor
+
+from student.model.state import forget_rows, select_rows
+from tests.helpers.small_students import small_student, tokens_of
+
+
+def test_chosen_rows_of_a_state_go_on_as_they_would_have() -> None:
+    student, tokens = small_student().double(), tokens_of(3, 8)
+    rows = torch.tensor([2, 0, 2])
+    with torch.no_grad():
+        _, state = student.prefill(tokens[:, :7])
+        chosen = select_rows(state, rows)
+        expected, _ = student.step(tokens[:, 7:], state)
+        found, _ = student.step(tokens[rows, 7:], chosen)
+    assert torch.equal(found, expected[rows])
+
+
+def test_forgotten_rows_are_empty_and_the_others_untouched() -> None:
+    student = small_student()
+    with torch.no_grad():
+        _, state = student.prefill(tokens_of(2, 5))
+    gone = forget_rows(state, torch.tensor([True, False]))
+    for row, expected in ((0, None), (1, state)):
+        kept = select_rows(gone, torch.tensor([row]))
+        wanted = select_rows(expected, torch.tensor([row])) if expected else None
+        for block, parts in kept.items():
+            for name, part in parts.items():
+                tensors = [part] if isinstance(part, Tensor) else part
+                theirs = wanted and wanted[block][name]
+                for place, tensor in enumerate(tensors):
+                    if wanted is None:
+                        assert not tensor.any()
+                    else:
+                        assert torch.equal(tensor, theirs if isinstance(theirs, Tensor) else theirs[place])
