@@ -107,7 +107,7 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"set it to {teacher.vocab_size} or less"
         )
     if settings.rows.context == "document":
-        teacher.require_documents_apart()
+        teacher.require_documents_apart(2 if settings.compute.batch_size == "auto" else settings.compute.batch_size)
     context = teacher.context_length
     if context is not None and settings.rows.seq_len > context:
         raise UserError(

@@ -9,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from teacher_cache.build.finite import require_finite
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.device import to_device
 from teacher_cache.format.arrays import array_specs
@@ -89,10 +90,14 @@ class ShardArrays:
         return {name: codes, f"{name}_scales": scales}
 
     def put(self, batch: slice, stored: Mapping[str, Tensor]) -> None:
-        """Arrays of some rows by name, on the CPU; integers of another sign as their bits."""
+        """Arrays of some rows by name, on the CPU; integers of another sign as their bits.
+
+        Raises `UserError` naming the row and the position where a number is not finite.
+        """
         for name, part in stored.items():
             array = self.by_name[name]
             array[batch] = part.numpy().view(array.dtype)
+            require_finite(self.manifest, name, array[batch], self.rows[batch])
 
     def _counted(self, batch: slice, device: torch.device) -> Tensor:
         """The loss mask (B, T) of some rows."""

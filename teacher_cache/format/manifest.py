@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any, Literal, Self
 
-from pydantic import ValidationError, model_validator
+from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError
 from teacher_cache.format.keys import is_metadata_key, is_plain_key
@@ -38,6 +38,16 @@ class TeacherIdentity(Record):
     num_layers: int
     num_heads: int
     padded_vocab_size: int
+    embedding_scale: float | None = None
+    """What the first layer reads over the token embedding, such as √d for Gemma; None for the embedding itself."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_older_caches_lack(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """An absent scale is left out: fingerprints of caches from before it was known stay what they are."""
+        content: dict[str, Any] = write(self)
+        if self.embedding_scale is None:
+            del content["embedding_scale"]
+        return content
 
 
 class TokenizerIdentity(Record):

@@ -4,19 +4,24 @@ import contextlib
 import importlib.util
 import io
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM
+from transformers.utils.quantization_config import GgufConfig
 
 from delta_common.errors import UserError
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.tokenizer import load_tokenizer
 
 PACKAGE_PREFIX = "package:"
+SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 
 
 def load_teacher(settings: TeacherSettings) -> Teacher:
@@ -29,17 +34,94 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
     transformers.utils.logging.disable_progress_bar()
     try:
         with _no_chatter():
-            tokenizer = AutoTokenizer.from_pretrained(where, **arguments)
-            model = AutoModelForCausalLM.from_pretrained(
+            tokenizer = load_tokenizer(where, settings.model, **_HERE, **arguments)
+            model, report = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=getattr(torch, settings.dtype),
                 attn_implementation=settings.attention,
+                output_loading_info=True,
+                **_HERE,
+                **_unpacked(arguments),
                 **arguments,
             )
-    except (OSError, ValueError, ImportError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"teacher.model {settings.model}: cannot be loaded: {reason}") from error
+    except UserError:
+        raise
+    # Whatever a model's own code raises, a damaged file or a refused option is the user's to mend.
+    except Exception as error:
+        raise UserError(f"teacher.model {settings.model}: cannot be loaded: {_reason(error, where)}") from error
+    require_whole(report, settings.model)
+    for name, value in _PLAIN_OUTPUT.items():
+        setattr(model.config, name, value)
     return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
+
+
+_HERE = {"trust_remote_code": False}
+"""Code that comes with a checkpoint is not run, and nobody is asked on stdin."""
+
+_PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""What a forward pass gives, whatever a configuration asks for."""
+
+
+def _unpacked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """GGUF weights are unpacked while loading: packed ones would compute otherwise wherever a kernel is installed."""
+    return {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
+
+
+def _reason(error: Exception, where: str) -> str:
+    """What is wrong in a line, with the remedy where it is known."""
+    said = str(error).strip()
+    first = said.splitlines()[0] if said else type(error).__name__
+    pointer = _pointer_file(Path(where))
+    if pointer is not None:
+        return f"{pointer} is a Git LFS pointer, not the weights; run `git lfs pull` there"
+    if "attention implementation" in said or "scaled_dot_product_attention" in said:
+        return f"{first}; set teacher.attention to eager"
+    if "trust_remote_code" in said:
+        return "it needs code of its own, which is not run; give a model that transformers knows"
+    if isinstance(error, SafetensorError):
+        return f"its weights are damaged or cut short ({first}); download them again"
+    return first
+
+
+def _pointer_file(folder: Path) -> Path | None:
+    """A file of weights that is only the pointer that Git LFS leaves in its place."""
+    if not folder.is_dir():
+        return None
+    return next((file for file in sorted(folder.glob("*.safetensors")) if _is_pointer(file)), None)
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with file.open("rb") as opened:
+            return opened.read(len(LFS_POINTER)) == LFS_POINTER
+    except OSError:
+        return False
+
+
+LFS_POINTER = b"version https://git-lfs"
+
+
+def require_whole(report: Mapping[str, Any], name: str) -> None:
+    """Raise `UserError` unless every parameter came out of the checkpoint, and the checkpoint has no others.
+
+    transformers gives parameters that it does not find random values and goes on. `report` is its loading report.
+    """
+    faults = {
+        "missing": sorted(map(str, report["missing_keys"])),
+        "of another shape": sorted(map(str, report["mismatched_keys"])),
+        "not the model's": sorted(map(str, report["unexpected_keys"])),
+        "unreadable": sorted(map(str, report["error_msgs"])),
+    }
+    found = [f"{len(keys)} {fault} ({_some(keys)})" for fault, keys in faults.items() if keys]
+    if found:
+        raise UserError(
+            f"teacher.model {name}: the checkpoint does not fit the model, which would be partly random: tensors "
+            f"{'; '.join(found)}; check config.json (num_hidden_layers) and that all files of the checkpoint are there"
+        )
+
+
+def _some(keys: list[str]) -> str:
+    return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
 
 
 def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
@@ -49,6 +131,10 @@ def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"teacher.model {name}: no such GGUF file")
+        if SPLIT_GGUF.search(path.name):
+            raise UserError(
+                f"teacher.model {name}: one part of a split GGUF; merge them with gguf-split --merge, give the whole"
+            )
         return str(path.parent), {"gguf_file": path.name}
     if path.is_dir():
         return str(path), {}

@@ -1,11 +1,10 @@
 """The teacher: tokens → final hidden states and their mean over layers; hidden states → logits, chunk by chunk."""
 
 import hashlib
-import tempfile
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +14,22 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
 from teacher_cache.device import to_device
-from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
+from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.cuda_graphs import Captured
 from teacher_cache.teacher.layer_sum import LayerSum
+from teacher_cache.teacher.parts import (
+    decoder,
+    decoder_layers,
+    head_count,
+    output_head,
+    real_vocab_size,
+    text_config,
+)
+from teacher_cache.teacher.probes import Subject, embedding_scale, require_teacher
+from teacher_cache.teacher.tokenizer import tokenizer_files
 
 HEAD_CHUNK_ELEMENTS = 16 * 2**20
 """Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
@@ -49,13 +58,17 @@ class Teacher:
         self.tokenizer = tokenizer
         self._model = model
         self._settings = settings
-        self._body: nn.Module = model.base_model
-        self._head = _output_head(model, settings.model)
-        self._layers = _decoder_layers(self._body, model.config.num_hidden_layers, settings.model)
-        self.vocab_size = _real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._config = text_config(model)
+        self._body = decoder(model, settings.model)
+        self._head = output_head(model, settings.model)
+        self._layers = decoder_layers(self._body, self._config.num_hidden_layers, settings.model)
+        self.vocab_size = real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
         self._records = self.device.type == "cuda" and not settings.compile
         self.forget_shapes()
-        self._require_plain_head()
+        self._subject = Subject(
+            model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size
+        )
+        require_teacher(self._subject)
         if settings.compile:
             for layer in self._layers:
                 layer.forward = torch.compile(layer.forward)
@@ -71,12 +84,12 @@ class Teacher:
     @property
     def context_length(self) -> int | None:
         """Longest sequence the teacher was made for, if its configuration says."""
-        return getattr(self._model.config, "max_position_embeddings", None)
+        return getattr(self._config, "max_position_embeddings", None)
 
     @property
     def bytes_per_token(self) -> int:
         """Memory a forward pass takes for each token, about: some states, and what a feed-forward layer is wide."""
-        config = self._model.config
+        config = self._config
         wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
 
@@ -134,21 +147,32 @@ class Teacher:
 
     def identity(self) -> TeacherIdentity:
         """What makes this teacher this teacher; the weights' digest covers every tensor as it runs."""
-        config = self._model.config
-        fields = {k: v for k, v in config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
+        config = self._config
+        fields = {k: v for k, v in self._model.config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
         return TeacherIdentity(
             name=self._settings.model,
-            revision=getattr(config, "_commit_hash", None) or self._settings.revision,
-            model_type=config.model_type,
+            revision=getattr(self._model.config, "_commit_hash", None) or self._settings.revision,
+            model_type=self._model.config.model_type,
             config_sha256=hashlib.sha256(canonical_json(fields)).hexdigest(),
             weights_sha256=_weights_sha256(self._model),
             dtype=self._settings.dtype,
             attention=self._settings.attention,
             hidden_size=config.hidden_size,
             num_layers=len(self._layers),
-            num_heads=config.num_attention_heads,
+            num_heads=head_count(config),
             padded_vocab_size=self._head.weight.shape[0],
+            embedding_scale=self._embedding_scale(),
         )
+
+    def _embedding_scale(self) -> float | None:
+        """As the manifest has it: None for 1, and where what the first layer reads is no multiple of the embedding."""
+        scale = embedding_scale(self._subject)
+        return None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-2) else scale
+
+    @property
+    def embeds_plainly(self) -> bool:
+        """Whether the first layer reads the token embedding, times a number at most."""
+        return embedding_scale(self._subject) is not None
 
     def tokenizer_identity(self) -> TokenizerIdentity:
         """Digest of the whole token map and the special ids."""
@@ -176,32 +200,33 @@ class Teacher:
         if self._head.bias is not None:
             frozen["lm_head.bias"] = self._head.bias
         tensors = {name: weight.detach().contiguous().cpu() for name, weight in frozen.items()}
-        return {FROZEN_WEIGHTS_KEY: save(tensors), **_tokenizer_files(self.tokenizer)}
+        return {FROZEN_WEIGHTS_KEY: save(tensors), **tokenizer_files(self.tokenizer)}
 
     @torch.inference_mode()
-    def require_documents_apart(self) -> None:
-        """Refuse models that do not keep packed documents apart, by comparing on a probe."""
-        probe = torch.arange(16, device=self.device)[None] % self.vocab_size
-        starts = torch.zeros(1, 16, dtype=torch.bool)
-        starts[0, [0, 9]] = True
-        packed = self.states(probe, mean=False, document_start=starts).final[0, 9:].float()
-        apart = self.states(probe[:, 9:], mean=False).final[0].float()
-        if not torch.allclose(packed, apart, rtol=1e-2, atol=1e-2 * float(apart.abs().max())):
-            raise UserError(
-                f"rows.context document: teacher {self._settings.model} with attention {self._settings.attention} does "
-                "not keep documents in a row apart; set rows.context to row, or teacher.attention to sdpa"
-            )
+    def require_documents_apart(self, batch_size: int) -> None:
+        """Refuse models that do not keep packed documents apart in batches of this size, by comparing on a probe.
 
-    @torch.inference_mode()
-    def _require_plain_head(self) -> None:
-        """Refuse models that change logits after the LM head (soft-capping, scaling), by comparing on a probe."""
-        probe = torch.arange(8, device=self.device)[None] % self.vocab_size
-        whole = self._model(input_ids=probe, use_cache=False).logits[0].float()
-        ours = self._head(self.states(probe, mean=False).final[0]).float()
-        if not torch.allclose(whole, ours, rtol=1e-2, atol=1e-2 * float(whole.abs().max())):
-            raise UserError(
-                f"teacher.model {self._settings.model}: transforms its logits after the LM head; not supported"
-            )
+        Several rows take another path than one in some attention kernels, so a batch has two rows here if it has more
+        than one there.
+        """
+        cuts = (9, 5)[: min(2, batch_size)]
+        probe = (torch.arange(16 * len(cuts), device=self.device).view(len(cuts), 16) * 7 + 3) % self.vocab_size
+        starts = torch.zeros(probe.shape, dtype=torch.bool)
+        starts[:, 0] = True
+        starts[range(len(cuts)), cuts] = True
+        packed = self.states(probe, mean=False, document_start=starts).final.float()
+        for row, cut in enumerate(cuts):
+            apart = self.states(probe[row : row + 1, cut:], mean=False, recorded=False).final[0].float()
+            if not torch.allclose(packed[row, cut:], apart, rtol=1e-2, atol=1e-2 * float(apart.abs().max())):
+                self._refuse_documents(batch_size)
+
+    def _refuse_documents(self, batch_size: int) -> None:
+        remedy = ", or compute.batch_size to 1" if batch_size > 1 else ""
+        raise UserError(
+            f"rows.context document: teacher {self._settings.model} with attention {self._settings.attention} does "
+            f"not keep documents in a row apart in batches of {batch_size}; set rows.context to row, "
+            f"or teacher.attention to sdpa{remedy}"
+        )
 
 
 def places(document_start: Tensor) -> Tensor:
@@ -219,41 +244,9 @@ _INCIDENTAL_CONFIG_KEYS = {
 }
 
 
-def _output_head(model: PreTrainedModel, name: str) -> nn.Linear:
-    head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise UserError(f"teacher.model {name}: its output layer is a {type(head).__name__}, not a linear LM head")
-    return head
-
-
-def _decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
-    for child in body.children():
-        if isinstance(child, nn.ModuleList) and len(child) == count:
-            return child
-    raise UserError(f"teacher.model {name}: no list of {count} decoder layers found; only decoder models are supported")
-
-
-def _real_vocab_size(tokenizer: PreTrainedTokenizerBase, head_rows: int, name: str) -> int:
-    """Real tokens are a prefix of the head's rows; what lies behind is padding nobody trained."""
-    size: int = max(tokenizer.get_vocab().values()) + 1
-    if size > head_rows:
-        raise UserError(
-            f"teacher.model {name}: its tokenizer has {size} tokens but its LM head only {head_rows} rows; "
-            "use the tokenizer the model was trained with"
-        )
-    return size
-
-
 def _weights_sha256(model: nn.Module) -> str:
     sha = hashlib.sha256()
     for name, weight in sorted(model.state_dict().items()):
         sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        sha.update(weight.detach().contiguous().cpu().view(torch.uint8).numpy().data)
+        sha.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
-
-
-def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
-        return {f"{TOKENIZER_FOLDER}/{path.relative_to(folder)}": path.read_bytes() for path in files}

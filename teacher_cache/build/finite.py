@@ -1,0 +1,54 @@
+"""Nothing that is not a finite number is stored: a teacher that overflows stops the build."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from delta_common.errors import UserError
+from teacher_cache.format.manifest import Manifest
+
+LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
+
+
+def require_finite(manifest: Manifest, name: str, stored: NDArray[Any], rows: range) -> None:
+    """Raise `UserError` naming row, position and remedy where an array's part (B, P, ...) of some rows is not finite.
+
+    An unused place of `logits/values` holds -inf, which is no fault.
+    """
+    if stored.dtype.kind != "f" and not _is_bfloat16(manifest, name, stored):
+        return
+    numbers = _as_float32(stored) if stored.dtype.kind != "f" else stored
+    wrong = np.isnan(numbers) | np.isposinf(numbers)
+    if name != "logits/values":
+        wrong |= np.isneginf(numbers)
+    if wrong.any():
+        row, position = (int(index) for index in np.argwhere(wrong.any(axis=tuple(range(2, wrong.ndim))))[0])
+        stride = manifest.hidden.stride if name.startswith("hidden/") else 1
+        raise UserError(_words(manifest, name, rows[row], position * stride, overflowed=not np.isnan(numbers).any()))
+
+
+def _is_bfloat16(manifest: Manifest, name: str, stored: NDArray[Any]) -> bool:
+    """Whether the 16-bit integers of an array are bfloat16's bits, as lossless states are stored."""
+    return (
+        stored.dtype == np.uint16 and manifest.teacher.dtype == "bfloat16" and name in ("hidden/mean", "exact/hidden")
+    )
+
+
+def _as_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _words(manifest: Manifest, name: str, row: int, position: int, *, overflowed: bool) -> str:
+    where = f"row {row}, position {position}"
+    begun = "finished shards are kept, but belong to these settings: build into another --out"
+    if overflowed and name == "logits/values" and manifest.targets.value_dtype == "float16":
+        return (
+            f"targets.value_dtype float16: a logit of the teacher is above {LARGEST_FLOAT16:,.0f} at {where}; "
+            f"set targets.value_dtype to float32; {begun}"
+        )
+    remedy = "bfloat16 or float32" if manifest.teacher.dtype == "float16" else "float32"
+    return (
+        f"teacher.dtype {manifest.teacher.dtype}: {name} is not finite at {where}: the teacher overflows there; "
+        f"set teacher.dtype to {remedy}; {begun}"
+    )

@@ -1,0 +1,69 @@
+"""The parts of a transformers model that a teacher needs: its text configuration, LM head and decoder layers."""
+
+from typing import Any
+
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from delta_common.errors import UserError
+
+
+def text_config(model: PreTrainedModel) -> Any:
+    """The configuration of the language model, which a multimodal model keeps inside its own."""
+    return model.config.get_text_config(decoder=True)
+
+
+def decoder(model: PreTrainedModel, name: str) -> nn.Module:
+    """The model without its LM head. Raises `UserError` where it has no such part."""
+    named = [model.get_decoder() if hasattr(model, "get_decoder") else None, model.base_model]
+    inner = [part for part in model.children() if isinstance(part, PreTrainedModel)]
+    for part in [*named, *inner]:
+        if isinstance(part, nn.Module) and part is not model:
+            return part
+    raise UserError(f"teacher.model {name}: has no decoder apart from its LM head; not supported")
+
+
+def output_head(model: PreTrainedModel, name: str) -> nn.Linear:
+    """The linear LM head; raises `UserError` where the output layer is something else."""
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear):
+        raise UserError(f"teacher.model {name}: its output layer is a {type(head).__name__}, not a linear LM head")
+    return head
+
+
+def decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
+    """The list of decoder layers, wherever the model keeps it: the outermost list of `count` modules.
+
+    `probes.require_layers` checks that its members are the layers. Raises `UserError` where there is no such list.
+    """
+    lists = [part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
+    if not lists:
+        raise UserError(
+            f"teacher.model {name}: no list of {count} decoder layers found; only decoder models are supported"
+        )
+    return lists[0]
+
+
+def head_count(config: Any) -> int:
+    """Attention heads; for models without attention, heads of about 64 channels."""
+    heads = getattr(config, "num_attention_heads", None)
+    return heads if isinstance(heads, int) and heads > 0 else max(1, config.hidden_size // 64)
+
+
+def real_vocab_size(tokenizer: PreTrainedTokenizerBase, head_rows: int, name: str) -> int:
+    """Tokens that have a row of the LM head: a prefix of its rows; what lies behind is padding nobody trained.
+
+    A tokenizer may have added tokens beyond the last row (an image token, say): rows of text that contain one are
+    refused later. Raises `UserError` where ordinary tokens have no row.
+    """
+    vocabulary = tokenizer.get_vocab()
+    size = max(vocabulary.values()) + 1
+    if size <= head_rows:
+        return int(size)
+    added = {token.content for token in tokenizer.added_tokens_decoder.values()}
+    if any(number >= head_rows and token not in added for token, number in vocabulary.items()):
+        raise UserError(
+            f"teacher.model {name}: its tokenizer has {size} tokens but its LM head only {head_rows} rows; "
+            "use the tokenizer the model was trained with"
+        )
+    return head_rows

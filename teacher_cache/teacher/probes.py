@@ -1,0 +1,178 @@
+"""What a model must be to serve as a teacher, tried on a few tokens before anything is built.
+
+A model that fails one of these gives a cache that is wrong without a sign, so each is an error that names the model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from delta_common.errors import UserError
+
+LENGTH = 16
+"""Tokens of a probe."""
+INJECTED = 60.0
+"""Logits from minus this to this are put in the place of the head's output: larger than any soft cap, as trained
+models have them, so that a transform shows whatever the weights are."""
+SAME = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
+"""Largest difference of states that should be equal, relative to the largest state. Kernels for other shapes round
+differently; a model that looks ahead or has other layers is off by a tenth and more."""
+MULTIPLE = 0.02
+"""Share of the first layer's input that may differ from a multiple of the embedding: bfloat16 rounds by 0.004."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model under test: its decoder without the head, the head, the list of layers, and how messages call it."""
+
+    model: PreTrainedModel
+    body: nn.Module
+    head: nn.Linear
+    layers: nn.ModuleList
+    name: str
+    dtype: str
+    """`teacher.dtype`, for messages."""
+    vocab_size: int
+
+    @property
+    def tokens(self) -> Tensor:
+        """(1, LENGTH) int64, all different where the vocabulary allows."""
+        return (torch.arange(LENGTH, device=self.head.weight.device)[None] * 7 + 3) % self.vocab_size
+
+    def final(self, tokens: Tensor) -> Tensor:
+        """States (B, T, d) after the final norm."""
+        states: Tensor = self.body(input_ids=tokens, use_cache=False).last_hidden_state
+        return states
+
+
+@torch.inference_mode()
+def require_teacher(subject: Subject) -> None:
+    """Raise `UserError` naming the model and the remedy unless it is finite, causal, and its head and layers are as
+    taken.
+    """
+    _require_decoder(subject)
+    _require_finite(subject)
+    _require_plain_head(subject)
+    _require_causal(subject)
+    _require_layers(subject)
+
+
+@torch.inference_mode()
+def embedding_scale(subject: Subject) -> float | None:
+    """What the model multiplies its token embedding by before the first layer, such as √d for Gemma.
+
+    1.0 for none. None where the first layer reads something else than a multiple: learnt positions, a norm, a
+    projection.
+    """
+    tokens, read = subject.tokens, _first_input(subject)
+    embedding = subject.model.get_input_embeddings()
+    stored = embedding.weight[tokens].float()
+    if read is None or read.shape != stored.shape:
+        return None
+    read = read.float()
+    scale = (read * stored).sum() / stored.square().sum()
+    if float((read - scale * stored).norm()) > MULTIPLE * float(read.norm()):
+        return None
+    return float(scale)
+
+
+def _first_input(subject: Subject) -> Tensor | None:
+    seen: list[Tensor] = []
+
+    def keep(_layer: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
+        found = positional[0] if positional else named.get("hidden_states")
+        if isinstance(found, Tensor):
+            seen.append(found)
+
+    hook = subject.layers[0].register_forward_pre_hook(keep, with_kwargs=True)
+    try:
+        subject.final(subject.tokens)
+    finally:
+        hook.remove()
+    return seen[0] if seen else None
+
+
+def _require_decoder(subject: Subject) -> None:
+    if getattr(subject.model.config, "is_encoder_decoder", False):
+        raise UserError(
+            f"teacher.model {subject.name}: an encoder-decoder, whose logits depend on a second text; "
+            "give a decoder-only model"
+        )
+
+
+def _require_finite(subject: Subject) -> None:
+    logits = subject.head(subject.final(subject.tokens))[..., : subject.vocab_size]
+    if not bool(torch.isfinite(logits).all()):
+        remedy = "set teacher.dtype to bfloat16 or float32" if subject.dtype == "float16" else "check its weights"
+        raise UserError(
+            f"teacher.model {subject.name}: its logits are not finite in {subject.dtype}, on the first tokens tried; "
+            f"{remedy}"
+        )
+
+
+def _require_plain_head(subject: Subject) -> None:
+    """The model returns what its head gives, and the head is given the state after the final norm."""
+    given: list[Tensor] = []
+    spread = torch.linspace(-INJECTED, INJECTED, len(subject.head.weight), device=subject.head.weight.device)
+
+    def inject(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        given.append(inputs[0])
+        return spread.to(output.dtype).expand_as(output)
+
+    hook = subject.head.register_forward_hook(inject)
+    try:
+        logits = subject.model(input_ids=subject.tokens, use_cache=False).logits
+    finally:
+        hook.remove()
+    wanted = spread[: logits.shape[-1]].to(subject.head.weight.dtype).float().expand_as(logits)
+    same = bool(given) and torch.equal(logits.float(), wanted)
+    if not same or not _equal(given[0], subject.final(subject.tokens)):
+        raise UserError(
+            f"teacher.model {subject.name}: transforms its logits after the LM head (soft-capping, scaling); "
+            "not supported"
+        )
+
+
+def _require_causal(subject: Subject) -> None:
+    tokens = subject.tokens
+    other = tokens.clone()
+    other[:, -1] = (other[:, -1] + 1) % subject.vocab_size
+    if not _equal(subject.final(tokens)[:, :-1], subject.final(other)[:, :-1]):
+        raise UserError(
+            f"teacher.model {subject.name}: a token changes the states before it, so it is no causal language model; "
+            "give a decoder that attends to the left only"
+        )
+
+
+def _require_layers(subject: Subject) -> None:
+    """The outputs of the layers that are averaged are the states that the model itself reports."""
+    outputs: list[Tensor] = []
+    hooks = [
+        layer.register_forward_hook(lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out))
+        for layer in subject.layers
+    ]
+    try:
+        found = subject.body(input_ids=subject.tokens, use_cache=False, output_hidden_states=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    reported = getattr(found, "hidden_states", None)
+    taken = [*outputs[:-1], found.last_hidden_state]
+    agree = len(outputs) == len(subject.layers) and all(state.shape == taken[-1].shape for state in taken)
+    if agree and reported is not None:
+        left = iter(reported)  # some models report the embedding first, some the last state twice
+        agree = all(any(_equal(ours, theirs) for theirs in left) for ours in taken)
+    if not agree:
+        raise UserError(
+            f"teacher.model {subject.name}: the list of {len(subject.layers)} modules found in it is not its decoder "
+            "layers, whose states would be averaged; not supported"
+        )
+
+
+def _equal(ours: Tensor, theirs: Tensor) -> bool:
+    if ours.shape != theirs.shape:
+        return False
+    largest = float(theirs.abs().max())
+    return float((ours.float() - theirs.float()).abs().max()) <= SAME.get(theirs.dtype, 1e-4) * largest

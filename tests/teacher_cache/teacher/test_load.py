@@ -1,0 +1,120 @@
+"""A checkpoint that does not fit its model is refused by name; one that does is loaded as its files say."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from delta_common.errors import UserError
+from teacher_cache.settings import TeacherSettings
+from teacher_cache.teacher.load import load_teacher
+from tests.helpers.families import family_model, save_family
+
+Tensors = dict[str, Tensor]
+
+
+def rename(prefix: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {f"{prefix}{name}": tensor for name, tensor in tensors.items()}
+
+
+def without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def cut(tensors: Tensors) -> Tensors:
+    name = "model.layers.0.mlp.down_proj.weight"
+    return tensors | {name: tensors[name][:, :32].contiguous()}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return save_family("Llama", tmp_path, tie_word_embeddings=False)
+
+
+def load(folder: Path) -> None:
+    load_teacher(TeacherSettings(model=str(folder), dtype="float32"))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (rename("_orig_mod."), r"30 missing \(lm_head.weight, .*; 30 not the model's \(_orig_mod.lm_head.weight"),
+        (rename("module."), r"30 missing .*; 30 not the model's \(module.lm_head.weight"),
+        (without("model.layers.1.mlp.down_proj.weight"), r"tensors 1 missing \(model.layers.1.mlp.down_proj.weight\)"),
+        (without("lm_head.weight"), r"tensors 1 missing \(lm_head.weight\)"),
+        (cut, "cannot be loaded: "),
+    ],
+)
+def test_a_teacher_that_would_be_partly_random_is_refused(
+    folder: Path, change: Callable[[Tensors], Tensors], said: str
+) -> None:
+    load(folder)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(change(tensors), folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=said):
+        load(folder)
+
+
+@pytest.mark.parametrize(("layers", "said"), [(4, "9 missing"), (2, "9 not the model's")])
+def test_a_configuration_of_another_depth_is_refused(folder: Path, layers: int, said: str) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    with pytest.raises(UserError, match=rf"{said} .*check config.json \(num_hidden_layers\)"):
+        load(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "its weights are damaged or cut short"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "is a Git LFS pointer, not the weights"),
+        (None, "cannot be loaded"),
+    ],
+)
+def test_a_damaged_file_of_weights_is_one_line(folder: Path, content: bytes | None, said: str) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000] if content is None else content)
+    with pytest.raises(UserError, match=said):
+        load(folder)
+
+
+def test_one_part_of_a_split_gguf_is_refused(tmp_path: Path) -> None:
+    part = tmp_path / "model-00001-of-00002.gguf"
+    part.write_bytes(b"GGUF")
+    with pytest.raises(UserError, match="one part of a split GGUF; merge them"):
+        load_teacher(TeacherSettings(model=str(part)))
+
+
+def test_an_attention_that_a_family_lacks_names_the_setting(tmp_path: Path) -> None:
+    save_family("Mamba", tmp_path)
+    with pytest.raises(UserError, match=r"set teacher.attention to eager"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("odd", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}])
+def test_what_a_configuration_wants_returned_changes_nothing(folder: Path, odd: dict[str, bool]) -> None:
+    plain = load_teacher(TeacherSettings(model=str(folder), dtype="float32", attention="eager"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | odd))
+    found = load_teacher(TeacherSettings(model=str(folder), dtype="float32", attention="eager"))
+    tokens = torch.arange(24).view(2, 12)
+    assert torch.equal(found.states(tokens, mean=True).final, plain.states(tokens, mean=True).final)
+    assert found.identity().config_sha256 == plain.identity().config_sha256
+
+
+def test_a_buffer_that_is_a_single_number_has_a_digest(folder: Path) -> None:
+    teacher = load_teacher(TeacherSettings(model=str(folder), dtype="float32"))
+    before = teacher.identity().weights_sha256
+    teacher._model.register_buffer("count", torch.tensor(3))
+    assert teacher.identity().weights_sha256 != before
+
+
+def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
+    save_family("Llama", tmp_path, tie_word_embeddings=True)
+    assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
+    load(tmp_path)
+    assert family_model("Llama", tie_word_embeddings=True).lm_head.weight.shape == (288, 32)
