@@ -1,24 +1,22 @@
-"""The arrays of a cache: names, shapes, dtypes, keys of their objects."""
+"""The arrays of a cache: their names, shapes, dtypes, codecs and the keys of their objects."""
 
 from dataclasses import dataclass
 
 from teacher_cache.format.manifest import Manifest, TeacherIdentity
 
 LOG_MASS_STEP = 2.0**-13
-"""Log-masses are stored as multiples of this: 6.1e-5 nats off at worst, and 9.6 bytes a token instead of 16.5."""
-
+"""Log-masses are rounded to multiples of this: an error of at most 6.1e-5 nats, 9.6 bytes per token instead of 16.5."""
 
 LOG_MASS_FLOOR = -60.0
-"""Stands for "no mass outside the top_k": exp(-60) is below float32's resolution of any sum here."""
-
+"""Means "no mass outside the top_k": exp(-60) is below float32's resolution in every sum made of it."""
 
 SCALE_GROUP = 64
-"""Channels that share a scale in int8 and int4 states: a few outlier channels then spoil their group only."""
+"""Channels that share a scale in int8 and int4 states: an outlier channel costs precision in its group only."""
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of the group; axis 0 is the row."""
+    """One array of the cache; axis 0 is the row, `row_shape` the shape of one row."""
 
     name: str
     row_shape: tuple[int, ...]
@@ -26,21 +24,21 @@ class ArraySpec:
 
     @property
     def codecs(self) -> tuple[str, ...]:
-        """Names of the codecs of a chunk, in order: numbers by pcodec, bytes and bits by zstd, a checksum on both."""
+        """Names of a chunk's codecs, in order: pcodec for wider items, zstd for bytes and booleans, then a checksum."""
         return ("numcodecs.pcodec", "crc32c") if self.is_numeric else ("bytes", "zstd", "crc32c")
 
     @property
     def is_numeric(self) -> bool:
-        """Whether an item takes more than a byte."""
+        """Whether an item takes more than one byte."""
         return self.dtype not in ("bool", "int8", "uint8")
 
     def data_key(self, shard: int) -> str:
-        """Key of the one object that holds this array's part of a shard."""
+        """Key of the object that holds this array's rows of one shard."""
         return "/".join([self.name, "c", str(shard), *("0" for _ in self.row_shape)])
 
 
 def array_specs(manifest: Manifest) -> list[ArraySpec]:
-    """Every array of a cache with this manifest, in the order of docs/format.md."""
+    """All arrays of a cache with this manifest, in the order of docs/format.md."""
     length, targets, hidden = manifest.seq_len, manifest.targets, manifest.hidden
     specs = [
         ArraySpec("tokens", (length + 1,), "uint32"),
@@ -61,7 +59,7 @@ def array_specs(manifest: Manifest) -> list[ArraySpec]:
 
 
 def _state_specs(name: str, length: int, precision: str, teacher: TeacherIdentity) -> list[ArraySpec]:
-    """Arrays of a hidden state: itself where lossless, else codes and the groups' scales."""
+    """Arrays of a hidden state: one array if lossless, otherwise codes and the groups' scales."""
     width = teacher.hidden_size
     if precision == "lossless":
         return [ArraySpec(name, (length, width), "uint16" if teacher.dtype == "bfloat16" else teacher.dtype)]
@@ -72,5 +70,5 @@ def _state_specs(name: str, length: int, precision: str, teacher: TeacherIdentit
 
 
 def default_rows_per_chunk(rows_per_shard: int) -> int:
-    """Up to 8 rows a chunk: whole shards decode 2.5 times faster than with one row (docs/benchmarks.md)."""
+    """The largest divisor of a shard's rows up to 8: shards decode 2.5 times faster than with 1 row per chunk."""
     return max(rows for rows in range(1, 9) if rows_per_shard % rows == 0)

@@ -1,7 +1,7 @@
-"""Rows ↔ the bytes of a shard's objects: one Zarr codec chain per array, chosen by measurement.
+"""Rows to the bytes of a shard's objects and back: one Zarr codec chain per array, chosen by measurement.
 
-pcodec beats zstd with shuffle on every numeric array here (docs/benchmarks.md); a trailing crc32c on each
-chunk lets any Zarr reader notice a flipped bit.
+pcodec compresses every numeric array better than zstd with shuffle (docs/benchmarks.md). The crc32c at the end of
+each chunk lets any Zarr reader notice a flipped bit.
 """
 
 import os
@@ -29,7 +29,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class _Quiet:
-    """A filter of warnings while any thread wants it; `catch_warnings` of two threads undo each other's."""
+    """Filters a warning while at least one thread is inside; `catch_warnings` in two threads would undo each other."""
 
     def __init__(self) -> None:
         self._lock, self._threads, self._filters = threading.Lock(), 0, ExitStack()
@@ -52,15 +52,15 @@ _QUIET = _Quiet()
 
 
 def quiet_zarr() -> AbstractContextManager[None]:
-    """Zarr warns that numcodecs' codecs are not in the v3 specification; docs/format.md says so once."""
+    """Silence Zarr's warning that numcodecs' codecs are not in the v3 specification; docs/format.md says so once."""
     return _QUIET
 
 
 def encoding_beside_other_work() -> AbstractContextManager[object]:
-    """Let Zarr encode with three quarters of this process's cores, so that the thread which keeps a GPU busy has one.
+    """Let Zarr encode on three quarters of this process's cores, so that the thread that feeds a GPU has one.
 
-    On all cores, as Zarr would, that thread's small calls took 2.5 times as long. A number of threads that the user has
-    set for Zarr is kept.
+    With all cores, Zarr's default, that thread's small calls took 2.5 times as long. If the user has set Zarr's number
+    of threads, it is kept.
     """
     if zarr.config.get("threading.max_workers", None) is not None:
         return nullcontext()
@@ -70,7 +70,7 @@ def encoding_beside_other_work() -> AbstractContextManager[object]:
 
 
 def describe_arrays(manifest: Manifest) -> dict[str, bytes]:
-    """The `zarr.json` documents of the arrays and of the groups they are in, by key; all but the cache's own."""
+    """The `zarr.json` documents of the arrays and of the groups they lie in, by key, without the cache's own."""
     objects: dict[str, Buffer] = {}
     with quiet_zarr():
         group = zarr.create_group(MemoryStore(objects))
@@ -80,7 +80,7 @@ def describe_arrays(manifest: Manifest) -> dict[str, bytes]:
 
 
 def describe_group(manifest: Manifest) -> bytes:
-    """The cache's own `zarr.json`, whose attributes are the manifest."""
+    """The cache's own `zarr.json`, whose attributes hold the manifest."""
     objects: dict[str, Buffer] = {}
     zarr.create_group(MemoryStore(objects), attributes=manifest.attributes())
     return objects[GROUP_KEY].to_bytes()
@@ -119,8 +119,8 @@ def encode_shard(
 ) -> dict[str, memoryview]:
     """The objects of one shard by key, as Zarr writes them; `arrays` hold the shard's rows on axis 0.
 
-    `documents` are those of `describe_arrays`. Encoding goes through a store in memory, so what is published and
-    digested are finished bytes: views of them, as copying hundreds of MiB would stop every other thread of Python.
+    `documents` are those of `describe_arrays`. Zarr encodes into a store in memory, so what is digested is what is
+    published. The bytes are returned as views: copying hundreds of MiB would halt all other Python threads.
     """
     rows = manifest.shard_rows(shard)
     objects: dict[str, Buffer] = {
@@ -129,7 +129,7 @@ def encode_shard(
     with quiet_zarr():
         group = zarr.open_group(MemoryStore(objects), mode="r+")
         for spec in array_specs(manifest):
-            # Chunks that hold only zeros are written too: a missing object must always mean a lost one.
+            # Chunks of zeros are written too: a missing object must always mean a lost one.
             array = open_array(group, spec.name).with_config({"write_empty_chunks": True})
             array[rows.start : rows.stop] = arrays[spec.name]
     keys = [spec.data_key(shard) for spec in array_specs(manifest)]
@@ -140,7 +140,7 @@ _BARE_GROUP = b'{"zarr_format": 3, "node_type": "group"}'
 
 
 def open_array(group: zarr.Group, name: str) -> zarr.Array[Any]:
-    """An array of the group by its name in docs/format.md."""
+    """An array of the group, by its name in docs/format.md."""
     array = group[name]
     assert isinstance(array, zarr.Array)
     return array

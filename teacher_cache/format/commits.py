@@ -1,7 +1,6 @@
-"""Commit records: a shard counts when its record exists, and the record says what the shard's objects are."""
+"""Commit records: a shard is finished once its record exists, which lists the shard's objects and digests."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.errors import REPAIR, CacheCorruptError
@@ -9,29 +8,32 @@ from teacher_cache.format.keys import COMMITS_FOLDER
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import Record, SealError, parse_sealed
 
+REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
+"""Temperatures that statistics are recorded at, where they lie in the cached range."""
+
 
 class StoredObject(Record):
-    """One object of a shard: its size and digest (xxh3-128, hexadecimal)."""
+    """Size in bytes and digest (xxh3-128, hexadecimal) of one object of a shard."""
 
     bytes: int
     xxh3_128: str
 
 
 class CommitRecord(Record):
-    """Written last: the shard counts only when this exists."""
+    """One shard's record, written after all its objects."""
 
     shard: int
     first_row: int
     rows: int
     positions: int
-    """Positions whose loss_mask is true."""
+    """Number of positions whose loss_mask is true."""
     objects: dict[str, StoredObject]
     statistics: dict[str, float]
-    """Sums over the shard's counted positions, see `build.statistics.ShardStatistics`."""
+    """Sums over those positions; `build.statistics.ShardStatistics` lists the keys."""
     environment: dict[str, str]
-    """Versions, device and threads the shard was computed with."""
+    """Package versions, device and number of threads the shard was computed with."""
     identity: str
-    """`Manifest.identity` of the cache that the shard belongs to."""
+    """`Manifest.identity` of the cache the shard belongs to."""
 
 
 def commit_key(shard: int) -> str:
@@ -40,7 +42,7 @@ def commit_key(shard: int) -> str:
 
 
 def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> CommitRecord:
-    """Commit record stored at `key`; raises `CacheCorruptError` unless it is this cache's and says so itself."""
+    """The commit record stored at `key`; raises `CacheCorruptError` unless it is intact and belongs to this cache."""
     try:
         record = parse_sealed(CommitRecord, data)
     except SealError as error:
@@ -50,22 +52,19 @@ def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> Commi
     if commit_key(record.shard) != key:
         raise CacheCorruptError(f"{where}: is the record of shard {record.shard}; {REPAIR}")
     if set(record.objects) != {spec.data_key(record.shard) for spec in array_specs(manifest)}:
-        raise CacheCorruptError(f"{where}: names other objects than a shard of this cache has; {REPAIR}")
+        raise CacheCorruptError(f"{where}: lists other objects than a shard of this cache has; {REPAIR}")
     return record
 
 
 def covers(record: CommitRecord, manifest: Manifest) -> bool:
-    """Whether the record's rows are those of its shard now: a cache may grow or shrink at its end."""
+    """Whether the record covers exactly its shard's rows: a cache may have grown or shrunk since it was written."""
     rows = manifest.shard_rows(record.shard)
     return record.shard < manifest.shard_count and (record.first_row, record.rows) == (rows.start, len(rows))
 
 
-REPORTED_TEMPERATURES = (1.0, 1.25, 1.5, 2.0)
-
-
 def mean_statistics(commits: Iterable[CommitRecord]) -> dict[str, float]:
-    """Means over every counted position of the shards given; empty when there is none."""
-    totals: dict[str, Any] = {}
+    """Means of the statistics over all counted positions of these shards; empty if there are no positions."""
+    totals: dict[str, float] = {}
     positions = 0
     for commit in commits:
         positions += commit.positions

@@ -1,4 +1,4 @@
-"""What can be wrong with a cache: one family of errors."""
+"""The errors a cache can cause: one family, each with a remedy in its message."""
 
 from delta_common.errors import UserError
 
@@ -10,12 +10,12 @@ class CacheError(UserError):
 
 
 class CacheFormatError(CacheError):
-    """No cache, or one of a format this version does not know."""
+    """Not a cache, or one in a format version that this package does not know."""
 
 
 class CacheUnfinishedError(CacheError):
-    """A cache whose build has shards left to do."""
+    """A cache whose build has not finished all shards."""
 
 
 class CacheCorruptError(CacheError):
-    """A cache whose bytes are not those that were written."""
+    """A cache whose bytes differ from those that were written."""

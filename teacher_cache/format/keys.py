@@ -1,28 +1,14 @@
-"""Keys of the objects of a cache."""
+"""Keys of a cache's objects: where in the cache each lies."""
 
 import re
 
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
-
-
 TOKENIZER_FOLDER = "teacher/tokenizer"
-
-
 COMMITS_FOLDER = "commits"
-
-
 CORPUS_FOLDER = "corpus"
-
-
 CORPUS_ROWS_KEY = f"{CORPUS_FOLDER}/rows.json"
-
-
 POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
-
-
 LOCKS_FOLDER = ".locks"
-
-
 GROUP_KEY = "zarr.json"
 
 
@@ -32,10 +18,10 @@ def metadata_key(array: str) -> str:
 
 
 def is_metadata_key(key: str) -> bool:
-    """Whether a key is the metadata of an array or a group."""
+    """Whether a key names the metadata of an array or a group."""
     return key.rpartition("/")[2] == GROUP_KEY
 
 
 def is_plain_key(key: str) -> bool:
-    """Whether a key is a relative path of plain names, so that it cannot lead out of the cache."""
+    """Whether a key is a relative path of plain names, which cannot lead out of the cache."""
     return re.fullmatch(r"[A-Za-z0-9_][\w.+-]*(/[A-Za-z0-9_][\w.+-]*)*", key, re.ASCII) is not None

@@ -1,6 +1,6 @@
-"""The cache format as code: manifest, commit records, array names, shapes and dtypes, log-mass nodes.
+"""The manifest: what made a cache, and all that is needed to decode it.
 
-docs/format.md says the same in words. Both packages read this file and nothing else binds them.
+docs/format.md says the same in words; the other modules of `format` follow from the manifest.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ ALIGNMENT = (
 
 
 class TeacherIdentity(Record):
-    """What computed the targets; other weights, dtype or attention kernel make another cache."""
+    """What computed the targets; with other weights, another dtype or attention kernel it is another cache."""
 
     name: str
     revision: str | None
@@ -51,7 +51,7 @@ class TeacherIdentity(Record):
 
 
 class TokenizerIdentity(Record):
-    """The token map; `sha256` covers every token, its id and the special ids."""
+    """The tokenizer; `sha256` covers every token with its id, and the special tokens' ids."""
 
     sha256: str
     vocab_size: int
@@ -61,11 +61,11 @@ class TokenizerIdentity(Record):
 
 
 class RowLayout(Record):
-    """How documents became rows, and how rows are cut into shards and chunks."""
+    """How documents were turned into rows, and rows divided into shards and chunks."""
 
     mode: Literal["packed", "document"]
     context: Literal["row", "document"]
-    """What a position sees of its row: all before it, or its own document only."""
+    """What a position sees: all earlier tokens of its row, or only those of its own document."""
     seq_len: int
     count: int
     rows_per_shard: int
@@ -84,24 +84,24 @@ class TargetLayout(Record):
     """What is kept of each distribution."""
 
     mode: Literal["sparse", "exact"]
-    """`sparse`: kept entries and log-mass; `exact`: the final hidden state, from which the LM head gives all."""
+    """`sparse`: some entries and log-mass; `exact`: the final hidden state, from which the LM head gives all logits."""
     top_k: int
     """Largest logits kept with certainty."""
     samples: int
-    """Further places a position has for sampled entries, n."""
+    """Places per position for sampled entries, n."""
     proposal: tuple[tuple[float, float], ...]
-    """(temperature, share) of the mixture r that entries are drawn from."""
+    """(temperature, share) of each part of the mixture r that entries are drawn from."""
     seed: int
-    """Of the sampling's random numbers, which are keyed by (seed, row, position)."""
+    """Seed of the random numbers for sampling and rounding, which depend on (seed, row, position) only."""
     value_dtype: Literal["float16", "float32"]
     node_temperatures: tuple[float, ...]
-    """Temperatures of the log-mass, equally spaced in 1/T; targets are right between the first and the last."""
+    """Temperatures log-mass is stored at, equally spaced in 1/T; targets are valid from the lowest to the highest."""
     exact_hidden: Literal["none", "lossless", "int8"]
     """Precision of the final hidden state in exact mode."""
 
     @property
     def entries(self) -> int:
-        """Places a position has for kept entries, K."""
+        """Places per position for kept entries, K."""
         return self.top_k + self.samples
 
     @model_validator(mode="after")
@@ -120,15 +120,15 @@ class HiddenLayout(Record):
 
     mean: Literal["none", "lossless", "int8", "int4"]
     stride: int
-    """Every stride-th position is kept, from position 0 on."""
+    """Every stride-th position is kept, beginning with position 0."""
 
     def positions(self, seq_len: int) -> int:
-        """Positions a row keeps."""
+        """Number of positions kept per row."""
         return -(-seq_len // self.stride)
 
 
 class Manifest(Record):
-    """Everything a reader needs to decode the cache and to know what made it: the group's attributes."""
+    """Everything a reader needs to decode the cache and to know what made it; stored as the Zarr group's attributes."""
 
     format: Literal["teacher-cache"]
     format_version: int
@@ -141,13 +141,13 @@ class Manifest(Record):
     hidden: HiddenLayout
     compute: dict[str, Any]
     files: dict[str, str]
-    """Digest (xxh3-128) of each object that belongs to no shard: the teacher's files and the arrays' metadata."""
+    """Digests (xxh3-128) of the objects that belong to no shard: the teacher's files and the arrays' metadata."""
 
     @model_validator(mode="after")
     def _files_stay_inside(self) -> Self:
         for key in self.files:
             if not is_plain_key(key):
-                raise ValueError(f"files: {key!r} is no key of this cache")
+                raise ValueError(f"files: {key!r} is not a valid key")
         return self
 
     @property
@@ -164,12 +164,12 @@ class Manifest(Record):
 
     @property
     def vocab_size(self) -> int:
-        """Real tokens: ids 0 .. vocab_size - 1."""
+        """Number of real tokens, with ids 0 to vocab_size - 1."""
         return self.tokenizer.vocab_size
 
     @property
     def padded_vocab_size(self) -> int:
-        """Rows of the teacher's embedding and LM head."""
+        """Number of rows of the teacher's embedding and LM head."""
         return self.teacher.padded_vocab_size
 
     @property
@@ -205,7 +205,7 @@ class Manifest(Record):
         return -(-self.rows.count // self.rows.rows_per_shard)
 
     def shard_rows(self, shard: int) -> range:
-        """Rows of one shard; the last shard may be shorter."""
+        """Row numbers of one shard; the last shard may be shorter."""
         first = shard * self.rows.rows_per_shard
         return range(first, min(first + self.rows.rows_per_shard, self.rows.count))
 
@@ -214,14 +214,14 @@ class Manifest(Record):
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the manifest, which is stored beside it: what a student's checkpoint is tied to."""
+        """sha256 of the manifest, stored beside it; a student's checkpoint names it."""
         return hashlib.sha256(canonical_json(self.to_json())).hexdigest()
 
     @property
     def identity(self) -> str:
-        """sha256 of all that decides a row: the manifest without the number of rows and the arrays' metadata.
+        """sha256 of everything a row depends on: the manifest without the number of rows and the arrays' metadata.
 
-        Commit records carry it, so that a shard of another cache is noticed.
+        Commit records contain it, so that a shard of another cache is noticed.
         """
         content = self.to_json()
         del content["rows"]["count"]
@@ -229,18 +229,18 @@ class Manifest(Record):
         return hashlib.sha256(canonical_json(content)).hexdigest()
 
     def attributes(self) -> dict[str, Any]:
-        """What the group's attributes hold: the manifest and its fingerprint."""
+        """The Zarr group's attributes: the manifest and its fingerprint."""
         return {**self.to_json(), "fingerprint": self.fingerprint}
 
 
-def parse_manifest(attributes: Mapping[str, Any], where: str) -> Manifest:
-    """Manifest from a Zarr group's attributes.
+def parse_manifest(attributes: Mapping[str, object], where: str) -> Manifest:
+    """The manifest in a Zarr group's attributes.
 
-    Raises `CacheFormatError` when the group is no cache or of another format version, and `CacheCorruptError` when
-    its content is not what was written.
+    Raises `CacheFormatError` when the group is not a cache or has another format version, and `CacheCorruptError`
+    when the manifest is invalid or does not match its fingerprint.
     """
     if attributes.get("format") != FORMAT_NAME:
-        raise CacheFormatError(f"{where}: a Zarr group, but no teacher cache; give the folder that build wrote")
+        raise CacheFormatError(f"{where}: a Zarr group, but not a teacher cache; give the folder that build wrote")
     version = attributes.get("format_version")
     if version != FORMAT_VERSION:
         remedy = "update this package" if isinstance(version, int) and version > FORMAT_VERSION else "rebuild the cache"

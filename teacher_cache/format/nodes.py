@@ -1,7 +1,7 @@
-"""Log-mass at a few temperatures, and at every temperature between them: polynomials in beta = 1/T.
+"""Log-mass between the temperatures it is stored at (the nodes), by a polynomial in beta = 1/T.
 
-Nodes are equally spaced in beta, so that exponentials at one node are products of those before it, and the ends
-of the range are nodes: the targets are exact there, at T = 1 above all. NumPy only.
+Nodes are equally spaced in beta, so that an exponential at one node is a product of those at earlier nodes. Both ends
+of the range are nodes, so targets are exact there, most importantly at T = 1. NumPy only.
 """
 
 from collections.abc import Sequence
@@ -15,20 +15,20 @@ ROUNDING = 1e-9
 
 
 def node_temperatures(lowest: float, highest: float, count: int) -> tuple[float, ...]:
-    """Temperatures of `count` nodes equally spaced in beta = 1/T, from the highest temperature to the lowest."""
+    """Temperatures of `count` nodes, equally spaced in beta = 1/T, from the highest temperature to the lowest."""
     return tuple(float(1 / beta) for beta in np.linspace(1 / highest, 1 / lowest, count))
 
 
 def interpolation_weights(nodes: Sequence[float], temperature: float) -> NDArray[np.float64]:
-    """Weights w with A(1/T) = log_mass @ w, the polynomial through the nodes in beta.
+    """Weights w (J,) float64 with A(1/T) = log_mass @ w, where A is the polynomial in beta through the J nodes.
 
-    Returns (J,) float64. Raises `UserError` outside the nodes' range of temperatures.
+    Raises `UserError` when T lies outside the nodes' range.
     """
     return _basis(nodes) @ _powers(_scaled(nodes, temperature), len(nodes))
 
 
 def derivative_weights(nodes: Sequence[float], temperature: float) -> NDArray[np.float64]:
-    """Weights w with dA/dbeta at 1/T = log_mass @ w; the derivative gives the teacher's entropy at T."""
+    """Weights w (J,) float64 with dA/dbeta = log_mass @ w at beta = 1/T, which the entropy at T needs."""
     x, exponents = _scaled(nodes, temperature), np.arange(len(nodes))
     powers = np.where(exponents == 0, 0.0, exponents * x ** np.maximum(exponents - 1, 0))
     return _basis(nodes) @ powers / _half_width(nodes)
@@ -39,7 +39,7 @@ def _half_width(nodes: Sequence[float]) -> float:
 
 
 def _scaled(nodes: Sequence[float], temperature: float) -> float:
-    """beta on the scale where the range is -1 to 1."""
+    """beta = 1/T, scaled so that the nodes' range is -1 to 1."""
     low, high = min(nodes), max(nodes)
     if not low * (1 - ROUNDING) <= temperature <= high * (1 + ROUNDING):
         raise UserError(f"temperature {temperature:g} is outside the cached range {low:g} to {high:g}")
@@ -51,7 +51,7 @@ def _powers(x: float, count: int) -> NDArray[np.float64]:
 
 
 def _basis(nodes: Sequence[float]) -> NDArray[np.float64]:
-    """Row j: coefficients of the polynomial that is 1 at node j and 0 at the others, in scaled beta."""
+    """Row j: coefficients, in scaled beta, of the polynomial that is 1 at node j and 0 at all other nodes."""
     vandermonde = np.stack([_powers(_scaled(nodes, t), len(nodes)) for t in nodes], axis=1)
     inverse: NDArray[np.float64] = np.linalg.inv(vandermonde).astype(np.float64)
     return inverse

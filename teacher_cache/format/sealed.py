@@ -1,14 +1,14 @@
-"""JSON with one spelling and a digest of itself."""
+"""Records stored as JSON with a digest of themselves, so that any damage is noticed."""
 
 import json
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
 
 class Record(BaseModel):
-    """What is stored as JSON: immutable, and an unknown key is an error."""
+    """A record that is stored as JSON: immutable; an unknown key is an error."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -17,22 +17,22 @@ RecordT = TypeVar("RecordT", bound=Record)
 
 
 class SealError(ValueError):
-    """Bytes that are no sealed record of the kind asked for; the message says why, and the caller says where."""
+    """Bytes that are not a sealed record of the model asked for; the message says why, the caller adds where."""
 
 
 def digest(data: bytes | bytearray | memoryview) -> str:
-    """xxh3-128 in hexadecimal: what commit records and the manifest name objects by."""
+    """xxh3-128 in hexadecimal, as commit records and the manifest list it for each object."""
     return xxhash.xxh3_128_hexdigest(data)
 
 
 def seal(record: Record) -> bytes:
-    """The record as it is stored: JSON that ends with a digest of everything before it."""
+    """The record as it is stored: its JSON with one more key, `digest`, of the rest as canonical JSON."""
     content = record.model_dump(mode="json")
     return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
 
 
 def parse_sealed(model: type[RecordT], data: bytes) -> RecordT:
-    """The record that `seal` turned into `data`; raises `SealError` where `data` is anything else."""
+    """The record sealed in `data`; raises `SealError` where `data` is not what `seal` writes for a `model`."""
     try:
         content = load_json(data)
         found = content.pop("digest", None) if isinstance(content, dict) else None
@@ -44,10 +44,11 @@ def parse_sealed(model: type[RecordT], data: bytes) -> RecordT:
     return record
 
 
-def load_json(data: bytes) -> Any:
-    """A stored document; raises `ValueError` also where a number is not spelled as it was written.
+def load_json(data: bytes) -> object:
+    """Parse stored JSON; raises `ValueError` also where a float is not spelled as Python writes it.
 
-    Doubles have several spellings of 17 digits: a digest of values would not notice one turning into another.
+    A double has several decimal spellings. Digests are taken of values, so without this check a flipped bit that turns
+    one spelling into another would go unnoticed.
     """
     try:
         return json.loads(data, parse_float=_spelled_float)
@@ -62,6 +63,6 @@ def _spelled_float(text: str) -> float:
     return value
 
 
-def canonical_json(value: Any) -> bytes:
-    """One spelling of a JSON value, so that equal values have equal digests."""
+def canonical_json(value: object) -> bytes:
+    """The canonical spelling of a JSON value: equal values have equal bytes, and so equal digests."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode("utf-8", "surrogatepass")

@@ -1,1 +1,1 @@
-"""Where a cache's objects lie: a folder, or an object store."""
+"""Where a cache's objects lie: in a local folder or an object store."""

@@ -1,4 +1,4 @@
-"""What a store is: objects published whole or not at all, and locks."""
+"""What every store offers: objects that are published whole or not at all, and locks."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -9,16 +9,14 @@ from typing import Protocol
 import zarr.abc.store
 
 URL = re.compile(r"\w+:/")
-
-
 NO_OBJECT = (FileNotFoundError, IsADirectoryError, NotADirectoryError)
 
 
 class Store(Protocol):
-    """Where a cache is. Keys are relative paths with `/`; names that begin with a dot are nobody's objects.
+    """Where a cache lies. Keys are relative paths with `/`; a name that begins with a dot is not listed as an object.
 
-    A reader sees a published object whole or not at all, whenever the writer dies. Whatever cannot be done raises
-    `UserError` with a remedy.
+    A reader sees a published object whole or not at all, whenever the writer dies. A failure (a full disk, a refused
+    request, a store that cannot be reached) raises `UserError` with a remedy.
     """
 
     @property
@@ -26,15 +24,15 @@ class Store(Protocol):
         """The folder or URL, as `open_store` takes it."""
 
     def where(self, key: str) -> str:
-        """An object as a person finds it, for messages; the place itself where the key is empty."""
+        """The full path or URL of an object, for messages; of the store itself for an empty key."""
         ...
 
     def exists(self) -> bool:
-        """Whether there is something to look at."""
+        """Whether the folder is there, or any object under the URL."""
         ...
 
     def names(self, folder: str = "") -> set[str]:
-        """What lies directly in a folder."""
+        """Names of the objects and folders directly in a folder; none if there is no such folder."""
         ...
 
     def publish(self, key: str, data: bytes | memoryview) -> None:
@@ -42,7 +40,10 @@ class Store(Protocol):
         ...
 
     def create(self, key: str, data: bytes) -> bool:
-        """Make `data` the object at `key` unless there is another; whether the object is `data` now."""
+        """Publish `data` at `key` unless an object is there already; return whether the object is now `data`.
+
+        In a local folder the caller must hold a lock that keeps other writers of `key` away.
+        """
         ...
 
     def read(self, key: str) -> bytes:
@@ -50,19 +51,19 @@ class Store(Protocol):
         ...
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
-        """Small objects, in order; raises `FileNotFoundError`."""
+        """Several small objects whole, in order; raises `FileNotFoundError`."""
         ...
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        """The object piece by piece; raises `FileNotFoundError`."""
+        """The object block by block; raises `FileNotFoundError`."""
         ...
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
+        """Size of an object in bytes, None where there is none."""
         ...
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Every object under a folder, however deep: its key and its bytes."""
+        """Keys of all objects under a folder, at any depth, with their sizes in bytes."""
         ...
 
     def remove(self, key: str) -> None:
@@ -74,31 +75,32 @@ class Store(Protocol):
         ...
 
     def remove_leftovers(self, key: str) -> None:
-        """Remove what writers of `key` that died left unfinished; nobody else may be writing it."""
+        """Remove unfinished files of writers of `key` that died; nobody else may be writing `key` now."""
         ...
 
     def lock(self, name: str, patience: float = 0.0) -> AbstractContextManager[bool]:
-        """Hold the lock of this name, or be told False when a living process holds it for so many seconds.
+        """Hold the lock of this name within the block; yields False if another process kept it for `patience` seconds.
 
-        Whoever gets one looks again whether the work is done.
+        A dead process's lock becomes free. Whoever gets a lock must check again whether the work is already done.
+        Raises `UserError` when the lock was lost while it was held.
         """
         ...
 
     def is_abandoned(self, name: str) -> bool:
-        """Whether nobody alive holds the lock of this name, which may take a while to find out."""
+        """Whether no living process holds the lock of this name; finding out may take the length of a lease."""
         ...
 
     def clear_locks(self) -> None:
-        """Remove what locks leave behind, if nobody holds one."""
+        """Remove what released locks leave behind, if nobody holds a lock."""
         ...
 
     def zarr(self) -> zarr.abc.store.Store:
-        """The same objects, as Zarr reads them."""
+        """The same objects as a read-only Zarr store."""
         ...
 
 
 def is_url(path: str | Path) -> bool:
-    """Whether a path is meant for an object store."""
+    """Whether a path is a URL, and so means an object store."""
     return URL.match(str(path)) is not None
 
 

@@ -1,4 +1,4 @@
-"""What an object store answers when something is wrong, as one line that says what to do."""
+"""Errors of object stores as one line that says what is wrong and what to do."""
 
 import errno
 import re
@@ -39,15 +39,14 @@ CONDITIONAL_PUT = (
     "build into a local folder and copy it there"
 )
 
-
 AnswerT = TypeVar("AnswerT")
 
 
 @contextmanager
 def failures_named(where: str) -> Iterator[None]:
-    """Turn what obstore raises into a `UserError` about `where`, and a missing object into `FileNotFoundError`.
+    """Turn obstore's errors into a `UserError` about `where`, and a missing object into `FileNotFoundError`.
 
-    Failed conditions (`AlreadyExistsError`, `PreconditionError`) pass: they are answers.
+    Failed conditions (`AlreadyExistsError`, `PreconditionError`) pass unchanged: callers expect them.
     """
     try:
         yield
@@ -62,10 +61,10 @@ def failures_named(where: str) -> Iterator[None]:
 
 
 def ask(where: str, request: Callable[[], AnswerT]) -> AnswerT:
-    """What a request about `where` gives, with failures as `failures_named` has them.
+    """The result of a request about `where`; raises what `failures_named` raises.
 
-    obstore asks again after server errors, silence and dropped connections; here what it leaves is asked again:
-    listings and refusals whose body breaks off. So a request that came through may come twice.
+    obstore itself retries server errors, timeouts and dropped connections. This function retries what obstore does
+    not: listings and error responses whose body breaks off. So a request may reach the server twice.
     """
     broken = 0
     while True:
@@ -80,12 +79,12 @@ def ask(where: str, request: Callable[[], AnswerT]) -> AnswerT:
 
 
 def explain(where: str, error: Exception) -> str:
-    """One line about a failure of the store, with its remedy; `where` is the URL of an object or of the cache."""
+    """One line about an error of the store, with a remedy; `where` is the URL of an object or of the cache."""
     said, scheme = str(error), where.partition(":")[0]
     if NO_BUCKET.search(said):
         return f"{where}: there is no such bucket; make it first, or correct the path"
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or NO_CREDENTIALS.search(said):
-        return f"{where}: the store refuses access{_code(said)}; check {CREDENTIALS[scheme]}, and what they may do"
+        return f"{where}: the store refuses access{_code(said)}; check {CREDENTIALS[scheme]}, and their permissions"
     if "BadScheme" in said:
         return f"{where}: the endpoint is plain http; give an https one, or set {PREFIXES[scheme]}_ALLOW_HTTP=true"
     if isinstance(error, NotImplementedError) or NOT_SUPPORTED.search(said):

@@ -1,8 +1,8 @@
-"""Locks in an object store: an object with a lease, because a store does not notice that a process has died.
+"""Locks in an object store: each is an object with a lease, because a store does not notice that a process has died.
 
-Whoever holds a lock rewrites its object again and again. Another process may take it over once it has itself seen
-the object unchanged for the length of a lease: clocks of two machines are never compared. Every step is a
-conditional put, so of several processes that try only one succeeds.
+The holder of a lock rewrites its object several times a lease. Another process may take the lock over once it has
+itself seen the object unchanged for the length of a lease, so clocks of two machines are never compared. Every step
+is a conditional put: of several processes that try, only one succeeds.
 """
 
 import json
@@ -29,9 +29,9 @@ OTHER_VERSION: "UpdateVersion" = {"e_tag": f'"{"0" * 32}"', "version": "1"}
 
 
 class Locks:
-    """The locks under one URL as one process sees them; `seconds` is the length of a lease, the same for everybody.
+    """The locks under one URL as one process sees them.
 
-    `store` should give up on a request well within a lease.
+    `seconds` is the length of a lease, the same for every process. `store` should give up on a request well within it.
     """
 
     def __init__(self, store: "ObjectStore", url: str, seconds: float) -> None:
@@ -40,7 +40,7 @@ class Locks:
         self._is_proven = False
 
     def acquire(self, key: str, patience: float) -> "Lease | None":
-        """Hold the lock at `key`, trying for so many seconds; None where somebody else kept it that long."""
+        """Try for `patience` seconds to get the lock at `key`; None if another process kept it that long."""
         deadline = time.monotonic() + patience
         while True:
             lease = self._try(key)
@@ -50,7 +50,7 @@ class Locks:
             time.sleep(min(left, self._seconds / BEATS_A_LEASE))
 
     def is_abandoned(self, key: str) -> bool:
-        """Whether nobody renews the lock at `key`; to find out takes until it changes, or a lease at most."""
+        """Whether nobody renews the lock at `key`; waits until its object changes, one lease at most."""
         first = self._seen[key][0] if key in self._seen else self._look(key)
         while True:
             version = self._look(key)
@@ -71,7 +71,7 @@ class Locks:
         return lease
 
     def _look(self, key: str) -> "UpdateVersion | None":
-        """The version of a lock's object, remembered together with since when it has been the same."""
+        """The current version of a lock's object; remembers when this process first saw that version."""
         version = read_version(self._store, key, f"{self._url}/{key}")
         if version is None:
             self._seen.pop(key, None)
@@ -83,7 +83,7 @@ class Locks:
         return time.monotonic() - self._seen[key][1] >= self._seconds
 
     def _require_conditions(self, lease: "Lease") -> None:
-        """Some stores take a conditional put for a plain one: try two that must fail, once."""
+        """Some stores ignore the condition of a put: once per process, try two puts that must fail."""
         if self._is_proven:
             return
         modes: list[PutMode] = ["create", OTHER_VERSION]
@@ -94,7 +94,7 @@ class Locks:
 
 
 class Lease:
-    """A lock that this process holds, renewed by a thread until `end`."""
+    """A lock that this process holds; a thread renews it until `end`."""
 
     def __init__(self, store: "ObjectStore", key: str, where: str, seconds: float) -> None:
         self.key, self.where = key, where
@@ -109,7 +109,7 @@ class Lease:
         self._thread = threading.Thread(target=self._keep, name=f"lease of {key}", daemon=True)
 
     def begin(self, mode: "PutMode") -> bool:
-        """Put the lock's object under a condition; whether that made the lock ours."""
+        """Write the lock's object under a condition; return whether the lock is now ours."""
         started = time.monotonic()
         version = put_if(self._store, self.key, self._content(), mode, self.where)
         if version is None:
@@ -128,11 +128,11 @@ class Lease:
             raise UserError(f"{why} ({self._trouble}); run the same command again") from self._trouble
 
     def end(self) -> None:
-        """Let the lock go; where the store does not let us, the lease runs out by itself."""
+        """Release the lock; where the store refuses, the lease expires by itself."""
         self._ending.set()
         self._thread.join()
         with suppress(UserError, FileNotFoundError):
-            # The removal has no condition, so it must come long before anybody may take the lock over.
+            # The removal is unconditional, so it must come long before another process may take the lock over.
             if time.monotonic() - self._renewed >= self._seconds / 2:
                 self._renew()
             self.require()
@@ -143,18 +143,18 @@ class Lease:
         while not self._is_lost and not self._ending.wait(pause):
             try:
                 pause = beat if self._renew() else beat / 4
-            except Exception as error:  # whatever it is, `require` tells the thread that does the work
+            except Exception as error:  # of any kind: `require` reports it in the thread that does the work
                 self._trouble, pause = error, beat / 4
 
     def _renew(self) -> bool:
-        """Rewrite the lock's object; whether that came through at once."""
+        """Rewrite the lock's object; return whether the first attempt succeeded."""
         started = time.monotonic()
         self._beat += 1
         version = put_if(self._store, self.key, self._content(), self._version, self.where)
         if version is not None:
             self._version, self._renewed = version, started
             return True
-        # An earlier renewal that seemed to fail may have come through.
+        # An earlier renewal that seemed to fail may have succeeded.
         found = _read(self._store, self.key, self.where)
         if found is not None and json.loads(found[0])["owner"] == self._owner:
             self._version = found[1]

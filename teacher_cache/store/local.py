@@ -19,21 +19,18 @@ from teacher_cache.store.base import read_if_there
 
 
 class LocalStore:
-    """Objects under one folder; see `Store`. A full disk or a refused write raises `UserError`."""
+    """Objects as files under one folder; the operating system frees the locks of a process that dies."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def where(self, key: str) -> str:
-        """An object as a person finds it, for messages."""
         return str(self.path / key)
 
     def exists(self) -> bool:
-        """Whether the folder is there."""
         return self.path.exists()
 
     def names(self, folder: str = "") -> set[str]:
-        """What lies directly in a folder; raises `CacheError` where that is a file."""
         place = self.path / folder
         if not place.exists():
             return set()
@@ -42,38 +39,32 @@ class LocalStore:
         return {found.name for found in place.iterdir() if found.name[0] != "."}
 
     def publish(self, key: str, data: bytes | memoryview) -> None:
-        """Make `data` the object at `key`. Raises `UserError` on a full disk or a refused write."""
         with self._failures_named(key):
             write_atomically(self.path / key, data)
 
     def create(self, key: str, data: bytes) -> bool:
-        """Make `data` the object at `key` unless there is another, under a lock that keeps others from doing so."""
+        # Nothing here is atomic: the caller's lock keeps other writers of the key away.
         found = read_if_there(self, key)
         if found is None:
             self.publish(key, data)
         return found in (None, data)
 
     def read(self, key: str) -> bytes:
-        """The whole object; raises `FileNotFoundError`."""
         return (self.path / key).read_bytes()
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
-        """Small objects, in order; raises `FileNotFoundError`."""
         return map(self.read, keys)
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        """The object piece by piece; raises `FileNotFoundError`."""
         with (self.path / key).open("rb", buffering=0) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
         path = self.path / key
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Every object under a folder, however deep: its key and its bytes."""
         found = {}
         for path, folders, names in os.walk(self.path / folder):
             folders[:] = [name for name in folders if name[0] != "."]
@@ -84,26 +75,19 @@ class LocalStore:
         return found
 
     def remove(self, key: str) -> None:
-        """Remove an object if it is there."""
         (self.path / key).unlink(missing_ok=True)
 
     def move(self, key: str, to: str) -> None:
-        """Give an object another key; raises `FileNotFoundError`."""
         with self._failures_named(to):
             target = self.path / to
             target.parent.mkdir(parents=True, exist_ok=True)
             os.replace(self.path / key, target)
 
     def remove_leftovers(self, key: str) -> None:
-        """Remove what writers of `key` that died left unfinished; nobody else may be writing it."""
         remove_leftovers(self.path / key)
 
     @contextmanager
     def lock(self, name: str, patience: float = 0.0) -> Iterator[bool]:
-        """Hold the lock of this name, or be told False when a living process holds it for so many seconds.
-
-        The system lets a lock go when its process dies. Whoever gets one looks again whether the work is done.
-        """
         path = self.path / LOCKS_FOLDER / f"{name}.lock"
         with self._failures_named(f"{LOCKS_FOLDER}/{name}.lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,23 +98,20 @@ class LocalStore:
             yield lock.is_locked
         finally:
             if lock.is_locked:
-                # A contender that opened the file before it went sees that, and makes it anew.
+                # A contender that opened the file before it was removed notices, and creates it anew.
                 path.unlink(missing_ok=True)
                 lock.release()
 
     def is_abandoned(self, name: str) -> bool:
-        """Whether no living process holds the lock of this name."""
         with self.lock(name) as held:
             return held
 
     def clear_locks(self) -> None:
-        """Remove the folder of locks if nobody holds one."""
         folder = self.path / LOCKS_FOLDER
         if folder.is_dir() and not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
 
     def zarr(self) -> zarr.abc.store.Store:
-        """The same objects, as Zarr reads them."""
         return zarr.storage.LocalStore(self.path, read_only=True)
 
     @contextmanager
@@ -146,4 +127,4 @@ class LocalStore:
 def _write_failure(target: str, error: OSError) -> str:
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"{target}: the disk is full; free space and run the same command again, finished shards are kept"
-    return f"{target}: cannot be written ({error.strerror}); choose another --out or mend the folder"
+    return f"{target}: cannot be written ({error.strerror}); choose another --out or make the folder writable"

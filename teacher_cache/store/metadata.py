@@ -1,4 +1,7 @@
-"""The manifest, and the arrays' metadata held to it before Zarr acts on them: a cache may come from hostile hands."""
+"""Reading the manifest, and checking the arrays' metadata against it before Zarr trusts them.
+
+A cache may come from an untrusted source.
+"""
 
 from typing import Any
 
@@ -26,12 +29,12 @@ def read_manifest(store: Store) -> Manifest | None:
     attributes = document.pop("attributes", None)
     manifest = parse_manifest(attributes if isinstance(attributes, dict) else {}, where)
     if document != GROUP_DOCUMENT:
-        raise CacheCorruptError(f"{where}: its zarr.json describes something else than a group; {REPAIR}")
+        raise CacheCorruptError(f"{where}: its zarr.json describes something other than a group; {REPAIR}")
     return manifest
 
 
 def check_metadata(store: Store, manifest: Manifest) -> None:
-    """Raise `CacheCorruptError` unless every array is described as the manifest says, to the byte and in meaning."""
+    """Raise `CacheCorruptError` unless every array's metadata has its listed digest and agrees with the manifest."""
     specs = {metadata_key(spec.name): spec for spec in array_specs(manifest)}
     groups = {metadata_key(spec.name.rpartition("/")[0]) for spec in specs.values() if "/" in spec.name}
     for key in [*specs, *sorted(groups)]:
@@ -42,13 +45,13 @@ def check_metadata(store: Store, manifest: Manifest) -> None:
 
 
 def is_intact(store: Store, manifest: Manifest) -> bool:
-    """Whether all that the manifest lists is there as it was written."""
+    """Whether every object that the manifest lists is there with the listed digest."""
     found = ((read_if_there(store, key), written) for key, written in manifest.files.items())
     return all(data is not None and digest(data) == written for data, written in found)
 
 
 def read_listed(store: Store, manifest: Manifest, key: str) -> bytes:
-    """An object that the manifest lists; raises `CacheCorruptError` where it is missing or not what was written."""
+    """An object that the manifest lists; raises `CacheCorruptError` where it is missing or its digest differs."""
     if key not in manifest.files:
         raise CacheCorruptError(f"{store.where(key)}: the manifest does not list it; {REPAIR}")
     data = read_if_there(store, key)
@@ -60,7 +63,7 @@ def read_listed(store: Store, manifest: Manifest, key: str) -> bytes:
 
 
 def array_problem(data: bytes, spec: ArraySpec, manifest: Manifest) -> str | None:
-    """What is wrong with an array's metadata, None if nothing is."""
+    """What is wrong with an array's metadata document, None if nothing is."""
     document, rows = _parse(data), manifest.rows
     wanted = {
         "zarr_format": 3,
@@ -98,7 +101,7 @@ def _group_problem(data: bytes) -> str | None:
     return None if {key: document.get(key) for key in GROUP_DOCUMENT} == GROUP_DOCUMENT else "is not a Zarr group"
 
 
-def _parse(data: bytes) -> dict[str, Any]:
+def _parse(data: bytes) -> dict[str, object]:
     try:
         document = load_json(data)
     except ValueError:
@@ -106,5 +109,5 @@ def _parse(data: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _regular(shape: list[int]) -> dict[str, Any]:
+def _regular(shape: list[int]) -> dict[str, object]:
     return {"name": "regular", "configuration": {"chunk_shape": shape}}

@@ -1,4 +1,4 @@
-"""A cache's objects in S3, Google Cloud Storage or Azure, through obstore."""
+"""A cache's objects in S3, Google Cloud Storage or Azure, accessed through obstore."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, cast
 
 import obstore
 import zarr.storage
@@ -22,31 +22,33 @@ from teacher_cache.format.keys import LOCKS_FOLDER
 from teacher_cache.store.failures import PREFIXES, ask, failures_named
 from teacher_cache.store.leases import BEATS_A_LEASE, Lease, Locks, put_if
 
-STORES: dict[str, Any] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
+if TYPE_CHECKING:
+    from obstore.store import ClientConfig, RetryConfig
+
+STORES: dict[str, type[S3Store] | type[GCSStore] | type[AzureStore]] = {"s3": S3Store, "gs": GCSStore, "az": AzureStore}
 CLIENT_OPTIONS = ("allow_http", "allow_invalid_certificates", "connect_timeout", "proxy_url", "proxy_excludes")
 READS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long to wait for a store, in seconds."""
+    """How long to wait for an object store, in seconds."""
 
     lease: float = 60.0
-    """Length of a lock's lease; the same for all builders of a cache."""
+    """Length of a lock's lease; must be the same for all builders of a cache."""
     silence: float = 30.0
-    """Longest silence in an answer."""
+    """Longest pause within a response."""
     outage: float = 180.0
-    """A read is tried again for so long; a write for a lease, after which it must not happen any more."""
+    """Failed reads are retried for this long; writes for one lease only, as the lock may be another's after it."""
 
 
 PATIENCE = Patience()
 
 
 class ObjectStore:
-    """Objects under one URL; keys are relative paths with `/`. Names that begin with a dot are nobody's objects.
+    """Objects under one URL. Locks are leases, see `store.leases`; losing one makes the next write raise `UserError`.
 
-    Credentials and endpoint come from the environment, as obstore reads it (AWS_*, GOOGLE_*, AZURE_*). A put is seen
-    whole or not at all. Every method raises `UserError` where the store cannot be reached or refuses.
+    Credentials and endpoint come from the environment, as obstore reads it (AWS_*, GOOGLE_*, AZURE_*).
     """
 
     def __init__(self, url: str, patience: Patience | None = None) -> None:
@@ -60,76 +62,61 @@ class ObjectStore:
         self._held: set[Lease] = set()
 
     def where(self, key: str) -> str:
-        """An object as a person finds it, for messages."""
         return f"{self.path}/{key}" if key else self.path
 
     def exists(self) -> bool:
-        """Whether any object is there; the first question, so it is given up early."""
+        # The first request to a store: wrong settings should fail within seconds.
         return ask(self.path, lambda: next(iter(obstore.list(self._hasty, chunk_size=1)), None)) is not None
 
     def names(self, folder: str = "") -> set[str]:
-        """What lies directly in a folder."""
         found = ask(self.where(folder), lambda: obstore.list_with_delimiter(self._reads, folder))
         paths = [*found["common_prefixes"], *(meta["path"] for meta in found["objects"])]
         return {name for name in (path.rpartition("/")[2] for path in paths) if name[0] != "."}
 
     def publish(self, key: str, data: bytes | memoryview) -> None:
-        """Make `data` the object at `key`; not where a lock that is held here was lost."""
         self._require_locks()
         ask(self.where(key), lambda: obstore.put(self._writes, key, data))
 
     def create(self, key: str, data: bytes) -> bool:
-        """Make `data` the object at `key` unless there is another; whether the object is `data` now."""
         self._require_locks()
         return put_if(self._writes, key, data, "create", self.where(key)) is not None
 
     def read(self, key: str) -> bytes:
-        """The whole object; raises `FileNotFoundError`."""
         return ask(self.where(key), lambda: bytes(obstore.get(self._reads, key).bytes()))
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
-        """Small objects, in order, several requests under way at once; raises `FileNotFoundError`."""
         with ThreadPoolExecutor(READS_AT_ONCE) as threads:
             yield from threads.map(self.read, keys)
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        """The object piece by piece, in one request; raises `FileNotFoundError`."""
         with failures_named(self.where(key)):
             for block in obstore.get(self._reads, key).stream(min_chunk_size=BLOCK_BYTES):
                 yield bytes(block)
 
     def size(self, key: str) -> int | None:
-        """Bytes of an object, None where there is none."""
         try:
             return ask(self.where(key), lambda: obstore.head(self._reads, key))["size"]
         except FileNotFoundError:
             return None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
-        """Every object under a folder, however deep: its key and its bytes; one listing."""
         found = ask(self.where(folder), lambda: obstore.list(self._reads, folder or None).collect())
         return {meta["path"]: meta["size"] for meta in found if not _is_hidden(meta["path"].removeprefix(folder))}
 
     def remove(self, key: str) -> None:
-        """Remove an object if it is there."""
         self._require_locks()
         with suppress(FileNotFoundError):
             ask(self.where(key), lambda: obstore.delete(self._writes, key))
 
     def move(self, key: str, to: str) -> None:
-        """Give an object another key; raises `FileNotFoundError`."""
         ask(self.where(key), lambda: obstore.copy(self._writes, key, to))
         self.remove(key)
 
     def remove_leftovers(self, key: str) -> None:
-        """Nothing: a put that was not finished left nothing that anybody sees."""
+        """Nothing to do: an unfinished put leaves nothing that can be seen."""
 
     @contextmanager
     def lock(self, name: str, patience: float = 0.0) -> Iterator[bool]:
-        """Hold the lock of this name, or be told False when somebody else holds it for so many seconds.
-
-        A lock whose holder died is free when its lease has run out. Raises `UserError` when the lock was lost.
-        """
         lease = self._locks.acquire(_lock_key(name), patience)
         if lease is None:
             yield False
@@ -143,14 +130,12 @@ class ObjectStore:
             lease.end()
 
     def is_abandoned(self, name: str) -> bool:
-        """Whether nobody alive holds the lock of this name; it may take a lease to find out."""
         return self._locks.is_abandoned(_lock_key(name))
 
     def clear_locks(self) -> None:
-        """Nothing: a lock's object goes with the lock, and one that was left behind runs out."""
+        """Nothing to do: a released lock's object is removed, and one left behind expires."""
 
     def zarr(self) -> ZarrStore:
-        """The same objects, as Zarr reads them."""
         return _NamedFailures(zarr.storage.ObjectStore(self._reads, read_only=True), self)
 
     def _require_locks(self) -> None:
@@ -159,7 +144,7 @@ class ObjectStore:
 
 
 class _NamedFailures(WrapperStore[ZarrStore]):
-    """What Zarr reads through, with failures in one line."""
+    """The Zarr store of an `ObjectStore`, whose failures are one-line `UserError`s too."""
 
     def __init__(self, store: ZarrStore, objects: ObjectStore) -> None:
         super().__init__(store)
@@ -173,19 +158,19 @@ class _NamedFailures(WrapperStore[ZarrStore]):
             return await self._store.get(key, prototype, byte_range)
 
 
-def _client(url: str, *, tries: int, outage: float, silence: float) -> Any:
-    """An obstore store that retries server errors, silence and dropped connections with growing pauses."""
+def _client(url: str, *, tries: int, outage: float, silence: float) -> S3Store | GCSStore | AzureStore:
+    """An obstore client that retries server errors, timeouts and dropped connections with growing pauses."""
     scheme, _, place = url.partition("://")
     bucket, _, prefix = place.partition("/")
-    # Options given here replace those that obstore takes from the environment.
-    options: dict[str, Any] = {
+    # Options passed here replace those that obstore would read from the environment, so pass those on too.
+    options: dict[str, object] = {
         name: os.environ[variable]
         for name in CLIENT_OPTIONS
         if (variable := f"{PREFIXES[scheme]}_{name.upper()}") in os.environ
     }
     # A large object may take longer than the 30 seconds that obstore gives a request.
     options |= {"timeout": timedelta(hours=1), "read_timeout": timedelta(seconds=silence)}
-    retries = {
+    retries: RetryConfig = {
         "max_retries": tries,
         "retry_timeout": timedelta(seconds=outage),
         "backoff": {
@@ -197,7 +182,8 @@ def _client(url: str, *, tries: int, outage: float, silence: float) -> Any:
     if not bucket:
         raise UserError(f"{url}: names no bucket; write {scheme}://BUCKET/PREFIX")
     with failures_named(url):
-        return STORES[scheme](bucket, prefix=prefix or None, client_options=options, retry_config=retries)
+        client_options = cast("ClientConfig", options)
+        return STORES[scheme](bucket, prefix=prefix or None, client_options=client_options, retry_config=retries)
 
 
 def _lock_key(name: str) -> str:

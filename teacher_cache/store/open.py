@@ -1,4 +1,4 @@
-"""A cache's objects: published whole or not at all, and locked while somebody makes them."""
+"""From a path or URL to the store behind it."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ SCHEMES = ("s3", "gs", "az")
 def open_store(path: str | Path) -> Store:
     """The store at a folder or at a URL (s3://, gs://, az://).
 
-    Raises `UserError` where the URL is of another kind, obstore is not installed, or its bucket cannot be reached.
+    Raises `UserError` for a URL of another kind, when obstore is not installed, or when the bucket cannot be reached.
     """
     if not is_url(path):
         return LocalStore(Path(path))
@@ -30,12 +30,12 @@ def open_store(path: str | Path) -> Store:
             raise
         raise UserError(f"{url}: object stores need obstore; pip install 'delta-cache[objects]'") from None
     store = ObjectStore(url)
-    store.exists()  # what is wrong with the way there shows now, not when a teacher has been loaded
+    store.exists()  # fail now, before a teacher is loaded, if the store cannot be reached
     return store
 
 
 def open_existing(path: str | Path) -> Store:
-    """The store of a cache that is to be read; raises `CacheFormatError` where there is nothing."""
+    """The store of a cache to read; raises `CacheFormatError` where there is nothing."""
     store = open_store(path)
     if not store.exists():
         raise CacheFormatError(f"{path}: no such folder; give the path of a cache that teacher-cache build wrote")

@@ -4,8 +4,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from teacher_cache.format.errors import CacheFormatError
-from teacher_cache.format.manifest import parse_manifest
 from teacher_cache.format.nodes import derivative_weights, interpolation_weights, node_temperatures
 
 NODES = node_temperatures(1.0, 2.0, 5)
@@ -36,13 +34,3 @@ def test_at_a_node_the_stored_mass_is_taken_as_it_is(index: int) -> None:
 def test_a_temperature_outside_the_range_is_refused_by_name(temperature: float) -> None:
     with pytest.raises(UserError, match="outside the cached range 1 to 2"):
         interpolation_weights(NODES, temperature)
-
-
-def test_a_newer_format_names_both_versions() -> None:
-    with pytest.raises(CacheFormatError, match="version 99, this package reads 1; update"):
-        parse_manifest({"format": "teacher-cache", "format_version": 99}, "here")
-
-
-def test_another_zarr_group_is_no_cache() -> None:
-    with pytest.raises(CacheFormatError, match="no teacher cache"):
-        parse_manifest({"something": 1}, "here")
