@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENI
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.checked_store import CheckedStore
 from teacher_cache.read.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
+from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
 from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.store.base import Store
@@ -128,18 +129,23 @@ class Cache:
     def _local_folder(self, keys: Sequence[str]) -> Path:
         return local_folder(self.store, self.manifest, keys, check_digests=self._check_digests)
 
-    def __getitem__(self, row: int) -> CachedRows:
-        """One row; raises `IndexError` past the end and `CacheUnfinishedError` in a shard not built yet."""
-        return self.rows([row]).select(0)
+    def __getitem__(self, row: SupportsIndex) -> CachedRows:
+        """One row; raises `IndexError` past the end, `TypeError` for what is not one integer, and
+        `CacheUnfinishedError` in a shard not built yet.
+        """
+        return self.rows([row_number(row)]).select(0)
 
-    def rows(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> CachedRows:
-        """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest."""
+    def rows(self, indices: RowIndices) -> CachedRows:
+        """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest.
+
+        Integers, a range or a boolean mask over all rows. Raises `IndexError`, `TypeError` and `CacheUnfinishedError`.
+        """
         index = self._checked(indices)
         sparse = self.manifest.targets.mode == "sparse"
         entries = self._entries(index) if sparse else None
         return decode_rows(self.manifest, lambda name: self._read(name, index), entries)
 
-    def targets(self, indices: Sequence[int] | range | NDArray[np.integer[Any]], *, temperature: float) -> TargetsAt:
+    def targets(self, indices: RowIndices, *, temperature: float) -> TargetsAt:
         """The teacher's distributions of some rows at any temperature in the cached range.
 
         Raises `UserError` naming the range when the temperature is outside it.
@@ -204,21 +210,15 @@ class Cache:
         except DECODING_ERRORS as error:
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
-    def _checked(self, indices: Sequence[int] | range | NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-        """Row numbers, negative ones counted from the end, all in committed shards."""
-        index = np.asarray(indices, dtype=np.int64)
-        index = np.where(index < 0, index + len(self), index)
-        self._require_committed(index)
-        return index
-
-    def _require_committed(self, index: NDArray[np.int64]) -> None:
-        if len(index) and (index.min() < 0 or index.max() >= len(self)):
-            raise IndexError(f"row out of range: the cache has {len(self)} rows")
+    def _checked(self, indices: RowIndices) -> NDArray[np.int64]:
+        """Row numbers, all in committed shards."""
+        index = row_numbers(indices, len(self))
         for shard in np.unique(index // self.manifest.rows.rows_per_shard):
             if int(shard) not in self.commits:
                 raise CacheUnfinishedError(
                     f"{self.path}: shard {shard} is not built yet; run teacher-cache build again"
                 )
+        return index
 
 
 def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digests: bool = True) -> Cache:

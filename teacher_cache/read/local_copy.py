@@ -11,6 +11,7 @@ from delta_common.files import write_atomically
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import digest
 from teacher_cache.store.base import Store
+from teacher_cache.store.local import LocalStore
 from teacher_cache.store.metadata import read_listed
 
 FOLDER = "delta-cache"
@@ -23,10 +24,10 @@ def local_folder(store: Store, manifest: Manifest, keys: Sequence[str], *, check
     (`$XDG_CACHE_HOME/delta-cache/FINGERPRINT`), and held to their digests at every use. Raises `CacheCorruptError`
     when an object is not what was written.
     """
-    if isinstance(store.path, Path):
+    if isinstance(store, LocalStore):
         for key in keys if check_digests else ():
             read_listed(store, manifest, key)
-        return store.path
+        return store.root
     folder = _caches() / FOLDER / manifest.fingerprint
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -23,24 +23,26 @@ class LocalStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.root = path.absolute()
+        """Where the folder is, wherever the process goes."""
 
     def where(self, key: str) -> str:
         return str(self.path / key)
 
     def exists(self) -> bool:
-        return self.path.exists()
+        return self.root.exists()
 
     def names(self, folder: str = "") -> set[str]:
-        place = self.path / folder
+        place = self.root / folder
         if not place.exists():
             return set()
         if not place.is_dir():
-            raise CacheError(f"{place}: a file, not a folder; choose another --out")
+            raise CacheError(f"{self.where(folder)}: a file, not a folder; choose another --out")
         return {found.name for found in place.iterdir() if found.name[0] != "."}
 
     def publish(self, key: str, data: bytes | memoryview) -> None:
         with self._failures_named(key):
-            write_atomically(self.path / key, data)
+            write_atomically(self.root / key, data)
 
     def create(self, key: str, data: bytes) -> bool:
         # Nothing here is atomic: the caller's lock keeps other writers of the key away.
@@ -50,45 +52,45 @@ class LocalStore:
         return found in (None, data)
 
     def read(self, key: str) -> bytes:
-        return (self.path / key).read_bytes()
+        return (self.root / key).read_bytes()
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
         return map(self.read, keys)
 
     def blocks(self, key: str) -> Iterator[bytes]:
-        with (self.path / key).open("rb", buffering=0) as file:
+        with (self.root / key).open("rb", buffering=0) as file:
             while block := file.read(BLOCK_BYTES):
                 yield block
 
     def size(self, key: str) -> int | None:
-        path = self.path / key
+        path = self.root / key
         return path.stat().st_size if path.is_file() else None
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         found = {}
-        for path, folders, names in os.walk(self.path / folder):
+        for path, folders, names in os.walk(self.root / folder):
             folders[:] = [name for name in folders if name[0] != "."]
             for name in names:
                 if name[0] != ".":
                     file = Path(path, name)
-                    found[file.relative_to(self.path).as_posix()] = file.lstat().st_size
+                    found[file.relative_to(self.root).as_posix()] = file.lstat().st_size
         return found
 
     def remove(self, key: str) -> None:
-        (self.path / key).unlink(missing_ok=True)
+        (self.root / key).unlink(missing_ok=True)
 
     def move(self, key: str, to: str) -> None:
         with self._failures_named(to):
-            target = self.path / to
+            target = self.root / to
             target.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(self.path / key, target)
+            os.replace(self.root / key, target)
 
     def remove_leftovers(self, key: str) -> None:
-        remove_leftovers(self.path / key)
+        remove_leftovers(self.root / key)
 
     @contextmanager
     def lock(self, name: str, patience: float = 0.0) -> Iterator[bool]:
-        path = self.path / LOCKS_FOLDER / f"{name}.lock"
+        path = self.root / LOCKS_FOLDER / f"{name}.lock"
         with self._failures_named(f"{LOCKS_FOLDER}/{name}.lock"):
             path.parent.mkdir(parents=True, exist_ok=True)
             lock = FileLock(path, timeout=patience)
@@ -107,12 +109,12 @@ class LocalStore:
             return held
 
     def clear_locks(self) -> None:
-        folder = self.path / LOCKS_FOLDER
+        folder = self.root / LOCKS_FOLDER
         if folder.is_dir() and not any(folder.iterdir()):
             shutil.rmtree(folder, ignore_errors=True)
 
     def zarr(self) -> zarr.abc.store.Store:
-        return zarr.storage.LocalStore(self.path, read_only=True)
+        return zarr.storage.LocalStore(self.root, read_only=True)
 
     @contextmanager
     def _failures_named(self, key: str) -> Iterator[None]:
