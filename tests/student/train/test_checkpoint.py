@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from student.run.records import Records
 from student.train.checkpoint import (
     CHECKPOINTS_KEPT,
     Progress,
@@ -93,16 +92,3 @@ def test_old_and_unfinished_checkpoints_are_dropped(tmp_path: Path) -> None:
     left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert left == ["step_00000002", "step_00000003"]
     assert len(left) == CHECKPOINTS_KEPT
-
-
-def test_records_keep_floats_and_forget_what_a_resumed_run_takes_again(tmp_path: Path) -> None:
-    records = Records(tmp_path / "metrics.jsonl")
-    assert records.read() == []
-    written = [{"step": step, "loss": 1 / (step + 3)} for step in range(5)]
-    for record in written:
-        records.append(record)
-    with records.path.open("a") as file:
-        file.write('{"step": 5, "lo')
-    assert records.read() == written
-    records.drop_after(2)
-    assert records.read() == written[:3]

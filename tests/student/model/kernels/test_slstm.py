@@ -1,11 +1,5 @@
 """The sLSTM recurrence against xlstm's own loop: values, gradients, document starts, states, types."""
 
-import json
-import os
-import subprocess
-import sys
-from dataclasses import asdict, replace
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,11 +9,9 @@ from torch.autograd import gradcheck
 from torch.autograd.gradcheck import GradcheckError
 from torch.nn.functional import logsigmoid
 
-from delta_common.installed import has_triton
 from student.model.kernels import slstm_torch
 from student.model.kernels.slstm import slstm_sequence
-from tests.helpers import ROOT
-from tests.helpers.slstm_cases import Sequence, results, worst_error
+from tests.helpers.slstm_cases import Sequence, worst_error
 
 SEQUENCES = st.builds(
     Sequence,
@@ -162,16 +154,6 @@ def test_gradients_that_come_in_are_left_alone(batch: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, cotangents, strict=True))
 
 
-def test_the_number_of_threads_is_kept() -> None:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        results(Sequence(batch=1, length=3, heads=1, head_dim=2), "torch")
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(threads)
-
-
 def test_what_cannot_be_computed_is_refused() -> None:
     sequence = Sequence(batch=1, length=2, heads=1, head_dim=3)
     cell, inputs = sequence.cell(), sequence.random(1, 2, 12, seed=1)
@@ -185,38 +167,3 @@ def test_what_cannot_be_computed_is_refused() -> None:
     cell.config.function = "lstm"
     with pytest.raises(ValueError, match="'lstm'; this recurrence is that of 'slstm'"):
         slstm_sequence(cell, inputs)
-
-
-INTERPRETED = """
-import json, sys, torch
-from tests.helpers.slstm_cases import Sequence, worst_error
-for line in sys.stdin:
-    case = json.loads(line)
-    print(worst_error(Sequence(**case | {"dtype": getattr(torch, case["dtype"])}), "triton"))
-"""
-
-
-@pytest.mark.skipif(not has_triton(), reason="triton is not installed")
-def test_triton_kernels_in_its_interpreter() -> None:
-    """In a process of its own: triton decides at import whether it interprets. It knows no bfloat16 products."""
-    base = Sequence(batch=3, length=7, heads=2, head_dim=18, dtype=torch.float32)
-    cases = [
-        base,
-        replace(base, starts=0.3, from_state=True),
-        replace(base, starts=0.3, final_counts=False),
-        replace(base, batch=17, length=2, heads=1, head_dim=8, from_state=True),
-        replace(base, batch=1, length=1, from_state=True),
-        replace(base, length=3, head_dim=96, starts=0.3),
-        replace(base, dtype=torch.float16, starts=0.3),
-    ]
-    lines = [json.dumps(asdict(case) | {"dtype": str(case.dtype).removeprefix("torch.")}) for case in cases]
-    environment = os.environ | {"TRITON_INTERPRET": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", INTERPRETED]
-    done = subprocess.run(
-        command, input="\n".join(lines), env=environment, capture_output=True, text=True, timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    errors = [float(line) for line in done.stdout.split()]
-    assert len(errors) == len(cases)
-    assert max(errors[:-1]) < 1e-5, errors
-    assert errors[-1] < 3e-3, errors
