@@ -14,7 +14,8 @@ import sys
 import time
 from pathlib import Path
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_command
+from delta_common.errors import UserError
 from delta_common.files import write_atomically
 from experiments.caches import build_caches
 from experiments.plan import Folder, Plan

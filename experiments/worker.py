@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from delta_common.errors import run_command
+from delta_common.command import run_command
 from delta_common.files import write_atomically
 from experiments.plan import Folder
 from experiments.variants import all_variants

@@ -1,13 +1,13 @@
 """`teacher-cache`: parse, call, print, exit code."""
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
+from delta_common.command import run_app
 from delta_common.console import print_json, print_tables
-from delta_common.errors import UserError, run_command
+from delta_common.errors import UserError
 from delta_common.progress import duration
 from delta_common.settings_file import load_settings
 
@@ -268,12 +268,4 @@ def _parse_range(shards: str) -> range:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command("teacher-cache", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see teacher-cache --help)") from error
-    return result
+    run_app(app)

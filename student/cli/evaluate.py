@@ -1,12 +1,12 @@
 """`student-eval`: parse, call, print, exit code."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_app
+from delta_common.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -53,15 +53,7 @@ def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = No
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command("student-eval", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see student-eval --help)") from error
-    return result
+    run_app(app)
 
 
 def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["HeldOut", str]:

@@ -1,11 +1,10 @@
 """`student-export`: parse, call, print, exit code."""
 
-import sys
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_app
 
 app = App(name="student-export")
 
@@ -36,12 +35,4 @@ def export(run: Path, *, out: Path, cache: str | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command("student-export", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see student-export --help)") from error
-    return result
+    run_app(app)

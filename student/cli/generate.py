@@ -6,9 +6,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_app
+from delta_common.errors import UserError
 
 if TYPE_CHECKING:
     from student.inference.generate import Sampling
@@ -75,15 +76,7 @@ def generate(
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command("student-generate", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see student-generate --help)") from error
-    return result
+    run_app(app)
 
 
 def _texts(given: Sequence[str], file: Path | None) -> Iterator[str]:

@@ -1,11 +1,11 @@
 """`student-report`: parse, call, print, exit code."""
 
-import sys
 from pathlib import Path
 
-from cyclopts import App, CycloptsError
+from cyclopts import App
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_app
+from delta_common.errors import UserError
 
 MOST_RUNS = 18
 """Six colours in three kinds of dashes."""
@@ -40,12 +40,4 @@ def report(*runs: Path, out: Path | None = None) -> int:
 
 def main() -> None:
     """Entry point of the console script."""
-    sys.exit(run_command("student-report", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see student-report --help)") from error
-    return result
+    run_app(app)

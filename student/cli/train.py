@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 
-from delta_common.errors import UserError, run_command
+from delta_common.command import run_app
+from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 
 if TYPE_CHECKING:
@@ -57,15 +58,7 @@ def main() -> None:
 
         lines = [f"- `{option}` [{default}] {words}" for option, default, words in settings_help()]
         app.help_epilogue = "Settings, and their defaults:\n" + "\n".join(lines)
-    sys.exit(run_command("student-train", _call))
-
-
-def _call() -> int | None:
-    try:
-        result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False)
-    except CycloptsError as error:
-        raise UserError(f"{error} (see student-train --help)") from error
-    return result
+    run_app(app)
 
 
 def _run(settings: "TrainSettings", cache: str, out: Path) -> None:

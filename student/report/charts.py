@@ -1,7 +1,7 @@
 """A report's charts as SVG, drawn by attributes alone: their colours are the page's, their words are words."""
 
-from delta_common.markup import Markup, element
-from delta_common.svg import Scale, round_ticks, svg_points
+from delta_common.html.markup import Markup, element
+from delta_common.html.svg import Scale, round_ticks, svg_points
 from student.report.series import Chart
 
 WIDTH, HEIGHT = 480, 230

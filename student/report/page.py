@@ -9,8 +9,8 @@ from typing import Any
 from delta_common.differences import flatten
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
-from delta_common.markup import Markup, element, join
-from delta_common.page import fill_page, pairs, table
+from delta_common.html.markup import Markup, element, join
+from delta_common.html.page import fill_page, pairs, table
 from delta_common.progress import byte_size, duration
 from student.report.charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
 from student.report.series import MOST_POINTS, Chart, charts

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from delta_common.markup import Markup, element, join
-from delta_common.svg import Scale, svg_points
+from delta_common.html.markup import Markup, element, join
+from delta_common.html.svg import Scale, svg_points
 from teacher_cache.inspect.curves import Curve
 from teacher_cache.inspect.shards import ShardFigure
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
-from delta_common.markup import Markup, element, join
-from delta_common.page import fill_page, pairs, table
+from delta_common.html.markup import Markup, element, join
+from delta_common.html.page import fill_page, pairs, table
 from delta_common.progress import byte_size
 from teacher_cache.format.commits import REPORTED_TEMPERATURES
 from teacher_cache.inspect.charts import line_chart, share_bar, strip

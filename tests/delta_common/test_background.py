@@ -61,3 +61,11 @@ def test_no_more_is_made_ahead_than_asked_for() -> None:
             next(items)
             time.sleep(0.05)
             assert len(made) <= taken + 3 + 1
+
+
+@pytest.mark.timeout(20)
+def test_items_come_in_order_and_end() -> None:
+    with Background((number for number in range(10)), 2) as items:
+        assert list(items) == list(range(10))
+        with pytest.raises(StopIteration):
+            next(items)

@@ -1,10 +1,12 @@
+"""Settings from YAML and the command line: laid over each other, refused by the name of the key."""
+
 from pathlib import Path
 from typing import Literal
 
 import pytest
+from pydantic import ValidationError
 
-from delta_common.errors import EXIT_USAGE, UserError, run_command
-from delta_common.progress import byte_size, duration
+from delta_common.errors import UserError
 from delta_common.settings_file import FrozenSettings, load_settings
 
 
@@ -56,14 +58,25 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load_settings(Outer, tmp_path / "absent.yaml")
 
 
-def test_a_user_error_is_one_line_and_exit_two(capsys: pytest.CaptureFixture[str]) -> None:
-    def fail() -> int:
-        raise UserError("first\nsecond")
+def test_defaults_stand_where_nothing_is_said_and_settings_cannot_change() -> None:
+    settings = load_settings(Outer, None, ["--inner.size", "4"])
+    assert settings == Outer(inner=Inner(size=4))
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.name = "y"
 
-    assert run_command("tool", fail) == EXIT_USAGE
-    assert capsys.readouterr().err == "tool: error: first second\n"
+
+def test_several_mistakes_are_counted_and_unlike_keys_listed(tmp_path: Path) -> None:
+    path = write(tmp_path, "inner: {odd_one: 1}\nname: [1]\n")
+    with pytest.raises(UserError, match=r"\(and 1 more\)"):
+        load_settings(Outer, path)
+    with pytest.raises(UserError, match=r"unknown key 'inner\.odd_one'; known keys: mode, size"):
+        load_settings(Outer, write(tmp_path, "inner: {odd_one: 1}"))
 
 
-def test_sizes_and_durations_as_a_person_says_them() -> None:
-    assert [duration(s) for s in (8, 200, 18420, 183600)] == ["8 s", "3 min 20 s", "5 h 07 min", "2 d 3 h"]
-    assert [byte_size(b) for b in (812, 3.4 * 2**20)] == ["812 B", "3.4 MiB"]
+def test_dashes_in_options_are_underscores_in_keys() -> None:
+    class Dashed(FrozenSettings):
+        """A section."""
+
+        top_k: int = 1
+
+    assert load_settings(Dashed, None, ["--top-k", "3"]).top_k == 3

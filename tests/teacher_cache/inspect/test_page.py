@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from delta_common.errors import UserError
-from delta_common.markup import element
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.inspect.curves import spread_rows, temperature_curves
@@ -140,8 +139,3 @@ def test_the_page_is_written_whole_or_not_at_all(cache: Cache, tmp_path: Path) -
         write_page(cache, path.parent, None, None)
     with pytest.raises(UserError, match="cannot be written"):
         write_page(cache, path / "below.html", None, None)
-
-
-def test_markup_escapes_all_it_is_given() -> None:
-    made = element("p", "<b>&\"'\u202e", element("i", "x"), None, class_='"><script>', hidden=False, data_a=1)
-    assert made == ('<p class="&quot;&gt;&lt;script&gt;" data-a="1">&lt;b&gt;&amp;&quot;&#x27;\ufffd<i>x</i></p>')

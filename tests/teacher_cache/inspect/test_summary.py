@@ -1,12 +1,10 @@
 import json
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 from rich.console import Console
 
-from delta_common.console import print_tables
 from delta_common.errors import UserError
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
@@ -161,58 +159,6 @@ def test_an_empty_cache_has_a_summary(cache: Cache) -> None:
     with console.capture() as captured:
         console.print(render_summary(summary))
     assert "unfinished" in captured.get()
-
-
-class Screen:
-    """Stands for stdout on a terminal."""
-
-    def __init__(self) -> None:
-        self.written = ""
-
-    def isatty(self) -> bool:
-        return True
-
-    def write(self, text: str) -> int:
-        self.written += text
-        return len(text)
-
-    def flush(self) -> None:
-        pass
-
-
-@pytest.mark.parametrize(("lines", "paged"), [("10", True), ("500", False)])
-def test_only_what_is_taller_than_the_terminal_is_paged(
-    cache: Cache, lines: str, paged: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    screen, pages = Screen(), []
-    monkeypatch.setattr("sys.stdout", screen)
-    monkeypatch.setattr("pydoc.pager", pages.append)
-    monkeypatch.setenv("TERM", "xterm-256color")
-    monkeypatch.setenv("COLUMNS", "90")
-    monkeypatch.setenv("LINES", lines)
-    monkeypatch.delenv("LESS", raising=False)
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    print_tables(render_summary(summarize(cache)))
-    text = "".join(pages) if paged else screen.written
-    assert bool(pages) == paged
-    assert "\x1b[1m" in text
-    assert not paged or os.environ["LESS"] == "-R"
-
-
-@pytest.mark.parametrize(("columns", "width"), [(None, 100), ("60", 60), ("wide", 100)])
-def test_a_pipe_gets_plain_whole_lines(
-    cache: Cache, columns: str | None, width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.delenv("COLUMNS", raising=False)
-    if columns:
-        monkeypatch.setenv("COLUMNS", columns)
-    print_tables(render_summary(summarize(cache)))
-    printed = capsys.readouterr().out
-    assert "\x1b" not in printed
-    assert "…" not in printed
-    assert max(map(len, printed.splitlines())) <= width
-    assert cache.fingerprint[:16] in printed
 
 
 @pytest.mark.parametrize(

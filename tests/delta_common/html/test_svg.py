@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from delta_common.svg import Scale, round_ticks, svg_points
+from delta_common.html.svg import Scale, round_ticks, svg_points
 
 sizes = st.floats(-1e6, 1e6).filter(lambda value: value == 0 or abs(value) > 1e-6)
 

@@ -7,7 +7,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
-from delta_common.markup import Markup, element
+from delta_common.html.markup import Markup, element
 
 
 def fill_page(package: str, page: str, /, *, data: dict[str, Any], **parts: Markup | str) -> str:
@@ -15,7 +15,7 @@ def fill_page(package: str, page: str, /, *, data: dict[str, Any], **parts: Mark
 
     Parts stand where the template says `$part`; what is not `Markup` there must be escaped already.
     """
-    style = _read("delta_common", "page.css") + _read(package, f"{page}.css")
+    style = _read("delta_common.html", "page.css") + _read(package, f"{page}.css")
     script = _read(package, f"{page}.js")
     policy = _policy(style, script)
     template = Template(_read(package, f"{page}.html"))

@@ -1,0 +1,56 @@
+"""Files that are there whole or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from delta_common.files import STAGING_PREFIX, remove_leftovers, settle_on_disk, write_atomically
+
+
+def test_a_file_is_written_into_folders_that_were_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "file"
+    write_atomically(path, b"first")
+    write_atomically(path, memoryview(b"second"))
+    assert path.read_bytes() == b"second"
+    assert os.listdir(path.parent) == ["file"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"first")
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("delta_common.files.os.fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_bytes_are_on_disk_before_the_name_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[str] = []
+    monkeypatch.setattr("delta_common.files.os.fsync", lambda _: steps.append("flush"))
+    rename = os.replace
+    monkeypatch.setattr("delta_common.files.os.replace", lambda *names: (steps.append("rename"), rename(*names)))
+    write_atomically(tmp_path / "file", b"x")
+    assert steps == ["flush", "rename", "flush"]
+
+
+def test_leftovers_of_one_file_are_removed_and_no_others(tmp_path: Path) -> None:
+    for name in (f"{STAGING_PREFIX}file-abc", f"{STAGING_PREFIX}other-abc", "file"):
+        (tmp_path / name).write_bytes(b"")
+    remove_leftovers(tmp_path / "file")
+    assert sorted(os.listdir(tmp_path)) == [f"{STAGING_PREFIX}other-abc", "file"]
+
+
+def test_a_file_of_another_writer_is_flushed_and_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[int] = []
+    monkeypatch.setattr("delta_common.files.os.fsync", flushed.append)
+    (tmp_path / "file").write_bytes(b"12345")
+    assert settle_on_disk(tmp_path / "file") == 5
+    assert len(flushed) == 1
