@@ -33,9 +33,9 @@ class TrainingSettings(FrozenSettings):
     max_steps: int | None = Field(None, ge=1)
     """Stop after this many optimizer steps, if the epochs have more; the learning rate ends there too."""
     micro_batch_size: int = Field(8, ge=1)
-    """Rows one process puts through the student at a time."""
+    """Rows that each process puts through the student at a time."""
     gradient_accumulation: int = Field(4, ge=1)
-    """Micro-batches a step, each process."""
+    """Micro-batches per step in each process."""
     seed: int = Field(42, ge=0, lt=2**63)
     """Decides the initial weights and the order of the rows."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
@@ -44,28 +44,28 @@ class TrainingSettings(FrozenSettings):
     """Optimizer steps between checkpoints; the last step always writes one."""
 
     def global_batch(self, world_size: int) -> int:
-        """Rows a step over all processes."""
+        """Rows per step over all processes."""
         return self.micro_batch_size * self.gradient_accumulation * world_size
 
 
 class TargetViewSettings(FrozenSettings):
-    """How much of the cached targets is trained on; with nothing set all of it."""
+    """How much of the cached targets to train on; all of it unless set."""
 
     top_k: int | None = Field(None, ge=1)
-    """Train at a smaller account out of the same cache: so many of the largest logits are kept with certainty."""
+    """Use only this many of the largest cached logits."""
     samples: int | None = Field(None, ge=0)
-    """Train at a smaller account out of the same cache: at most so many entries are drawn from the rest."""
+    """Use at most this many entries sampled from the other logits."""
 
 
 class EvaluationSettings(FrozenSettings):
     """Held-out rows, measured before and after training."""
 
     cache: str | None = None
-    """Folder or URL of a cache of held-out text, built with the same teacher; without it nothing is measured."""
+    """Folder or URL of a cache of held-out text by the same teacher; without it nothing is measured."""
     max_rows: int | None = Field(None, ge=1)
     """Measure only the first rows."""
     every: int | None = Field(None, ge=1)
-    """Measure every so many optimizer steps too."""
+    """Also measure after every this many optimizer steps."""
 
 
 class TrainSettings(FrozenSettings):
@@ -83,8 +83,8 @@ class TrainSettings(FrozenSettings):
     def deciding(self, world_size: int) -> dict[str, Any]:
         """The settings that decide the numbers, as a checkpoint keeps them.
 
-        The batch counts as a whole, however it is split over processes and micro-batches; what only
-        decides when something is written or measured, or what computes the same numbers, is left out.
+        Of the batch only its size over all processes counts. Left out is what changes no number: when something is
+        written or measured, and which kernels compute.
         """
         kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed"})
         for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every"):

@@ -38,7 +38,7 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
         f"retained mass    {retained}",
         f"entries kept     {_entry_words(made)}; sums over them are unbiased at every T from 1 to 2",
         f"student          {run}, trained on {made['tokens']:,} tokens, teacher not loaded",
-        f"held-out CE      {before['cross_entropy']:.3f} → {after['cross_entropy']:.3f} nats a token: "
+        f"held-out CE      {before['cross_entropy']:.3f} → {after['cross_entropy']:.3f} nats per token: "
         f"{verdict} {fall:.3f} (the teacher's own: {teacher['cross_entropy']:.3f})",
         f"perplexity       {before['perplexity']:,.0f} → {after['perplexity']:,.1f} "
         f"(the teacher's: {math.exp(teacher['cross_entropy']):.1f})",

@@ -1,4 +1,4 @@
-"""A batch on its device: what a step and an evaluation put into the student and its loss."""
+"""Rows of a cache as tensors: what a step or an evaluation gives the student and its loss."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
@@ -17,7 +17,7 @@ from teacher_cache.read.decode import CachedRows
 
 @dataclass(frozen=True)
 class TeacherTargets:
-    """The teacher's distribution of each next token, as a cache gives it: entries and log-mass, or final states."""
+    """The teacher's distribution of each next token: kept entries and log-mass, or in exact mode its final states."""
 
     ids: Tensor | None
     """(B, T, K) int64, the top_k largest logits first, then the sampled ones."""
@@ -33,18 +33,19 @@ class TeacherTargets:
 
 @dataclass(frozen=True)
 class Batch:
-    """inputs, labels (B, T) int64; loss_mask (B, T) bool; targets; hidden_mean (B, ceil(T/stride), d) or None.
-
-    document_start (B, T) bool where the teacher saw no further back than its document, else None: the student's state
-    is reset there, so that both see the same context.
-    """
+    """B rows of T positions."""
 
     inputs: Tensor
+    """Tokens (B, T) int64."""
     document_start: Tensor | None
+    """(B, T) bool where the teacher saw each document by itself: the student forgets what came before. Else None."""
     labels: Tensor
+    """Next tokens (B, T) int64."""
     loss_mask: Tensor
+    """(B, T) bool, true at valid positions: those that count in the loss."""
     targets: TeacherTargets
     hidden_mean: Tensor | None
+    """The teacher's hidden states averaged over its layers (B, ceil(T / stride), d); None where the cache has none."""
 
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
@@ -114,7 +115,7 @@ class StepBatch:
 
     @classmethod
     def of(cls, rows: CachedRows, size: int, cache: Cache, *, pinned: bool = False) -> "StepBatch":
-        """Rows cut into batches of `size`; pinned ones are copied to a CUDA device without waiting."""
+        """Rows cut into micro-batches of `size`; from pinned memory a CUDA device copies while the host goes on."""
         host = torch.device("cpu")
         cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
         batches = (Batch.of(part, cache, host) for part in cut)
@@ -126,7 +127,7 @@ class StepBatch:
         )
 
     def on(self, device: torch.device) -> Iterator[Batch]:
-        """The micro-batches on a device; on CUDA each is copied there while the one before is computed with."""
+        """The micro-batches on a device; on CUDA each is copied while the one before it is used."""
         if device.type != "cuda":
             yield from (batch.map(lambda tensor: tensor.to(device)) for batch in self.micro_batches)
             return

@@ -1,8 +1,8 @@
-"""Batches ready before they are asked for: shards read ahead by threads, batches put together by another.
+"""Batches made ahead: some threads read shards, another puts batches together.
 
-Decoding, copying and casting let Python's lock go (pcodec, zstd, NumPy and torch all do), so threads are enough, and
-nothing is forked beside torch's own. In memory are this process's rows of the windows that the batch in the making
-reads from and of the window after them, a shard or two being decoded, and a few finished batches.
+Threads suffice, without forking beside torch: pcodec, zstd, NumPy and torch release Python's lock while they decode,
+copy and cast. Memory holds this process's rows of the windows that the next batch reads from and of the window after
+them, one or two shards being decoded, and a few finished batches.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -29,23 +29,23 @@ T = TypeVar("T")
 def batches_ahead(
     reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]
 ) -> AbstractContextManager[Iterator[T]]:
-    """What `prepare` makes of `reader.read(step)` for each step, made beforehand; use it in a `with` statement.
+    """`prepare(reader.read(step))` for each step, computed ahead by threads; use it in a `with` statement.
 
-    An error of the reader or of `prepare` is raised by the consumer's next call, as it is.
+    An error of the reader or of `prepare` is raised, unchanged, by the consumer's next call.
     """
     return Background(_prepared(reader, steps, prepare), BATCHES_AHEAD)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One shard's rows that this process trains on in an epoch: numbers (n,) rising, and the n rows."""
+    """The n rows of one shard that this process trains on in an epoch, and their numbers (n,), rising."""
 
     numbers: NDArray[np.int64]
     rows: CachedRows
 
 
 class WindowReader:
-    """`BatchReader.read` of consecutive steps: every shard is read whole, once an epoch, before it is needed."""
+    """`BatchReader.read` for consecutive steps; reads each shard whole, once per epoch, before it is needed."""
 
     def __init__(self, reader: BatchReader, steps: range, loaders: ThreadPoolExecutor) -> None:
         self._reader, self._steps, self._loaders = reader, steps, loaders
@@ -71,7 +71,7 @@ class WindowReader:
 
 
 def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:
-    """Some of the pieces' rows, in the order wanted, copied once."""
+    """The rows numbered `wanted` (n,) out of the pieces, in that order; each is copied once."""
     numbers = np.concatenate([piece.numbers for piece in pieces])
     sources = [(piece.rows, place) for piece in pieces for place in range(len(piece.numbers))]
     order = np.argsort(numbers)

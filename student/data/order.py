@@ -1,8 +1,8 @@
 """Which rows a step reads: an order that depends on (seed, epoch) alone, sliced over processes.
 
-Shards are permuted; windows of a few shards are read whole, which is what the cache does fastest, and their rows
-permuted in memory. Consecutive slices of that order are the global batches, so a number of steps says
-all that resuming takes, and the number of processes only decides who reads which part of a batch.
+Shards are permuted, and taken a window of a few at a time: shards are read whole, which is fastest, and the rows of a
+window are permuted in memory. Consecutive slices of that order are the global batches. So the number of steps taken is
+all that resuming needs, and the number of processes only decides which process reads which part of a batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ WINDOW_SHARDS = 4
 def epoch_windows(shards: Sequence[range], *, seed: int, epoch: int) -> list[tuple[list[int], NDArray[np.int64]]]:
     """The windows of an epoch in reading order: the indices of their shards, and their rows as they are trained on.
 
-    Every row occurs once. Raw Philox numbers keyed by (seed, epoch) are sorted, since NumPy fixes those
-    for good, but not its `permutation`.
+    Every row occurs once. The order is that of raw Philox numbers keyed by (seed, epoch): NumPy keeps those the same in
+    every version, but not its `permutation`.
     """
     random = np.random.Philox(key=[seed, epoch])
     order = _permutation(random, len(shards))
@@ -36,25 +36,24 @@ def epoch_windows(shards: Sequence[range], *, seed: int, epoch: int) -> list[tup
 
 @dataclass(frozen=True)
 class Window:
-    """What one process reads at one time: rows of a few shards, in the order of an epoch.
-
-    first and last are places in that order, one past the end; rows are this process's among them.
-    """
+    """What one process reads at one time: its rows of a few shards, in the order of an epoch."""
 
     epoch: int
     first: int
+    """Where the window begins in the epoch's order, counted in rows."""
     last: int
+    """Where it ends there, exclusive."""
     shards: list[int]
     rows: NDArray[np.int64]
+    """This process's rows among them."""
 
 
 class BatchReader:
     """Reads this process's rows of the global batch of any step.
 
-    Steps count from 0 over all epochs. The global batch at position p of an epoch is the rows
-    [p * G, (p + 1) * G) of the epoch's order, and process r of W reads its r-th slice of G / W rows: put together
-    over processes it is the same batch for every W. The rows at the end of an epoch that do not fill a global
-    batch are left out of that epoch.
+    Steps count from 0 over all epochs. The p-th global batch of an epoch is the rows [p * G, (p + 1) * G) of the
+    epoch's order, and process r of W reads the r-th slice of G / W rows: over all processes it is the same batch for
+    every W. Rows at the end of an epoch that do not fill a global batch are left out of that epoch.
     """
 
     def __init__(self, cache: Cache, *, seed: int, global_batch: int, rank: int = 0, world_size: int = 1) -> None:
@@ -75,24 +74,24 @@ class BatchReader:
         return len(self.cache) // self._global
 
     def place(self, step: int) -> tuple[int, int]:
-        """The epoch of a step, and its position there."""
+        """(epoch, number of the global batch in that epoch), both from 0, of a step."""
         return divmod(step, self.batches_per_epoch)
 
     def rows(self, step: int) -> NDArray[np.int64]:
         """Indices (G / W,) of this process's rows in the global batch of a step."""
-        epoch, position = self.place(step)
-        return self._order(epoch).rows[position * self._local : (position + 1) * self._local]
+        epoch, batch = self.place(step)
+        return self._order(epoch).rows[batch * self._local : (batch + 1) * self._local]
 
     def read(self, step: int) -> CachedRows:
-        """Those rows, stacked in that order, read one by one: what `batches_ahead` gives, only slower."""
+        """Those rows, stacked in that order: what `batches_ahead` gives, only slower."""
         return self.cache.rows(self.rows(step))
 
     def windows(self, steps: range) -> Iterator[Window]:
         """The windows that some consecutive steps read from, in the order they are first needed."""
         while steps:
-            epoch, position = self.place(steps.start)
-            count = min(len(steps), self.batches_per_epoch - position)
-            first, last = position * self._global, (position + count) * self._global
+            epoch, batch = self.place(steps.start)
+            count = min(len(steps), self.batches_per_epoch - batch)
+            first, last = batch * self._global, (batch + count) * self._global
             for window in self._order(epoch).windows:
                 if window.first < last and first < window.last:
                     yield window
@@ -100,7 +99,7 @@ class BatchReader:
 
     def _order(self, epoch: int) -> "_EpochOrder":
         if epoch not in self._orders:
-            # Reading ahead is in the next epoch already while the last batches of this one are put together.
+            # Reading ahead may have begun the next epoch while the last batches of this one are put together.
             self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
             windows = self._cut(epoch)
             self._orders[epoch] = _EpochOrder(windows, np.concatenate([window.rows for window in windows]))

@@ -43,7 +43,7 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a student or a teacher, each with its interval: cross_entropy and kl in nats a token at T = 1, perplexity
+    """Of a student or a teacher, each with its interval: cross_entropy and kl in nats per token at T = 1, perplexity
     exp(cross_entropy), agreement (share of positions where both have the same first choice), accuracy (share where
     the first choice is the next token), calibration errors over 15 bins of equal width, and of equal mass.
 

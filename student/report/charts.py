@@ -1,4 +1,4 @@
-"""A report's charts as SVG, drawn by attributes alone: their colours are the page's, their words are words."""
+"""A report's charts as SVG; the page's style sheet gives lines their colours."""
 
 from delta_common.html.markup import Markup, element
 from delta_common.html.svg import Scale, round_ticks, svg_points
@@ -9,7 +9,7 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
 
 
 def figure(chart: Chart, number: int) -> Markup:
-    """A chart under its name, with room for what the page's script reads off it."""
+    """A chart under its name, with an empty `output` that the page's script fills with the values pointed at."""
     caption = element("figcaption", element("b", chart.measure.name), " ", element("output"))
     return element("figure", caption, _svg(chart), data_chart=number)
 

@@ -1,4 +1,4 @@
-"""Training runs as one page for a browser: curves, held-out numbers, text, costs, settings. It needs no network."""
+"""Training runs as one page for a browser, without a network: curves, held-out numbers, text, costs, settings."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,10 @@ COST_SUMS = ("tokens", "seconds", "waiting")
 
 
 def write_report(runs: Sequence[RunFiles], path: Path) -> int:
-    """Write the page of one or several runs, whole or not at all; its size in bytes. Raises `UserError`."""
+    """Write the page of one or several runs, whole or not at all; return its size in bytes.
+
+    Raises `UserError` when the file cannot be written.
+    """
     page = render_report(runs).encode()
     try:
         write_atomically(path, page)
@@ -150,7 +153,7 @@ def _costs(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     rows = [[name, *_cost_words(run)] for run, name in zip(runs, names, strict=True) if run.costs]
     if not rows:
         return element("p", "No step has been timed.")
-    headings = ["", "steps timed", "time of the steps", "tokens a second", "waiting for data", "peak memory", "on"]
+    headings = ["", "steps timed", "time of the steps", "tokens per second", "waiting for data", "peak memory", "on"]
     return table("Steps alone, without evaluations and checkpoints; memory of the first process", headings, rows)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from student.run.files import RunFiles
 
 MOST_POINTS = 400
-"""Points a line has at most; behind each is the mean of consecutive steps."""
+"""Points per line at most; beyond it, each point is the mean of consecutive steps."""
 
 
 @dataclass(frozen=True)
@@ -23,24 +23,24 @@ class Measure:
 
 MEASURES = (
     Measure("loss", "Loss"),
-    Measure("cross_entropy", "Cross-entropy, nats a token"),
-    Measure("kl", "KL at T, nats a token"),
+    Measure("cross_entropy", "Cross-entropy, nats per token"),
+    Measure("kl", "KL at T, nats per token"),
     Measure("frobenius", "Frobenius term"),
     Measure("gradient_norm", "Gradient norm, before clipping"),
     Measure("alpha", "α, the teacher's weight"),
     Measure("temperature", "T, the temperature"),
     Measure("beta", "β, the Frobenius term's weight"),
     Measure("learning_rate", "Learning rate"),
-    Measure("cross_entropy", "Held-out cross-entropy, nats a token", "evaluations"),
-    Measure("kl", "Held-out KL at T = 1, nats a token", "evaluations"),
+    Measure("cross_entropy", "Held-out cross-entropy, nats per token", "evaluations"),
+    Measure("kl", "Held-out KL at T = 1, nats per token", "evaluations"),
     Measure("calibration_error", "Held-out calibration error", "evaluations"),
-    Measure("tokens_per_second", "Tokens a second", "costs"),
+    Measure("tokens_per_second", "Tokens per second", "costs"),
 )
 
 
 @dataclass(frozen=True)
 class Line:
-    """One run's curve: values at steps, both as long; `run` counts from 0."""
+    """One run's curve: a value for each step; `run` counts from 0."""
 
     run: int
     steps: list[float]
@@ -56,7 +56,7 @@ class Chart:
 
 
 def charts(runs: Sequence[RunFiles]) -> list[Chart]:
-    """What there is to draw; a term that is 0 throughout is left out, and so are single held-out points."""
+    """Every measure the runs have; a term that is 0 throughout is left out, and so is a single held-out point."""
     found = (Chart(measure, _lines(runs, measure)) for measure in MEASURES)
     return [chart for chart in found if any(any(line.values) for line in chart.lines)]
 
@@ -78,7 +78,7 @@ def _records(run: RunFiles, measure: Measure) -> list[dict[str, Any]]:
 
 
 def _finite(records: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
-    """(step, value) in the order of steps; what overflowed cannot be drawn."""
+    """(step, value) in the order of steps, without values that are not finite, which cannot be drawn."""
     points = [(record["step"], record[key]) for record in records if key in record and "step" in record]
     return sorted((s, v) for s, v in points if isinstance(v, int | float) and np.isfinite(v))
 

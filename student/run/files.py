@@ -1,4 +1,4 @@
-"""The files of a run's folder that are read again: what it was told, what it measured, came to and cost."""
+"""The files of a run's folder that other commands read: its settings, metrics, costs, measurements and summary."""
 
 import json
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ SUMMARY_FILE = "summary.json"
 
 
 class RunPlan(FrozenSettings):
-    """What a run sets out to do, `plan.json`."""
+    """`plan.json`: how many steps the run will take."""
 
     total_steps: int
 
 
 class Sample(FrozenSettings):
-    """A held-out beginning, and how the student goes on: by its likeliest tokens, and by tokens drawn at T = 1."""
+    """A held-out beginning and the student's continuations: its likeliest tokens, and tokens drawn at T = 1."""
 
     prompt: str
     likeliest: str
@@ -33,7 +33,7 @@ class Sample(FrozenSettings):
 
 
 class RunSummary(FrozenSettings):
-    """What a finished run came to, `summary.json`: nothing in it depends on the clock."""
+    """`summary.json` of a finished run; nothing in it depends on the clock."""
 
     cache: str
     cache_fingerprint: str
@@ -46,14 +46,14 @@ class RunSummary(FrozenSettings):
     trainable_parameters: int
     total_parameters: int
     teacher_measures: dict[str, float] | None
-    """The teacher's own numbers on the held-out cache, by the names of the student's."""
+    """The teacher's own numbers on the held-out cache, under the names of the student's; None without one."""
     samples: list[Sample]
-    """None where the cache has no tokenizer, or a process has parts of the parameters only."""
+    """Empty where the cache has no tokenizer, or each process holds only a part of the parameters."""
 
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run's folder as it is found; of a run that has not finished, `summary` is None and lists are shorter.
+    """A run's folder as it is found; where the run has not finished, `summary` is None and lists are shorter.
 
     metrics, evaluations and costs are the lines of `metrics.jsonl`, `evaluation.jsonl` and `costs.jsonl`.
     """
@@ -65,11 +65,11 @@ class RunFiles:
     costs: list[StepCost]
     summary: RunSummary | None
     plan: RunPlan | None = None
-    """None for runs of earlier versions."""
+    """None for a run of a version that wrote none."""
 
 
 def read_run(path: Path) -> RunFiles:
-    """Read a run's folder. Raises `UserError` naming the file when it is none, or one is damaged."""
+    """Read a run's folder. Raises `UserError` when it is no run, or naming the file that is damaged."""
     settings = read_settings(path)
     summary, plan = path / SUMMARY_FILE, path / PLAN_FILE
     return RunFiles(
@@ -84,7 +84,7 @@ def read_run(path: Path) -> RunFiles:
 
 
 def read_settings(path: Path) -> TrainSettings:
-    """The settings of a run's folder. Raises `UserError` when it is none."""
+    """The settings of a run's folder. Raises `UserError` when it is no run, or they are damaged."""
     if not (path / SETTINGS_FILE).is_file():
         raise UserError(f"{path}: no training run here; give the --out folder of student-train")
     return _parse(TrainSettings, path / SETTINGS_FILE)

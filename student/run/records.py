@@ -1,4 +1,4 @@
-"""Append-only files of one JSON object a line: the trace of training and what was measured."""
+"""Append-only files of one JSON object per line: the trace of training and what was measured."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from delta_common.files import write_atomically
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
 COSTS_FILE = "costs.jsonl"
-"""The files of a run that are such records."""
 
 
 class Records:
@@ -32,22 +31,22 @@ class Records:
             file.write(json.dumps(record) + "\n")
 
     def drop_after(self, step: int) -> None:
-        """Forget what came after `step`: a resumed run takes those steps again."""
+        """Remove the lines after `step`: a resumed run takes those steps again."""
         kept = [record for record in self.read() if record["step"] <= step]
         write_atomically(self.path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
 
 @dataclass(frozen=True)
 class StepCost:
-    """One step as the first process saw it; tokens are the valid ones of all processes.
-
-    seconds are of the step alone, without evaluations and checkpoints; waiting are those of them spent waiting for
-    data; peak_bytes is the most memory the process has held so far, the GPU's where there is one.
-    """
+    """One step as the first process saw it; a line of `costs.jsonl`."""
 
     step: int
     tokens: int
+    """Valid positions of all processes."""
     seconds: float
+    """Of the step alone, without evaluations and checkpoints."""
     waiting: float
+    """Of these seconds, those spent waiting for data."""
     peak_bytes: int
+    """The most memory the process has held so far: the GPU's where there is one, else the host's."""
     machine: str

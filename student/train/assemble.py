@@ -27,30 +27,31 @@ from teacher_cache.read.cache import Cache, open_cache
 
 @dataclass(frozen=True)
 class Run:
-    """A run in this process: `engine` is the `deepspeed.DeepSpeedEngine` around `student`, `cache` the view of the
-    cache that is trained on, `frobenius` None where that term is off.
-    """
+    """The parts of a run, in this process."""
 
     settings: TrainSettings
     cache: Cache
+    """What is trained on: the whole cache, or a view of fewer of its targets."""
     held_out: Cache | None
     out: Path
     processes: Processes
     reader: BatchReader
     student: XLSTMStudent
     engine: Any
+    """The `deepspeed.DeepSpeedEngine` around `student`."""
     frobenius: FrobeniusTerm | None
+    """None where that term is off."""
     total_steps: int
 
     def state(self, progress: Progress) -> TrainingState:
-        """What a checkpoint says about itself."""
-        epoch, position = self.reader.place(progress.steps)
+        """What a checkpoint of this progress says about itself."""
+        epoch, batch = self.reader.place(progress.steps)
         return TrainingState(
             step=progress.steps,
             updates=progress.updates,
             epoch_updates=progress.epoch_updates,
             epoch=epoch,
-            position=position,
+            batch=batch,
             cache_fingerprint=self.cache.fingerprint,
             settings=self.settings.deciding(self.processes.world_size),
         )
@@ -102,7 +103,7 @@ def _view(cache: Cache, targets: TargetViewSettings) -> Cache:
 
 
 def _require_temperatures(cache: Cache, distillation: DistillationSettings) -> None:
-    """Temperatures fall from the first to the last, which training must not find out to be missing at its end."""
+    """The temperature falls while training; check both ends of its range before training begins."""
     if cache.layout.mode == "exact":
         return
     for name in ("temperature_init", "temperature_final"):

@@ -1,8 +1,8 @@
-"""Checkpoints: a folder a step, valid once `state.json` says so, and an exact way back.
+"""Checkpoints: one folder per saved step, from which a run continues to the bit.
 
-What DeepSpeed would write is cut to the processes and the ZeRO stage it was written with, in pickles. Here it is one
-safetensors file, whole and by name, and one JSON file, so a run continues with any number of processes and any stage,
-and nothing a file says is ever run. `state.json` is checked before the other file is opened.
+DeepSpeed's own checkpoints are pickles, cut to one number of processes and one ZeRO stage. Here a checkpoint is one
+safetensors file of whole tensors by name and one JSON file, so a run may continue with any number of processes and any
+stage, and loading runs no code. `state.json` is written last: a folder without it is no checkpoint.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import xxhash
-from pydantic import Field, ValidationError
+from pydantic import ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
@@ -35,20 +35,21 @@ DIGEST_BLOCK = 1 << 24
 
 @dataclass(frozen=True)
 class Progress:
-    """Steps, each a global batch read, and updates, each a step the optimizer carried out.
+    """How far training has come. A step reads a global batch; an update is a step that changed the parameters.
 
-    A step whose gradient is not finite is skipped: its batch has been read, but nothing was learnt from it.
-    The order of the rows follows steps; learning rate, α, T and β follow updates.
+    A step whose gradient is not finite is skipped and makes no update. The order of rows follows steps; learning rate,
+    α, T and β follow updates.
     """
 
     steps: int = 0
+    """Steps since the start of training."""
     updates: int = 0
     """Updates since the start of training."""
     epoch_updates: int = 0
     """Updates since the start of the epoch of the next step."""
 
     def after_step(self, *, applied: bool, ends_epoch: bool) -> "Progress":
-        """Where training stands one step later."""
+        """The progress one step later."""
         epoch_updates = 0 if ends_epoch else self.epoch_updates + applied
         return Progress(self.steps + 1, self.updates + applied, epoch_updates)
 
@@ -56,22 +57,24 @@ class Progress:
 class TrainingState(FrozenSettings):
     """Where training stands; `state.json` of a checkpoint."""
 
+    model_config = ConfigDict(populate_by_name=True)
+
     step: int
     """Steps taken: global batches read."""
     updates: int
-    """Steps that moved the parameters; fp16 skips those whose gradient overflows."""
+    """Steps that changed the parameters."""
     epoch_updates: int
     """Updates since the start of the epoch of the next step."""
     epoch: int
     """Epoch of the next step."""
-    position: int
-    """Global batch within that epoch that the next step reads."""
+    batch: int = Field(alias="position")
+    """The global batch of that epoch that the next step reads, from 0; `position` in the file."""
     cache_fingerprint: str
     """sha256 of the manifest of the cache trained on."""
     settings: dict[str, Any]
     """The settings that decide the numbers."""
     loss_scale: dict[str, float | None] = Field(default_factory=dict)
-    """fp16's dynamic loss scale and what it counts."""
+    """fp16's dynamic loss scale and its counters."""
     tensors_bytes: int = 0
     """Size of the file of tensors."""
     tensors_xxh3_128: str = ""
@@ -83,9 +86,8 @@ class TrainingState(FrozenSettings):
 
 
 def save_checkpoint(engine: Any, out: Path, state: TrainingState, processes: Processes) -> None:
-    """Write a checkpoint and drop all but the newest two; every process calls this.
+    """Write a checkpoint and remove all but the newest two; every process calls this.
 
-    `state.json` is written last and atomically: a folder without it is no checkpoint.
     Raises `UserError` when the disk is full or the folder cannot be written.
     """
     folder = out / FOLDER / f"step_{state.step:08d}"
@@ -104,7 +106,7 @@ def save_checkpoint(engine: Any, out: Path, state: TrainingState, processes: Pro
 
 
 def find_checkpoint(out: Path) -> tuple[Path, TrainingState] | None:
-    """The newest finished checkpoint under `out` and its state; raises `UserError` when a file is not whole."""
+    """The newest finished checkpoint under `out` and its state, if any. Raises `UserError` when a file is not whole."""
     finished = sorted((out / FOLDER).glob(f"step_*/{STATE_FILE}"))
     if not finished:
         return None
@@ -139,7 +141,7 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
 
 
 def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
-    """Put parameters, optimizer, learning rate and loss scale back as they were; every process calls this.
+    """Restore parameters, optimizer, learning rate and loss scale; every process calls this.
 
     Raises `UserError` when the tensors are not those that were written.
     """
@@ -158,7 +160,7 @@ def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
 
 
 def restore_learning_rate(engine: Any, updates: int) -> None:
-    """Put the schedule of the learning rate where it is after some updates."""
+    """Set the learning rate's schedule to where it is after this many updates."""
     scheduler = engine.lr_scheduler
     rates = [
         base * multiplier(updates) for base, multiplier in zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
@@ -172,7 +174,7 @@ def restore_learning_rate(engine: Any, updates: int) -> None:
 def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> None:
     """Write the trained parameters, by their names in the student, to a safetensors file.
 
-    They are the weights the student computes with: 16-bit under fp16 and bf16. Every process calls this.
+    They have the precision the student computes in: 16 bits under fp16 and bf16. Every process calls this.
     """
     import deepspeed
 
@@ -192,7 +194,7 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], state: TrainingState)
     save_file(tensors, path)
     size = settle_on_disk(path)
     finished = state.model_copy(update={"tensors_bytes": size, "tensors_xxh3_128": _digest(path)})
-    write_atomically(folder / STATE_FILE, finished.model_dump_json(indent=1).encode())
+    write_atomically(folder / STATE_FILE, finished.model_dump_json(indent=1, by_alias=True).encode())
 
 
 def _digest(path: Path) -> str:

@@ -1,8 +1,8 @@
-"""DeepSpeed made ready: the process group, the configuration merged with our settings, an engine.
+"""The DeepSpeed engine: its configuration merged with our settings, and what has to be corrected around it.
 
-Nothing is compiled. DeepSpeed builds C++ operations when they are first used; with torch's AdamW the only one
-it would build on a CPU is a shared-memory all-reduce for inference (half a minute and a compiler), which
-`quiet_deepspeed` declines.
+Nothing is compiled. DeepSpeed builds C++ operations when they are first used. With torch's AdamW the only one it would
+build on a CPU is a shared-memory all-reduce for inference (half a minute, and it needs a compiler); `quiet_deepspeed`
+prevents that.
 """
 
 import json
@@ -20,9 +20,9 @@ from student.settings import TrainSettings
 
 
 def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:
-    """The user's DeepSpeed JSON (built-in: ZeRO 0) with what our settings decide filled in.
+    """The user's DeepSpeed JSON, or ZeRO 0 without one, completed from our settings.
 
-    A key may be left out or "auto"; one that says something else than the settings raises `UserError`.
+    A key that our settings decide may be left out or "auto". Raises `UserError` where it contradicts them.
     """
     config = _read_json(settings.deepspeed)
     where = str(settings.deepspeed)
@@ -77,8 +77,10 @@ def make_engine(
 
 
 class _SkippingAdamW(torch.optim.AdamW):
-    """For float32 without ZeRO, where DeepSpeed steps whatever the gradient is: clipping by an infinite norm would make
-    every parameter not a number. The engine reads `overflow` as it does of its own optimizers.
+    """AdamW for float32 without ZeRO, where DeepSpeed steps even if the gradient is not finite.
+
+    Clipping by an infinite norm would turn every parameter into NaN. The engine reads `overflow` as it does on its own
+    optimizers.
     """
 
     overflow = False
@@ -88,20 +90,20 @@ class _SkippingAdamW(torch.optim.AdamW):
 
 
 def backward(engine: Any, loss: Tensor) -> None:
-    """`engine.backward` of a loss that is already divided, so that it may be called for several micro-batches.
+    """`engine.backward` of a micro-batch's loss that is already divided by the counts of the whole step.
 
-    Without ZeRO, DeepSpeed's fp16 optimizer divides the gradients by a loss scale that its engine
-    only multiplies by under ZeRO; here it is multiplied by in both.
+    DeepSpeed's fp16 optimizer divides gradients by the loss scale, but its engine multiplies the loss by it only under
+    ZeRO; without ZeRO this function does.
     """
     scale = loss_scaler(engine).cur_scale if _is_16_bit_without_zero(engine) else 1.0
     engine.backward(loss * scale, scale_wrt_gas=False)
 
 
 def gradient_norm(engine: Any) -> float | None:
-    """The norm of the whole gradient before clipping, where DeepSpeed does not tell it; call before `engine.step()`.
+    """The norm of the whole gradient before clipping, without ZeRO; call before `engine.step()`.
 
-    Without ZeRO the engine keeps no norm in float32 and one of scaled gradients in fp16. None under ZeRO;
-    infinite where a gradient overflows.
+    There the engine keeps no norm in float32, and that of the scaled gradients in fp16. Infinite where a gradient is
+    not finite. None under ZeRO, where `engine.get_global_grad_norm()` has it.
     """
     if engine.zero_optimization_stage():
         return None
@@ -114,14 +116,14 @@ def gradient_norm(engine: Any) -> float | None:
 
 
 def withhold_update(engine: Any, norm: float | None) -> None:
-    """Let the coming `engine.step()` change nothing if the gradient's norm is not finite, where DeepSpeed would not."""
+    """Make the next `engine.step()` change nothing if the gradient's norm is not finite, where DeepSpeed would step."""
     if isinstance(engine.optimizer, _SkippingAdamW):
         assert norm is not None
         engine.optimizer.overflow = not math.isfinite(norm)
 
 
 def loss_scaler(engine: Any) -> Any:
-    """DeepSpeed's object with the loss scale (`cur_scale`) and what it counts; None in float32 without ZeRO."""
+    """DeepSpeed's object with the loss scale (`cur_scale`) and its counters; None in float32 without ZeRO."""
     optimizer = engine.optimizer
     return optimizer.loss_scale_config if _is_16_bit_without_zero(engine) else getattr(optimizer, "loss_scaler", None)
 
@@ -133,9 +135,9 @@ def _is_16_bit_without_zero(engine: Any) -> bool:
 
 
 def _undo_first_step(engine: Any) -> None:
-    """Take back the step of zero gradients by which DeepSpeed makes AdamW's states in 16 bits without ZeRO.
+    """Undo the step with zero gradients that DeepSpeed takes to allocate AdamW's states in 16 bits without ZeRO.
 
-    It counts as an update in AdamW's correction of its moments, and it decays the weights.
+    AdamW would count it as an update when it corrects its moments, and it decays the weights.
     """
     if _is_16_bit_without_zero(engine):
         engine.optimizer.refresh_fp32_params()

@@ -1,4 +1,4 @@
-"""A training job from start to end: assemble, continue where it stopped, measure, train, measure, write the result."""
+"""A training job from start to end: assemble, resume, measure, train, measure, write the result."""
 
 import sys
 from dataclasses import dataclass
@@ -20,21 +20,23 @@ from teacher_cache.read.cache import open_cache
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a job leaves: the run, the steps it found done, held-out numbers before and after (None if not measured),
-    and the share of the steps' time spent waiting for data (None if there were no steps).
-    """
+    """What a job returns."""
 
     run: Run
     resumed_at: int
+    """Steps that earlier calls had taken."""
     before: Measures | None
+    """Held-out numbers before the first step; None if not measured."""
     after: Measures | None
+    """Held-out numbers after the last step; None if not measured."""
     waiting: float | None
+    """Share of the steps' time spent waiting for data; None if no step was left."""
 
 
 def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
-    """Train a student, or go on from the newest checkpoint under `out`; every process calls this.
+    """Train a student, or continue from the newest checkpoint under `out`; every process calls this.
 
-    Leaves under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
+    Writes under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
     `evaluation.jsonl`, `trained.safetensors`.
     Raises `UserError` when `out` belongs to another run.
     """
@@ -50,7 +52,7 @@ def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processe
 
 
 def _continue(run: Run) -> Progress:
-    """Load the newest checkpoint if there is one; how far it had come."""
+    """Load the newest checkpoint, if there is one; return its progress."""
     found = find_checkpoint(run.out)
     start = Progress()
     if found is not None:

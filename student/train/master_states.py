@@ -1,8 +1,8 @@
-"""What training has made of the parameters, by name and whole: float32 parameters and AdamW's moments.
+"""Float32 parameters and AdamW's moments, whole and by name.
 
 DeepSpeed keeps them in five ways: float32 parameters alone, copies beside 16-bit ones, and for ZeRO 1, 2 and 3 flat
-buffers cut into one part a process. Here they have one form, whatever the number of processes and the
-stage, so a run may continue with others. Every process calls these functions, in step with the others.
+buffers split over the processes. Here they have one form for any number of processes and any stage, so a run may
+continue with others. These functions are collective: every process calls them.
 """
 
 from collections.abc import Callable, Iterator
@@ -56,7 +56,7 @@ def _trained(engine: Any) -> Iterator[tuple[str, Parameter]]:
 
 
 def _unpartitioned_masters(engine: Any) -> dict[Parameter, Tensor] | None:
-    """Each parameter's float32 self where one process holds all of it; None under ZeRO and its like."""
+    """Each parameter's float32 tensor where one process holds all of it; None where they are split or flattened."""
     if engine.optimizer is engine.basic_optimizer:
         return {parameter: parameter for _, parameter in _trained(engine)}
     if isinstance(engine.optimizer, FP16_UnfusedOptimizer):

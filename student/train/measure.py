@@ -1,4 +1,4 @@
-"""Held-out numbers while training: cross-entropy, perplexity, KL to the teacher at T = 1, agreement, calibration."""
+"""Held-out numbers while training: cross-entropy, perplexity, KL from the teacher at T = 1, agreement, calibration."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -14,30 +14,33 @@ from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
 SUMS = 5
-"""Numbers a position adds to beside its bin."""
+"""Sums over positions besides those of the bins."""
 
 
 @dataclass(frozen=True)
 class Measures:
-    """Means over the valid positions of held-out rows: cross_entropy of the true next token and kl, teacher to
-    student at T = 1, in nats; perplexity exp(cross_entropy); agreement, the share of positions where both
-    have the same first choice; accuracy, the share where the student's is the next token; calibration_error over
-    15 bins of equal width.
-    """
+    """Means over the valid positions of held-out rows."""
 
     cross_entropy: float
+    """Of the true next token, in nats."""
     perplexity: float
+    """exp(cross_entropy)"""
     kl: float
+    """KL(teacher ‖ student) at T = 1, in nats."""
     agreement: float
+    """Share of positions where student and teacher have the same first choice."""
     accuracy: float
+    """Share of positions where the student's first choice is the next token."""
     calibration_error: float
+    """Over 15 bins of equal width."""
     tokens: int
+    """Valid positions."""
 
 
 def measure(run: Run, step: int) -> Measures | None:
-    """The student's held-out numbers after `step` steps, recorded in `evaluation.jsonl` or measured now.
+    """The student's held-out numbers after `step` steps, from `evaluation.jsonl` or else measured and recorded now.
 
-    None when no evaluation cache is set. Every process takes its share of the rows and calls this.
+    None when no evaluation cache is set. Every process calls this and takes its share of the rows.
     """
     if run.held_out is None:
         return None
@@ -105,9 +108,9 @@ def _measures(sums: torch.Tensor) -> Measures:
 
 
 def _share(cache: Cache, first: int, size: int, rows: int) -> CachedRows:
-    """Rows [first, first + size), as far as there are any; else one row that counts nothing.
+    """Rows [first, first + size) as far as there are any; else one row without valid positions.
 
-    Under ZeRO 3 a process without rows would leave the others waiting for its part of the parameters.
+    Under ZeRO 3 a process that ran no rows would leave the others waiting for its part of the parameters.
     """
     if first < rows:
         return cache.rows(range(first, min(first + size, rows)))

@@ -28,7 +28,7 @@ class Processes:
 
 @contextlib.contextmanager
 def quiet_deepspeed() -> Iterator[None]:
-    """Import and call DeepSpeed without its compiling, its advice and the deprecations it runs into."""
+    """Keep DeepSpeed from compiling, and silence its deprecation warnings, while it is imported and called."""
     if not torch.accelerator.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     with warnings.catch_warnings():
@@ -36,7 +36,7 @@ def quiet_deepspeed() -> Iterator[None]:
         warnings.filterwarnings("ignore", category=FutureWarning, message=r"`torch\.distributed\.")
         import deepspeed.ops
 
-        # DeepSpeed looks here for what it may compile; on a GPU it keeps its own list.
+        # What DeepSpeed may compile: nothing on a CPU; on a GPU its own list stays.
         if not torch.accelerator.is_available():
             deepspeed.ops.__compatible_ops__ = {}
         yield
@@ -44,7 +44,7 @@ def quiet_deepspeed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the processes a launcher (torchrun, deepspeed) started, or be the only one; leave at the end."""
+    """Join the processes that a launcher (torchrun, deepspeed) started, or be the only one; leave at the end."""
     import deepspeed
     from deepspeed.accelerator import get_accelerator
 

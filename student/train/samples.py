@@ -1,4 +1,4 @@
-"""What a student writes after held-out beginnings."""
+"""Samples of a student's text, which continue held-out beginnings."""
 
 from student.inference.generate import generate_tokens
 from student.inference.text_stream import Decoder
@@ -12,9 +12,9 @@ WRITTEN_TOKENS = 48
 
 
 def write_samples(run: Run) -> list[Sample]:
-    """Beginnings of rows spread over the held-out cache, or the one trained on, each with the student's text.
+    """Beginnings of rows spread over the held-out cache, or else the one trained on, each with the student's text.
 
-    None without a tokenizer, or where this process has parts of the parameters only.
+    Empty without a tokenizer, or where each process holds only a part of the parameters.
     """
     cache = run.held_out or run.cache
     if cache.tokenizer_folder is None or run.engine.zero_optimization_partition_weights():

@@ -1,4 +1,4 @@
-"""What a finished training job leaves and prints: its summary and report; held-out numbers, a sample of text."""
+"""The end of a training job: write its summary and report, print held-out numbers and a sample of text."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -67,7 +67,7 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
 
 
 def _teacher_measures(run: Run) -> dict[str, float] | None:
-    """The teacher's own numbers over the rows the student was measured on; what is known as a bound is left out."""
+    """The teacher's own numbers over the rows the student was measured on; those known only as a bound are left out."""
     if run.held_out is None:
         return None
     size, count = run.settings.training.micro_batch_size, run.settings.evaluation.max_rows

@@ -90,7 +90,7 @@ def test_all_can_be_reached_by_tab(visit: Open, pages: dict[str, Path]) -> None:
     for _ in range(len(NAMES) + 6):
         seen.page.keyboard.press("Tab")
         reached.append(seen.page.evaluate("document.activeElement.getAttribute('aria-label')"))
-    assert [name for name in reached if name][:2] == ["Loss over steps", "Cross-entropy, nats a token over steps"]
+    assert [name for name in reached if name][:2] == ["Loss over steps", "Cross-entropy, nats per token over steps"]
     assert len([name for name in reached if name]) == len(NAMES) + 4
 
 

@@ -41,8 +41,8 @@ def commit_times(folder: Path) -> dict[str, int]:
 
 
 def held_out_cross_entropy(printed: str) -> tuple[float, float]:
-    """Before and after training, in nats a token."""
-    line = re.search(r"^held-out CE +([\d.]+) → ([\d.]+) nats a token: fell by ([\d.]+)", printed, re.MULTILINE)
+    """Before and after training, in nats per token."""
+    line = re.search(r"^held-out CE +([\d.]+) → ([\d.]+) nats per token: fell by ([\d.]+)", printed, re.MULTILINE)
     assert line, printed
     before, after, fall = map(float, line.groups())
     assert fall == pytest.approx(before - after, abs=2e-3)

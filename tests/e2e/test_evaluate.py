@@ -307,7 +307,7 @@ def test_a_run_has_its_report_and_runs_one_together(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     page = (folder / "runs" / "student" / "report.html").read_text(encoding="utf-8")
-    for words in ("Cross-entropy, nats a token", "Tokens a second", "the teacher", "likeliest", "drawn"):
+    for words in ("Cross-entropy, nats per token", "Tokens per second", "the teacher", "likeliest", "drawn"):
         assert words in page
     assert "http://" not in page.replace("http://www.w3.org/2000/svg", "")
     train(folder, "other", "--optimizer.learning_rate=1e-3")

@@ -1,0 +1,77 @@
+"""What is written down of a step, by whom, and what is counted over steps."""
+
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from student.train.assemble import Run, assemble
+from student.train.checkpoint import Progress
+from student.train.processes import Processes
+from student.train.step_log import StepMetrics, StepTime, progress_words, step_cost, step_log
+from teacher_cache.read.cache import open_cache
+from tests.helpers.small_training import small_settings
+
+METRICS = StepMetrics(
+    step=3,
+    epoch=0,
+    loss=1 / 3,
+    cross_entropy=4.0,
+    kl=0.25,
+    frobenius=0.5,
+    gradient_norm=2.0,
+    alpha=0.8,
+    temperature=1.5,
+    beta=0.1,
+    learning_rate=1e-3,
+    tokens=900,
+    applied=True,
+)
+TIME = StepTime(seconds=0.5, waiting=0.1)
+
+
+@pytest.fixture
+def run(uneven_cache: Path, alone: Processes, tmp_path: Path) -> Run:
+    made = assemble(small_settings(), open_cache(uneven_cache), tmp_path / "run", alone)
+    made.out.mkdir()
+    return made
+
+
+def test_the_first_process_writes_metrics_and_costs(run: Run) -> None:
+    with step_log(run, Progress()) as log:
+        log.add(METRICS, TIME, Progress(3, 3, 3))
+    assert run.metrics.read() == [asdict(METRICS)]
+    (cost,) = run.costs.read()
+    assert {name: cost[name] for name in ("step", "tokens", "seconds", "waiting")} == {
+        "step": 3,
+        "tokens": 900,
+        "seconds": 0.5,
+        "waiting": 0.1,
+    }
+
+
+def test_other_processes_write_nothing_and_count_all_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    other = replace(run, processes=replace(run.processes, rank=1, world_size=2))
+    with step_log(other, Progress()) as log:
+        assert log.share_waiting() is None
+        for applied in (True, False, False):
+            log.add(replace(METRICS, applied=applied), TIME, Progress(6, 6, 6))
+        assert log.skipped_in_a_row == 2
+        log.add(METRICS, StepTime(1.0, 0.95), Progress(6, 6, 6))
+    assert log.skipped_in_a_row == 0
+    assert log.share_waiting() == pytest.approx(1.25 / 2.5)
+    assert (run.metrics.read(), run.costs.read()) == ([], [])
+    assert capsys.readouterr().err == ""
+
+
+def test_the_line_names_speed_waiting_and_skipped_updates() -> None:
+    words = progress_words(METRICS, TIME, Progress(steps=3, updates=3))
+    assert words.startswith("loss 0.3333 CE 4.0000 KL 0.2500 F 0.500 |g| 2.000 α 0.800 T 1.500 lr 1.00e-03")
+    assert words.endswith("1,800 tok/s wait 20.0%")
+    assert progress_words(METRICS, TIME, Progress(steps=3, updates=1)).endswith(" skipped 2")
+
+
+def test_a_cost_names_the_machine(alone: Processes) -> None:
+    cost = step_cost(METRICS, TIME, alone)
+    assert cost.machine.startswith("1 × ")
+    assert cost.peak_bytes > 2**20
