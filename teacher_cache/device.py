@@ -1,4 +1,4 @@
-"""Between a host and its GPU without waiting: both go on while bytes are on their way. On a CPU, nothing to do."""
+"""Copies between host and GPU that neither waits for. On a CPU they do nothing."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,27 +8,27 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor on the device; a GPU fetches it when its stream gets there."""
+    """The tensor on the device; the copy to a GPU is queued on its stream."""
     waits = device.type == "cuda" and not tensor.is_cuda
     return tensor.pin_memory().to(device, non_blocking=True) if waits else tensor
 
 
 @dataclass(frozen=True)
 class OnTheirWay:
-    """Tensors by name that a GPU is still to deliver."""
+    """Tensors by name whose copy from a GPU may not have finished."""
 
     _tensors: Mapping[str, Tensor]
     _delivered: torch.cuda.Event | None
 
     def arrived(self) -> Mapping[str, Tensor]:
-        """Wait for them; on the CPU."""
+        """Wait for the copies; return the tensors on the CPU."""
         if self._delivered is not None:
             self._delivered.synchronize()
         return self._tensors
 
 
 def to_host(tensors: Mapping[str, Tensor]) -> OnTheirWay:
-    """Ask for tensors of one device."""
+    """Begin to copy tensors, all of one device, to the host."""
     if not any(tensor.is_cuda for tensor in tensors.values()):
         return OnTheirWay(tensors, None)
     pinned = {name: torch.empty(t.shape, dtype=t.dtype, pin_memory=True) for name, t in tensors.items()}

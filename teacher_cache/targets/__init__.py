@@ -1,1 +1,1 @@
-"""From logits to what is kept of them, and back to the teacher at a temperature: pure functions of tensors."""
+"""From logits to the targets kept of them, and back to the teacher at a temperature: pure functions on tensors."""

@@ -1,11 +1,11 @@
-"""From what a row keeps back to the teacher's distribution at a temperature: pure functions on tensors.
+"""From kept targets back to the teacher's distribution at any temperature T: pure functions on tensors.
 
-Builder, reader and student use the same ones, on a CPU or a GPU. Shapes: values (..., K) float32 logits, the top_k
-largest first, then the sampled ones, unused places -inf; log_mass (..., J) float32. `layout` is the manifest's.
+Builder, reader and student all use these, on a CPU or a GPU. Shapes throughout: values (..., K) float32 logits, the
+top_k largest first, then the sampled ones, unused places -inf; log_mass (..., J) float32. `layout` is the manifest's.
 
-A kept entry that is not among the top_k was drawn with probability `pi_i = min(1, n r_i)`, r the proposal's mixture
-of the teacher at several temperatures. For any f, `sum_kept (p_i / pi_i) f_i` has the expectation `sum_i p_i f_i`
-at every temperature at once (Horvitz and Thompson's estimator).
+An entry outside the top_k was drawn with probability `pi_i = min(1, n r_i)`, where r is the proposal: a mixture of
+the teacher at several temperatures. For any f, `sum_kept (p_i / pi_i) f_i` has the expectation `sum_i p_i f_i`, at
+every temperature (the Horvitz-Thompson estimator).
 """
 
 import math
@@ -21,7 +21,7 @@ from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.format.nodes import derivative_weights, interpolation_weights
 
 SLICE_POSITIONS = 2048
-"""Positions `estimate_at` works on at once on a CPU."""
+"""Positions `estimate_at` works on at once on a CPU, so that they stay in its cache."""
 
 
 def relative_logits(values: Tensor) -> Tensor:
@@ -30,12 +30,12 @@ def relative_logits(values: Tensor) -> Tensor:
 
 
 def log_rest(log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
-    """`A(1/T)`: log-mass outside the top_k at T, relative to the largest logit, interpolated; (...)."""
+    """`A(1/T)`: log-mass outside the top_k at T, relative to the largest logit, interpolated between nodes; (...)."""
     return log_mass @ _as_tensor(interpolation_weights(layout.node_temperatures, temperature), log_mass)
 
 
 def log_partition(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
-    """`log Z(T)` relative to the largest logit: the top_k exactly, all others by their log-mass; (...)."""
+    """Log partition function `log Z(T)` relative to the largest logit, from the top_k and the log-mass; (...)."""
     top = torch.logsumexp(relative_logits(values[..., : layout.top_k]) / temperature, dim=-1)
     return torch.logaddexp(top, log_rest(log_mass, layout, temperature))
 
@@ -46,9 +46,9 @@ def log_probabilities(values: Tensor, log_mass: Tensor, layout: TargetLayout, te
 
 
 def inclusion_probabilities(values: Tensor, log_mass: Tensor, layout: TargetLayout) -> Tensor:
-    """`pi_i` of the kept entries, (..., K): 1 for the top_k, `min(1, n r_i)` behind them.
+    """`pi_i` of the kept entries, (..., K): 1 for the top_k, `min(1, n r_i)` for the sampled, 0 in unused places.
 
-    Follows from stored values alone, at building and at reading alike; unused places give 0.
+    Depends on stored values only, so builder and reader get the same numbers.
     """
     included = torch.ones_like(values)
     if layout.samples:
@@ -61,7 +61,7 @@ def inclusion_probabilities(values: Tensor, log_mass: Tensor, layout: TargetLayo
 
 
 def proposal_scales(values: Tensor, log_mass: Tensor, layout: TargetLayout) -> list[tuple[Tensor, float]]:
-    """`(n a_j / Z(T_j), T_j)` for each part of the proposal: times exp((z - z_max)/T_j), summed, this is `n r`."""
+    """`(n a_j / Z(T_j), T_j)` for each part j of the proposal: `n r = sum_j n a_j / Z(T_j) exp((z - z_max)/T_j)`."""
     return [
         (layout.samples * share * torch.exp(-log_partition(values, log_mass, layout, temperature)), temperature)
         for temperature, share in layout.proposal
@@ -69,14 +69,14 @@ def proposal_scales(values: Tensor, log_mass: Tensor, layout: TargetLayout) -> l
 
 
 def target_weights(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
-    """`p_i(T) / pi_i` of the kept entries, (..., K); 0 in unused places. What a sum over the vocabulary needs."""
+    """`p_i(T) / pi_i` of the kept entries, (..., K), 0 in unused places: the weights of a sum over the vocabulary."""
     included = inclusion_probabilities(values, log_mass, layout)
     p = torch.exp(log_probabilities(values, log_mass, layout, temperature))
     return torch.where(included > 0, p / included.clamp(min=torch.finfo(p.dtype).tiny), 0.0)
 
 
 def entropy(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
-    """The teacher's entropy at T in nats: `log Z - beta dlogZ/dbeta`, the rest's part from dA/dbeta; (...)."""
+    """The teacher's entropy at T in nats, (...): `log Z - beta dlogZ/dbeta`; outside the top_k from dA/dbeta."""
     top, log_z = values[..., : layout.top_k], log_partition(values, log_mass, layout, temperature)
     relative = relative_logits(top).clamp(min=torch.finfo(values.dtype).min)
     top_mean = (torch.exp(relative / temperature - log_z[..., None]) * relative).sum(-1)
@@ -86,11 +86,11 @@ def entropy(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature:
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """The teacher at one temperature.
+class DistributionEstimate:
+    """The teacher's distributions at one temperature.
 
-    weights (..., K) p_i/pi_i of the kept entries; log_partition (...) log Z(T), relative to the largest logit;
-    entropy (...) in nats.
+    weights (..., K): p_i/pi_i of the kept entries; log_partition (...): log Z(T) relative to the largest logit;
+    entropy (...): in nats.
     """
 
     weights: Tensor
@@ -98,10 +98,10 @@ class Estimate:
     entropy: Tensor
 
 
-def estimate_at(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Estimate:
-    """`target_weights`, `log_partition` and `entropy` in one go, several times faster than each by itself.
+def estimate_at(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> DistributionEstimate:
+    """`target_weights`, `log_partition` and `entropy` together, several times faster than those one by one.
 
-    On a CPU some thousand positions at a time, which stay in its cache. Raises `UserError` outside the cached range.
+    Raises `UserError` when T is outside the cached range.
     """
     shape, width = values.shape[:-1], values.shape[-1]
     values, log_mass = values.reshape(-1, width), log_mass.reshape(-1, log_mass.shape[-1])
@@ -113,12 +113,15 @@ def estimate_at(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperat
         part = slice(start, start + size)
         found, log_z, nats = _estimate(values[part].T.contiguous(), log_mass[part].T, layout, coefficients)
         weights[part], totals[0, part], totals[1, part] = found.T, log_z, nats
-    return Estimate(weights.view(*shape, width), *(total.view(shape) for total in totals))
+    return DistributionEstimate(weights.view(*shape, width), *(total.view(shape) for total in totals))
 
 
 @dataclass(frozen=True)
 class _Coefficients:
-    """Of T and the proposal's temperatures, T first: betas (m,), interpolation (m, J); slope (J,) of A at T."""
+    """What depends on temperatures only.
+
+    betas (m,) and interpolation (m, J): for T first, then the proposal's temperatures; slope (J,): of A at T.
+    """
 
     betas: list[float]
     interpolation: Tensor
@@ -136,7 +139,7 @@ class _Coefficients:
 def _estimate(
     values: Tensor, log_mass: Tensor, layout: TargetLayout, coefficients: _Coefficients
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights (K, n), log Z and entropy (n,) from values (K, n) and log_mass (J, n): positions are contiguous."""
+    """Weights (K, n), log Z (n,) and entropy (n,) from values (K, n), which are overwritten, and log_mass (J, n)."""
     top_k, betas = layout.top_k, coefficients.betas
     relative = values.sub_(values[0].clone())
     top = relative[:top_k].clamp(min=torch.finfo(values.dtype).min)
@@ -155,7 +158,10 @@ def _estimate(
 
 
 def _rate(sampled: Tensor, betas: list[float], scales: list[Tensor]) -> Tensor:
-    """`min(1, n r)` of sampled entries (K, n), never 0; one exponential where the betas share a step, else one each."""
+    """`min(1, n r)` of sampled entries (K, n), never 0.
+
+    Needs one exponential if all betas are small multiples of one step, otherwise one for each.
+    """
     step = min(abs(one - other) for one, other in pairwise([0.0, *sorted(betas)]) if one != other)
     multiples = [round(beta / step) for beta in betas]
     shared = max(multiples) <= 8 and all(math.isclose(m * step, b) for m, b in zip(multiples, betas, strict=True))
@@ -175,15 +181,15 @@ def _rate(sampled: Tensor, betas: list[float], scales: list[Tensor]) -> Tensor:
 
 
 def retained_mass(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperature: float) -> Tensor:
-    """Probability at T of the entries kept, (...)."""
+    """Total probability at T of the kept entries, (...)."""
     return torch.exp(log_probabilities(values, log_mass, layout, temperature)).sum(-1).clamp_(max=1.0)
 
 
 def mass_variance(p: Tensor, included: Tensor) -> Tensor:
-    """Estimate of `sum_i p_i^2 (1 - pi_i)/pi_i`: the variance that sampling adds to a sum over p(T); (...).
+    """An estimate of `sum_i p_i^2 (1 - pi_i)/pi_i`, (...): the variance that sampling adds to a sum over p(T).
 
-    p (..., K) probabilities of the kept entries at T, included (..., K) their `inclusion_probabilities`. n independent
-    draws from p(T) would add 1/n, so its inverse is the effective sample size at T.
+    p (..., K): probabilities of the kept entries at T; included (..., K): their `inclusion_probabilities`. With n
+    independent draws from p(T) it would be 1/n, so its inverse is the effective sample size at T.
     """
     weights = torch.where(included > 0, p / included.clamp(min=torch.finfo(p.dtype).tiny), 0.0)
     return (weights.square() * (1 - included)).sum(-1)
@@ -195,6 +201,6 @@ def _as_tensor(weights: Iterable[float], like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _constant(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept, for a GPU that is sent a few numbers first finishes all that it has to do."""
-    with torch.inference_mode(mode=False):  # what is made in inference mode cannot take part in training
+    """Cached: copying even a few numbers to a GPU waits for all its queued work."""
+    with torch.inference_mode(mode=False):  # tensors made in inference mode cannot take part in training
         return torch.tensor(weights, dtype=dtype, device=device)

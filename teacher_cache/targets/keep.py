@@ -1,4 +1,4 @@
-"""Logits of some positions → what a row keeps of them: top_k entries, sampled entries, log-mass of the rest."""
+"""From logits to the targets a row keeps: top_k entries, sampled entries, and the log-mass outside the top_k."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,25 +9,19 @@ from torch import Tensor
 from delta_common.installed import has_triton
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
-from teacher_cache.targets.keep_torch import (
-    PowerScheme,
-    Workspace,
-    draw,
-    in_blocks,
-    take_top,
-)
+from teacher_cache.targets.keep_torch import PowerScheme, Workspace, draw, in_blocks, take_top
 
 PIECE_POSITIONS = 256
-"""Positions PyTorch looks into blocks of at once."""
+"""Positions whose blocks PyTorch searches at once."""
 
 
 @dataclass(frozen=True)
 class KeptTargets:
     """What is kept of n distributions.
 
-    ids (n, K) int64 and values (n, K) float32: the top_k in rank order, then the sampled entries in rank order,
-    unused places id 0 and -inf; log_mass (n, J) float32 at its stored precision,
-    `A(beta_j) = log sum_{i outside the top_k} exp(beta_j (z_i - z_max))`; label_logits (n,) float32.
+    ids (n, K) int64 and values (n, K) float32: the top_k in falling order, then the sampled entries in falling order;
+    unused places hold id 0 and -inf. log_mass (n, J) float32, rounded as it is stored:
+    `A(beta_j) = log sum_{i outside the top_k} exp(beta_j (z_i - z_max))`. label_logits (n,) float32.
     """
 
     ids: Tensor
@@ -37,11 +31,11 @@ class KeptTargets:
 
 
 def keep_targets(logits: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
-    """What is kept of logits (n, V) over the real vocabulary.
+    """The targets of logits (n, V) over the real vocabulary.
 
-    labels (n,) int64; uniform (n,) float64 in [0, 1), the offsets of the systematic samples. Logits are rounded to
-    their stored precision first, so that what is kept is an unbiased account of what could be stored; bfloat16 ones
-    are at it already (below 6e-5, where float16 is coarser, no logit is told from 0). On a GPU with Triton its
+    labels (n,) int64; uniform (n,) float64 in [0, 1): the offsets of the systematic samples. Logits are rounded to
+    their stored precision first, so that targets are unbiased with respect to stored logits. bfloat16 logits are not
+    rounded: float16 holds them exactly but for those below 6e-5, which make no difference. On a GPU with Triton,
     kernels do the work; they may draw other tokens where a running sum rounds to the other side of a mark.
     """
     stored = logits if logits.dtype == torch.bfloat16 else logits.to(getattr(torch, layout.value_dtype))
@@ -66,7 +60,7 @@ def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, unifor
     log_mass = round_log_mass(top.log_mass)
     if layout.samples:
         keep_triton.draw(stored, top, log_mass, layout, uniform)
-    return KeptTargets(top.ids, top.values, log_mass, _label_logits(stored, labels))
+    return KeptTargets(top.ids, top.values, log_mass, logits_of_labels(stored, labels))
 
 
 def keep_by_torch(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
@@ -78,13 +72,13 @@ def keep_by_torch(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform:
         top = take_top(in_blocks(some), layout, scheme, space)
         log_mass = round_log_mass(top.log_mass)
         drawn = draw(top, log_mass, layout, offsets) if layout.samples else None
-        parts.append((*_entries(some, top.ids, drawn), log_mass))
+        parts.append((*ordered_entries(some, top.ids, drawn), log_mass))
     ids, values, log_mass = (torch.cat(column) for column in zip(*parts, strict=True))
-    return KeptTargets(ids, values, log_mass, _label_logits(stored, labels))
+    return KeptTargets(ids, values, log_mass, logits_of_labels(stored, labels))
 
 
-def _entries(stored: Tensor, ids: Tensor, drawn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
-    """Ids and values of the top_k, and behind them of what was drawn, in falling order."""
+def ordered_entries(stored: Tensor, ids: Tensor, drawn: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor]:
+    """Ids and values of the top_k, followed by those drawn (ids, and which places are used) in falling order."""
     values = stored.gather(1, ids).float()
     if drawn is None:
         return ids, values
@@ -96,15 +90,16 @@ def _entries(stored: Tensor, ids: Tensor, drawn: tuple[Tensor, Tensor] | None) -
 
 
 def join(parts: Sequence[KeptTargets]) -> KeptTargets:
-    """Targets of several runs of positions as those of one."""
+    """The targets of several runs of positions, concatenated."""
     columns = zip(*(vars(part).values() for part in parts), strict=True)
     return KeptTargets(*(torch.cat(column) for column in columns))
 
 
-def _label_logits(stored: Tensor, labels: Tensor) -> Tensor:
+def logits_of_labels(stored: Tensor, labels: Tensor) -> Tensor:
+    """Logits (n,) float32 of the labels (n,)."""
     return stored.gather(1, labels[:, None]).squeeze(1).float()
 
 
 def round_log_mass(log_mass: Tensor) -> Tensor:
-    """Log-masses at their stored precision: multiples of `LOG_MASS_STEP`, and the floor for no mass at all."""
+    """Log-masses as they are stored: multiples of `LOG_MASS_STEP`, not below `LOG_MASS_FLOOR`; in place."""
     return (log_mass / LOG_MASS_STEP).round_().mul_(LOG_MASS_STEP).clamp_(min=LOG_MASS_FLOOR)

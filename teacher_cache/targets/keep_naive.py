@@ -1,4 +1,4 @@
-"""Keeping entries one position at a time: the naive twin of `keep_torch` and `keep_triton`."""
+"""Keeping targets as the definition is written: the naive twin of `keep_torch` and `keep_triton`."""
 
 from functools import partial
 
@@ -7,12 +7,12 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets.estimate import proposal_scales
-from teacher_cache.targets.keep import KeptTargets, _entries, _label_logits, round_log_mass
+from teacher_cache.targets.keep import KeptTargets, logits_of_labels, ordered_entries, round_log_mass
 from teacher_cache.targets.keep_torch import draw_systematically, in_blocks, take_blocks
 
 
 def keep_naively(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: Tensor) -> KeptTargets:
-    """`keep_by_torch` as its definition is written, whole vocabularies at a time: its twin."""
+    """`keep.keep_by_torch` with whole vocabularies at a time; arguments and result are the same."""
     values, ids = stored.float().sort(dim=-1, descending=True, stable=True)
     values, ids = values[:, : layout.top_k], ids[:, : layout.top_k]
     rest = (stored.float() - values[:, :1]).scatter_(1, ids, -torch.inf)
@@ -22,10 +22,10 @@ def keep_naively(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
         scales = proposal_scales(values, log_mass, layout)
         inclusion = sum((scale[:, None] * torch.exp(rest / t) for scale, t in scales), torch.zeros_like(rest))
         drawn = systematic_sample(inclusion.clamp_(max=1.0), uniform, layout.samples)
-    return KeptTargets(*_entries(stored, ids, drawn), log_mass, _label_logits(stored, labels))
+    return KeptTargets(*ordered_entries(stored, ids, drawn), log_mass, logits_of_labels(stored, labels))
 
 
 def systematic_sample(inclusion: Tensor, uniform: Tensor, samples: int) -> tuple[Tensor, Tensor]:
-    """`draw_systematically` of probabilities (n, V) that are all there."""
+    """`draw_systematically` where all inclusion probabilities (n, V) are given."""
     blocks = in_blocks(inclusion, 0.0)
     return draw_systematically(blocks.sum(-1), partial(take_blocks, blocks), uniform, samples)

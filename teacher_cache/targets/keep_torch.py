@@ -1,17 +1,16 @@
-"""PyTorch's way of keeping targets: few passes over the vocabulary, then looks into some of its blocks of 128 tokens.
+"""Keeping targets with PyTorch: few passes over the vocabulary, then a search in some of its blocks of 128 tokens.
 
-Twin of `targets.keep_naively`, and of the kernels. A slice of positions small enough for a processor's cache is worked
-on at once. Powers `exp(rest / T)` at the nodes are products of one exponential, `2^x`, which takes a quarter of the
-time of `exp`. Of each block there remain its largest logit and its mass at each temperature needed, and from these
-follow
+The naive twin is `keep_naive`, the kernels are `keep_triton`. Positions are worked on in slices that fit a processor's
+cache. The powers `exp(rest / T)` at the nodes are products of one exponential, `2^x`, which takes a quarter of the time
+of `exp`. The passes leave, for each block, its largest logit and its mass at each temperature needed. From these follow
 
-- the top_k: they lie in the k blocks of largest maxima, ties going to the lowest id;
-- the log-mass of the rest: the k blocks' masses are taken anew without the top_k, so nothing is subtracted;
-- the sums of inclusion probabilities, mixtures of the blocks' masses, but for blocks where `min(1, n r)` cuts.
+- the top_k: they lie in the k blocks with the largest maxima; among equal logits the lowest id comes first;
+- the log-mass of the rest: the masses of those k blocks are summed again without the top_k, so nothing is subtracted;
+- the sums of inclusion probabilities: mixtures of the blocks' masses, except in blocks where `min(1, n r)` is 1.
 
-Results do not depend, to the bit, on which positions are worked on together: every operation on a number rounds as
-IEEE 754 says, but for `2^x`, which torch rounds otherwise in the last few numbers of a thread's part. So parts are
-made of whole rows.
+Results do not depend, to the bit, on which positions are worked on together: every operation rounds as IEEE 754 says,
+except `2^x`, which torch rounds differently in the last few numbers of each thread's part. So each thread gets whole
+rows.
 """
 
 import math
@@ -30,13 +29,13 @@ BLOCK = 128
 """Tokens in a block."""
 
 THREAD_ELEMENTS = 2**19
-"""Logits a thread of a processor works on at once: 2 MiB of float32, whose many passes then stay in its cache."""
+"""Logits each CPU thread works on at once: 2 MiB of float32, which stay in its cache during all passes."""
 
 GPU_ELEMENTS = 2**26
-"""The same of a whole GPU: 256 MiB, enough to keep it busy."""
+"""The same for a whole GPU: 256 MiB, enough to keep it busy."""
 
 TORCH_GRAIN = 2**15
-"""Numbers below which torch gives a thread no part of its own."""
+"""Fewest numbers that torch gives a thread of its own."""
 
 LOG2_E = 1 / math.log(2)
 LOW_BITS = 2**31 - 1
@@ -45,10 +44,11 @@ MAX_MULTIPLE = 8
 
 @dataclass(frozen=True)
 class PowerScheme:
-    """How `exp(rest / T)` at the nodes, then at proposals' temperatures between them, comes from few exponentials.
+    """How `exp(rest / T)` at the nodes, then at the proposal's temperatures between them, is made of few exponentials.
 
-    exponents: of the bases, in units of log2(e): the step between nodes; the first node's, unless that is `multiple`
-    steps; then one for each temperature between nodes. places: of each part of the proposal, among the powers.
+    exponents: log2(e) times beta of each base: the step between nodes; the first node, unless it is `multiple` steps;
+    then each of the proposal's temperatures between nodes. places: the index among the powers of each part of the
+    proposal.
     """
 
     exponents: tuple[float, ...]
@@ -58,16 +58,15 @@ class PowerScheme:
 
     @property
     def count(self) -> int:
-        """Powers in all."""
+        """Number of powers."""
         return self.nodes + len(self.exponents) - (1 if self.multiple else 2)
 
     @classmethod
     def of(cls, layout: TargetLayout) -> "PowerScheme":
-        """What a layout needs."""
+        """The scheme for a layout's nodes and proposal."""
         betas = [1 / t for t in layout.node_temperatures]
         step = betas[1] - betas[0]
-        steps = round(betas[0] / step)
-        multiple = steps if 1 <= steps <= MAX_MULTIPLE and math.isclose(steps * step, betas[0]) else 0
+        multiple = steps_to_first_node(betas)
         between = [t for t, _ in layout.proposal if t not in layout.node_temperatures]
         temperatures = [*layout.node_temperatures, *between]
         first = [] if multiple else [betas[0]]
@@ -79,12 +78,19 @@ class PowerScheme:
         )
 
     def powers(self, bases: Sequence[Tensor], space: Tensor) -> Iterator[Tensor]:
-        """The powers one after another; a node's lies in `space` until the next is asked for."""
+        """The powers, one after another; each is valid only until the next is asked for, as nodes share `space`."""
         step = bases[0]
         power = _whole_power(step, self.multiple, space) if self.multiple else space.copy_(bases[1])
         for node in range(self.nodes):
             yield power.mul_(step) if node else power
         yield from bases[1 if self.multiple else 2 :]
+
+
+def steps_to_first_node(betas: Sequence[float]) -> int:
+    """The first node's beta in steps between nodes; 0 where it is no whole multiple, or one above `MAX_MULTIPLE`."""
+    step = betas[1] - betas[0]
+    steps = round(betas[0] / step)
+    return steps if 1 <= steps <= MAX_MULTIPLE and math.isclose(steps * step, betas[0]) else 0
 
 
 def _whole_power(base: Tensor, exponent: int, out: Tensor) -> Tensor:
@@ -100,22 +106,22 @@ def _whole_power(base: Tensor, exponent: int, out: Tensor) -> Tensor:
 
 
 def in_blocks(columns: Tensor, filling: float = -torch.inf) -> Tensor:
-    """Columns (n, V) as (n, blocks, BLOCK), the last block filled up; no copy where rows are whole blocks."""
+    """Columns (n, V) as (n, blocks, BLOCK), the last block padded; no copy where rows are whole blocks."""
     missing = -columns.shape[1] % BLOCK
     filled = functional.pad(columns, (0, missing), value=filling) if missing else columns
     return filled.contiguous().view(len(columns), -1, BLOCK)
 
 
 def take_blocks(blocks: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-    """Some blocks (m, BLOCK) of (n, blocks, BLOCK), by their rows and their numbers there."""
+    """m blocks (m, BLOCK) of (n, blocks, BLOCK), by rows (m,) and block numbers (m,)."""
     return blocks.flatten(0, 1).index_select(0, rows * blocks.shape[1] + numbers)
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Memory for a slice, used over and over: a fresh page costs more than the arithmetic done on it.
+    """Memory for one slice, reused: allocating a fresh page costs more than the arithmetic done on it.
 
-    power and each of the bases are (rows, blocks, BLOCK).
+    power and each base are (rows, blocks, BLOCK) float32.
     """
 
     power: Tensor
@@ -123,7 +129,7 @@ class Workspace:
 
     @classmethod
     def of(cls, stored: Tensor, scheme: PowerScheme) -> "Workspace":
-        """For slices of logits (n, V)."""
+        """A workspace for slices of logits (n, V)."""
         count = -(-stored.shape[1] // BLOCK)
         elements = torch.get_num_threads() * THREAD_ELEMENTS if stored.device.type == "cpu" else GPU_ELEMENTS
         rows = max(1, min(elements // (count * BLOCK), len(stored)))
@@ -133,15 +139,15 @@ class Workspace:
 
 
 def _whole_parts(rows: int, blocks: int, device: torch.device) -> int:
-    """So many rows of (rows, blocks, BLOCK), or a few more, that threads get whole rows."""
+    """`rows` of (rows, blocks, BLOCK) rounded up so that every thread gets whole rows."""
     unit = torch.get_num_threads() * -(-TORCH_GRAIN // (blocks * BLOCK)) if device.type == "cpu" else 1
     return -(-rows // unit) * unit
 
 
 def summarise(blocks: Tensor, scheme: PowerScheme, space: Workspace) -> tuple[Tensor, Tensor]:
-    """The pass over the vocabulary, of logits (n, blocks, BLOCK).
+    """The pass over the whole vocabulary, of logits (n, blocks, BLOCK).
 
-    Returns maxima (n, blocks) and, relative to a row's largest logit, masses (n, powers, blocks), both float32.
+    Returns maxima (n, blocks) and masses (n, powers, blocks) relative to the row's largest logit, both float32.
     """
     maxima = torch.empty(blocks.shape[:2], device=blocks.device)
     masses = torch.empty(len(blocks), scheme.count, blocks.shape[1], device=blocks.device)
@@ -163,10 +169,10 @@ def summarise(blocks: Tensor, scheme: PowerScheme, space: Workspace) -> tuple[Te
 
 @dataclass(frozen=True)
 class Rest:
-    """All but the top_k of n positions.
+    """The vocabulary without the top_k, for n positions.
 
-    blocks (n, blocks, BLOCK) as they are stored; largest, threshold (n,) float32 and last (n,) int64: the first of the
-    top_k, and the last with its id.
+    blocks (n, blocks, BLOCK) at their stored precision; largest (n,) float32: the largest logit; threshold (n,) float32
+    and last (n,) int64: logit and id of the last of the top_k.
     """
 
     blocks: Tensor
@@ -176,7 +182,7 @@ class Rest:
     last: Tensor
 
     def logits(self, rows: Tensor, numbers: Tensor) -> Tensor:
-        """Logits (m, BLOCK) float32 of m blocks relative to the largest, -inf in the top_k."""
+        """Logits (m, BLOCK) float32 of m blocks relative to the largest, -inf for the top_k."""
         found = take_blocks(self.blocks, rows, numbers).float()
         threshold, last = self.threshold[rows, None], (self.last[rows] - numbers * BLOCK)[:, None]
         inside = torch.arange(BLOCK, device=found.device)
@@ -184,13 +190,13 @@ class Rest:
         return found.masked_fill_(taken, -torch.inf).sub_(self.largest[rows, None])
 
     def powers(self, logits: Tensor) -> Iterator[Tensor]:
-        """Powers (m, BLOCK) of `logits`, one after another; each is gone when the next is asked for."""
+        """Powers (m, BLOCK) of `logits`, one after another; each is valid only until the next is asked for."""
         spare = _whole_parts(len(logits), 1, logits.device) - len(logits)
         bases = [functional.pad(logits * e, (0, 0, 0, spare)).exp2_()[: len(logits)] for e in self.scheme.exponents]
         return self.scheme.powers(bases, torch.empty_like(logits))
 
     def inclusion(self, scales: Tensor, rows: Tensor, numbers: Tensor) -> Tensor:
-        """`min(1, n r)` (m, BLOCK) in m blocks, by the scales (n, parts) of the proposal."""
+        """`min(1, n r)` (m, BLOCK) in m blocks, given the scales (n, parts) of the proposal."""
         rate = torch.zeros(len(rows), BLOCK, device=scales.device)
         for place, power in enumerate(self.powers(self.logits(rows, numbers))):
             for part, taken in enumerate(self.scheme.places):
@@ -204,7 +210,7 @@ class Top:
     """The top_k of n positions, and what sampling needs to know of the rest.
 
     ids (n, k) int64; values (n, k) float32; log_mass (n, J) float32, not yet rounded. Of the rest, relative to the
-    largest logit: maxima (n, blocks), masses (n, powers, blocks).
+    largest logit: maxima (n, blocks) and masses (n, powers, blocks) float32.
     """
 
     ids: Tensor
@@ -216,7 +222,7 @@ class Top:
 
 
 def take_top(blocks: Tensor, layout: TargetLayout, scheme: PowerScheme, space: Workspace) -> Top:
-    """The top_k and the masses of the rest, of logits (n, blocks, BLOCK) at their stored precision."""
+    """Find the top_k of logits (n, blocks, BLOCK) at their stored precision, and the masses of the rest."""
     maxima, masses = summarise(blocks, scheme, space)
     numbers = torch.arange(maxima.shape[1], device=blocks.device)
     picked = _keys(maxima, numbers).topk(min(layout.top_k, maxima.shape[1]), dim=-1).indices
@@ -237,14 +243,14 @@ def take_top(blocks: Tensor, layout: TargetLayout, scheme: PowerScheme, space: W
 
 
 def _keys(logits: Tensor, ids: Tensor) -> Tensor:
-    """Numbers int64 that sort as the logits do and, among equal ones, from the highest id to the lowest."""
+    """int64 keys that sort by logit and, among equal logits, put the lowest id highest."""
     bits = (logits + 0.0).view(torch.int32)  # -0 + 0 is 0
     ordered = bits ^ ((bits >> 31) & LOW_BITS)
     return (ordered.long() << 32) | (ids ^ LOW_BITS)
 
 
 def draw(top: Top, log_mass: Tensor, layout: TargetLayout, uniform: Tensor) -> tuple[Tensor, Tensor]:
-    """Sampled ids (n, samples) and whether each place is used; log_mass (n, J) as it is stored."""
+    """Sampled ids (n, samples) and whether each place is used; log_mass (n, J) must be rounded as it is stored."""
     found = proposal_scales(top.values.double(), log_mass.double(), layout)
     scales = torch.stack([scale for scale, _ in found], dim=1).float()
     totals, highest = torch.zeros_like(top.maxima), torch.zeros_like(top.maxima)
@@ -259,11 +265,12 @@ def draw(top: Top, log_mass: Tensor, layout: TargetLayout, uniform: Tensor) -> t
 def draw_systematically(
     totals: Tensor, inclusion: Callable[[Tensor, Tensor], Tensor], uniform: Tensor, samples: int
 ) -> tuple[Tensor, Tensor]:
-    """Draw each token with its inclusion probability, at most `samples` a row; ids (n, samples) and which are used.
+    """Draw each token with its inclusion probability, at most `samples` per row; ids (n, samples) and which are used.
 
-    totals (n, blocks) are the probabilities' sums; `inclusion(rows, blocks)` gives (m, BLOCK) those of m blocks. One
-    uniform offset a row, (n,) float64, runs through the cumulative sum in steps of 1, so the number drawn is the sum
-    rounded up or down. The sum is taken over blocks, and inside the blocks that are hit, in float64.
+    totals (n, blocks): sums of the inclusion probabilities over each block; `inclusion(rows, blocks)` gives those in m
+    blocks, (m, BLOCK). Marks run through a row's cumulative sum in steps of 1 from one uniform offset, (n,) float64,
+    so the number drawn is the row's sum rounded up or down. Sums over blocks, and inside blocks with a mark, are
+    float64.
     """
     ends = totals.double().cumsum(-1)
     marks = torch.arange(1, samples + 1, device=totals.device) - uniform[:, None]
@@ -277,7 +284,7 @@ def draw_systematically(
     ids = totals.new_zeros(marks.shape, dtype=torch.long)
     used = torch.zeros_like(ids, dtype=torch.bool)
     ids[rows, places] = block * BLOCK + place
-    # Where a block's two sums round apart a mark may fall on a token of probability 0, or on one token twice.
+    # A block's two sums may round differently; then a mark may fall on a token of probability 0, or twice on one.
     used[rows, places] = found.gather(1, place[:, None])[:, 0] > 0
     used[:, 1:] &= ids[:, 1:] != ids[:, :-1]
     return ids, used

@@ -1,21 +1,16 @@
 # Kernels are Triton's language: their arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
-"""The GPU's way of keeping targets: one pass over the vocabulary, then a few looks into blocks of it.
+"""Keeping targets on a GPU: one pass over the vocabulary, then a search in a few of its blocks of 128 tokens.
 
-Twin of `targets.keep_by_torch`; needs Triton, so import it only where a GPU is. The vocabulary is cut into blocks of
-128 tokens. The one pass leaves of each block its largest logit and, relative to that, its mass at every temperature
-needed: 8 % of what bfloat16 logits take. From these follow
+Its twin is `keep.keep_by_torch`. Imports Triton, so import this module only where there is a GPU. The pass leaves, for
+each block, its largest logit and, relative to that, its mass at every temperature needed: 8 % of the bytes of bfloat16
+logits. From these the top_k, the log-mass and the sums of inclusion probabilities follow as in `keep_torch`.
 
-- the top_k: they lie in the k blocks of largest maxima, ties going to the lowest id;
-- the log-mass outside the top_k: the k blocks' masses are taken anew without the top_k, so nothing is subtracted;
-- the sums of inclusion probabilities, mixtures of the blocks' masses, but for blocks where `min(1, n r)` cuts.
-
-Sums of probabilities are run through in whole multiples of 2^-40: exact, so that no result depends on the order of
+Sums of probabilities are cumulated as whole multiples of 2^-40, which is exact: no result depends on the order of
 additions or on which positions are worked on together.
 """
 
-import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -26,33 +21,32 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.format.nodes import interpolation_weights
+from teacher_cache.targets.keep_torch import LOG2_E, steps_to_first_node
 
 MAX_TOP_K = 64
 MAX_SAMPLES = 256
-"""Larger layouts do not fit a program's registers."""
+"""Larger layouts do not fit into the registers of a kernel's program."""
 
 BLOCK = tl.constexpr(128)
 TILE_BLOCKS = 32
-"""Blocks a program of the pass over the vocabulary takes."""
+"""Blocks per program in the pass over the vocabulary."""
 
 MARKS = 8
-"""Sampled entries a program looks for."""
+"""Sampled entries per program of `_draw`."""
 
 FIXED_POINT = tl.constexpr(2.0**40)
 LOWEST = tl.constexpr(-(2**63))
 LOW_BITS = tl.constexpr(2**31 - 1)
 NEGATIVE_INFINITY = tl.constexpr(float("-inf"))
 
-LOG2_E = 1 / math.log(2)
-
 
 @dataclass(frozen=True)
 class Top:
     """The top_k of n positions, and what sampling needs to know of the rest.
 
-    ids (n, K) int64 and values (n, K) float32, whose first top_k columns are filled; log_mass (n, J) float32, not yet
-    rounded. Of the rest: maxima (n, blocks) and masses (n, exponents, blocks) relative to them, float32; thresholds
-    (n,) int64, the key (`_keys`) of the last of the top_k.
+    ids (n, K) int64 and values (n, K) float32, of which the first top_k columns are filled; log_mass (n, J) float32,
+    not yet rounded. Of the rest: maxima (n, blocks) and, relative to them, masses (n, exponents, blocks) float32.
+    thresholds (n,) int64: the key (`_keys`) of the last of the top_k.
     """
 
     ids: Tensor
@@ -64,12 +58,12 @@ class Top:
 
 
 def serves(layout: TargetLayout) -> bool:
-    """Whether the kernels are made for a layout of this size."""
+    """Whether the kernels can handle a layout of this size."""
     return layout.top_k <= MAX_TOP_K and layout.samples <= MAX_SAMPLES
 
 
 def take_top(logits: Tensor, layout: TargetLayout) -> Top:
-    """The top_k and the log-mass of the rest, of logits (n, V) at their stored precision; rows may be strided."""
+    """Find the top_k and the log-mass of the rest, of logits (n, V) at their stored precision; rows may be strided."""
     rows, vocab = logits.shape
     blocks, constants = triton.cdiv(vocab, BLOCK.value), _Constants.of(layout, logits.device)
     nodes, exponents = len(layout.node_temperatures), len(constants.exponents) - 1
@@ -101,7 +95,7 @@ def take_top(logits: Tensor, layout: TargetLayout) -> Top:
 
 
 def draw(logits: Tensor, top: Top, log_mass: Tensor, layout: TargetLayout, uniform: Tensor) -> None:
-    """Fill the sampled places of `top`: log_mass (n, J) as it is stored, uniform (n,) float64 in [0, 1)."""
+    """Fill the sampled places of `top`, given log_mass (n, J) as it is stored and uniform (n,) float64 in [0, 1)."""
     rows, blocks = top.maxima.shape
     vocab, samples, parts = logits.shape[1], layout.samples, len(layout.proposal)
     constants = _Constants.of(layout, logits.device)
@@ -140,17 +134,17 @@ def draw(logits: Tensor, top: Top, log_mass: Tensor, layout: TargetLayout, unifo
 
 
 def _width(blocks: int) -> int:
-    """Lanes that hold a number for each block."""
+    """Number of lanes that hold one number per block."""
     return max(16, int(triton.next_power_of_2(blocks)))
 
 
 @dataclass(frozen=True)
 class _Constants:
-    """Of a layout, on a device. Exponentials are powers of 2, so a temperature T is the exponent `log2(e) / T`.
+    """A layout's constants on a device. Exponentials are powers of 2, so a temperature T has exponent `log2(e) / T`.
 
-    exponents (E + 1,): the nodes', those of proposals at no node, and the step between nodes; multiple: the first
-    node's exponent in steps, 0 where it is no small multiple; proposal (parts, 3 + J): of each part its exponent, its
-    place among the exponents, n times its share, and what interpolates log2 of the mass there from the log-masses.
+    exponents (E + 1,): of the nodes, of the proposal's temperatures at no node, and of the step between nodes.
+    multiple: as `steps_to_first_node` gives it. proposal (parts, 3 + J): for each part its exponent, its place among
+    the exponents, n times its share, and the weights that give log2 of the mass there from the log-masses.
     """
 
     exponents: Tensor
@@ -159,7 +153,7 @@ class _Constants:
 
     @classmethod
     def of(cls, layout: TargetLayout, device: torch.device) -> "_Constants":
-        """The same tensors each time, so that a copy to the device halts the work on it once only."""
+        """Cached: copying even a few numbers to a GPU waits for all its queued work."""
         return _constants(layout.node_temperatures, layout.proposal, layout.samples, device)
 
 
@@ -171,8 +165,6 @@ def _constants(
     step = betas[1] - betas[0]
     between = [t for t, _ in proposal if t not in nodes]
     temperatures = [*nodes, *between]
-    steps = round(betas[0] / step)
-    multiple = steps if 1 <= steps <= 8 and math.isclose(steps * step, betas[0]) else 0
     parts = [
         [LOG2_E / t, temperatures.index(t), samples * share, *(interpolation_weights(nodes, t) * LOG2_E)]
         for t, share in proposal
@@ -180,14 +172,14 @@ def _constants(
     exponents = [LOG2_E / t for t in temperatures] + [step * LOG2_E]
     return _Constants(
         torch.tensor(exponents, dtype=torch.float32, device=device),
-        multiple,
+        steps_to_first_node(betas),
         torch.tensor(parts, dtype=torch.float32, device=device),
     )
 
 
 @triton.jit
 def _keys(z, ids):
-    """Numbers int64 that sort as the logits do and, among equal ones, from the highest id to the lowest."""
+    """int64 keys that sort by logit and, among equal logits, put the lowest id highest."""
     bits = tl.where(z == 0.0, 0.0, z).to(tl.int32, bitcast=True)
     ordered = bits ^ ((bits >> 31) & LOW_BITS)
     return (ordered.to(tl.int64) << 32) | (ids ^ LOW_BITS).to(tl.int64)
@@ -206,7 +198,7 @@ def _key_value(key):
 
 @triton.jit
 def _finite_or_zero(maximum):
-    """What a block's logits are taken relative to: its maximum, but where all are -inf."""
+    """What a block's logits are taken relative to: its maximum, or 0 where all are -inf."""
     return tl.where(maximum == NEGATIVE_INFINITY, 0.0, maximum)
 
 
@@ -221,7 +213,7 @@ def _summarise_blocks(
     block = tile * tile_blocks + tl.arange(0, tile_blocks)
     ids = block[:, None] * BLOCK + tl.arange(0, BLOCK)[None, :]
     places = logits + row * row_stride + ids
-    # A mask at a vocabulary that is no multiple of 16 would cut the loads of every tile into single numbers.
+    # With a mask, a vocabulary that is not a multiple of 16 would make every load a load of single numbers.
     if (tile + 1) * tile_blocks * BLOCK <= vocab:
         z = tl.load(places).to(tl.float32)
     else:
@@ -253,7 +245,7 @@ def _take_top(
     nodes: tl.constexpr, exponent_count: tl.constexpr, top_k: tl.constexpr, entries: tl.constexpr,
     picks: tl.constexpr, lanes: tl.constexpr, width: tl.constexpr,
 ):  # fmt: skip
-    """One row's top_k and log-mass; the blocks they lie in are summarised anew, without them."""
+    """One row's top_k and log-mass; the blocks the top_k lie in are summarised again without them."""
     row = tl.program_id(0).to(tl.int64)
     block, lane = tl.arange(0, width), tl.arange(0, lanes)
     maximum = tl.load(maxima + row * blocks + block, mask=block < blocks, other=NEGATIVE_INFINITY)
@@ -285,7 +277,7 @@ def _take_top(
         scale = tl.load(exponents + exponent)
         rest_mass = tl.sum(tl.exp2(relative * scale), axis=1)
         if exponent < nodes:
-            # What was picked, and lanes behind the last block, have the lowest key by now.
+            # By now, picked blocks and lanes past the last block have the lowest key.
             mass = tl.load(masses + block, mask=block_keys > LOWEST, other=0.0)
             total = tl.sum(tl.exp2((maximum - largest) * scale) * mass, axis=0)
             total += tl.sum(tl.exp2((rest_maximum - largest) * scale) * rest_mass, axis=0)
@@ -299,7 +291,7 @@ def _scale_proposal(
     top_values, log_masses, proposal, scales,
     nodes: tl.constexpr, parts: tl.constexpr, top_k: tl.constexpr, entries: tl.constexpr, lanes: tl.constexpr,
 ):  # fmt: skip
-    """`n a_j / Z(T_j)` of each part of one row's proposal: `estimate.proposal_scales`."""
+    """`n a_j / Z(T_j)` of each part of the proposal for one row, as in `estimate.proposal_scales`."""
     row, lane = tl.program_id(0).to(tl.int64), tl.arange(0, lanes)
     values = tl.load(top_values + row * entries + lane, mask=lane < top_k, other=NEGATIVE_INFINITY)
     relative = values - tl.load(top_values + row * entries)
@@ -315,7 +307,7 @@ def _scale_proposal(
 
 @triton.jit
 def _inclusion(relative, proposal, scales, nodes: tl.constexpr, parts: tl.constexpr):
-    """`min(1, n r)` of logits relative to the largest, -inf giving 0; `scales` are one row's."""
+    """`min(1, n r)` of logits relative to the largest, 0 for -inf; `scales` are one row's."""
     rate = tl.zeros_like(relative)
     for part in tl.static_range(parts):
         rate += tl.load(scales + part) * tl.exp2(relative * tl.load(proposal + part * (3 + nodes)))
@@ -340,7 +332,7 @@ def _sum_inclusion(
         mass = tl.load(masses + (row * exponent_count + place) * blocks + block, mask=block < blocks, other=0.0)
         highest += rate
         total += rate * mass
-    # Where the largest is certain, min(1, n r) cuts, and the block must be looked into.
+    # Where the largest has n r > 1, the mixture of masses is too large: sum over that block's tokens instead.
     cut = tl.where(highest > 1.0, block, width)
     one = tl.min(cut, axis=0)
     while one < width:
@@ -360,7 +352,7 @@ def _draw(
     row_stride, vocab, blocks, groups,
     nodes: tl.constexpr, parts: tl.constexpr, samples: tl.constexpr, entries: tl.constexpr, marks_taken: tl.constexpr,
 ):  # fmt: skip
-    """The tokens some marks of one row fall on, with their logits; id -1 where there is none."""
+    """The tokens that some marks of one row fall on, with their logits; id -1 where there is none."""
     row = (tl.program_id(0) // groups).to(tl.int64)
     mark = (tl.program_id(0) % groups) * marks_taken + tl.arange(0, marks_taken)
     column = tl.arange(0, BLOCK)[None, :]
@@ -377,7 +369,7 @@ def _draw(
     inclusion = _inclusion(rest - largest, proposal, scales + row * parts, nodes, parts)
     inside = tl.cumsum((inclusion * FIXED_POINT).to(tl.int64), axis=1)
     place = tl.minimum(tl.sum((inside < target[:, None]).to(tl.int32), axis=1), BLOCK - 1)
-    # Where a block's two sums round apart a mark may fall on a token of probability 0.
+    # A block's two sums may round differently; then a mark may fall on a token of probability 0.
     hits = column == place[:, None]
     used &= tl.sum(tl.where(hits, inclusion, 0.0), axis=1) > 0.0
     value = tl.sum(tl.where(hits, z, 0.0), axis=1)
@@ -387,7 +379,7 @@ def _draw(
 
 @triton.jit
 def _rank(drawn, drawn_values, ids_out, values_out, samples: tl.constexpr, entries: tl.constexpr, width: tl.constexpr):
-    """One row's drawn tokens in falling order of their logits, each once, behind the top_k."""
+    """One row's drawn tokens, each once, in falling order of their logits; written after the top_k."""
     row, place = tl.program_id(0).to(tl.int64), tl.arange(0, width)
     ids = tl.load(drawn + row * samples + place, mask=place < samples, other=-1)
     before = tl.load(drawn + row * samples + place - 1, mask=(place > 0) & (place < samples), other=-1)

@@ -1,4 +1,4 @@
-"""Hidden states at 8 and 4 bits: codes and one float16 scale for each group of 64 channels."""
+"""Hidden states in 8 or 4 bits: integer codes, and one float16 scale per group of 64 channels."""
 
 from typing import Literal
 
@@ -15,11 +15,11 @@ Precision = Literal["int8", "int4"]
 LARGEST_CODE = {"int8": 127, "int4": 7}
 
 ROOM = 1 + 2.0**-10
-"""Scales are made this much larger, so that rounding them to float16 never makes the largest channel overflow."""
+"""Scales are enlarged by this factor, so that rounding them to float16 never makes the largest code overflow."""
 
 
 def quantize_rows(states: Tensor, counted: Tensor, precision: Precision, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """`quantize` of rows' states (B, T, d) with the rounding numbers of keys (B,); 0 where counted (B, T) is false."""
+    """`quantize` states (B, T, d), rounding with the random numbers of keys (B,); 0 where counted (B, T) is false."""
     if states.is_cuda and has_triton():
         from teacher_cache.targets import quantize_triton
 
@@ -30,10 +30,10 @@ def quantize_rows(states: Tensor, counted: Tensor, precision: Precision, keys: T
 
 
 def quantize(states: Tensor, precision: Precision, uniform: Tensor | None) -> tuple[Tensor, Tensor]:
-    """States (..., d) float32 → codes (..., d) int8 and scales (..., groups) float16.
+    """Turn states (..., d) float32 into codes (..., d) int8 and scales (..., groups) float16.
 
-    With uniform (..., d) in [0, 1) rounding is stochastic: the state's expectation is kept, and so is that of a
-    squared error's gradient. Without it codes are the nearest.
+    With uniform (..., d) in [0, 1), rounding is stochastic and unbiased, so the gradient of a squared error is unbiased
+    too. Without it, states are rounded to the nearest code.
     """
     groups = _grouped(states)
     largest = groups.abs().amax(-1) * (ROOM / LARGEST_CODE[precision])
@@ -46,13 +46,13 @@ def quantize(states: Tensor, precision: Precision, uniform: Tensor | None) -> tu
 
 
 def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
-    """Codes (..., d) int8 and scales (..., groups) float16 → states (..., d) float32."""
+    """Turn codes (..., d) int8 and scales (..., groups) float16 back into states (..., d) float32."""
     widened = scales.float().repeat_interleave(SCALE_GROUP, dim=-1)[..., : codes.shape[-1]]
     return codes.float() * widened
 
 
 def pack_int4(codes: Tensor) -> Tensor:
-    """Codes (..., d) in -7 .. 7 → (..., ceil(d/2)) uint8: the even channel in the low half, each plus 8."""
+    """Pack codes (..., d) from -7 to 7 into (..., ceil(d/2)) uint8: code + 8, the even channel in the low 4 bits."""
     shifted = (functional.pad(codes, (0, codes.shape[-1] % 2)) + 8).to(torch.uint8)
     return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
 

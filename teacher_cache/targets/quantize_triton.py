@@ -1,7 +1,7 @@
 # Kernels are Triton's language: their arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
-"""`quantize.quantize_rows` on a GPU in one pass over the states, to the bit what PyTorch gives in two dozen."""
+"""`quantize.quantize_rows` on a GPU in one pass over the states; PyTorch takes two dozen, with the same bits."""
 
 import torch
 import triton
@@ -11,7 +11,7 @@ from torch import Tensor
 from teacher_cache.format.arrays import SCALE_GROUP
 
 TILE = 32
-"""Groups of channels that a program takes."""
+"""Groups of channels per program."""
 
 GROUP = tl.constexpr(SCALE_GROUP)
 LARGEST_HALF = tl.constexpr(65504.0)
@@ -26,7 +26,7 @@ def quantize_rows(
 ) -> tuple[Tensor, Tensor]:
     """Codes (B, T, d) int8 and scales (B, T, groups) float16 of states (B, T, d) float32.
 
-    counted (B, T) bool: other positions are 0; keys (B,) int64; a scale is `factor` times a group's largest.
+    counted (B, T) bool: other positions become 0; keys (B,) int64; a scale is `factor` times the group's largest.
     """
     rows, length, width = states.shape
     groups = triton.cdiv(width, SCALE_GROUP)
@@ -44,7 +44,7 @@ def quantize_rows(
 
 @triton.jit
 def _mixed(word):
-    """SplitMix64's output for a word of its sequence."""
+    """SplitMix64's output function."""
     word = (word ^ ((word >> 30) & (2**34 - 1))) * FIRST_FACTOR
     word = (word ^ ((word >> 27) & (2**37 - 1))) * SECOND_FACTOR
     return word ^ ((word >> 31) & (2**33 - 1))
@@ -55,7 +55,7 @@ def _quantize(
     states, counted, keys, codes, scales, total, length, width, groups,
     largest_code: tl.constexpr, factor: tl.constexpr, tile: tl.constexpr,
 ):  # fmt: skip
-    """Some groups of channels, which lie one after another through positions and rows."""
+    """Quantize `tile` groups of channels; groups are numbered through channels, positions and rows."""
     group = tl.program_id(0).to(tl.int64) * tile + tl.arange(0, tile)
     there = group < total
     position = group // groups

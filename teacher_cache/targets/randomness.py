@@ -1,4 +1,4 @@
-"""Random numbers that belong to a row and not to whoever computes it: counter-based, keyed by (seed, row)."""
+"""Random numbers that depend on the seed and the row only, whichever process computes the row: counter-based."""
 
 from enum import IntEnum
 
@@ -11,7 +11,7 @@ from teacher_cache.device import to_device
 
 
 class Purpose(IntEnum):
-    """Streams of a row that must not share numbers."""
+    """Streams of random numbers of a row; no two share numbers."""
 
     SAMPLING = 0
     ROUNDING = 1
@@ -19,22 +19,22 @@ class Purpose(IntEnum):
 
 
 def row_uniforms(seed: int, row: int, purpose: Purpose, count: int) -> NDArray[np.float64]:
-    """`count` numbers in [0, 1), the same on every machine: NumPy fixes Philox's raw output, not its distributions."""
+    """`count` numbers in [0, 1), the same on every machine: NumPy guarantees Philox's raw output only, so use that."""
     raw = np.random.Philox(key=[seed, row], counter=[0, 0, 0, purpose]).random_raw(count)
     return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
 
 
 def rounding_keys(seed: int, rows: range, device: torch.device) -> Tensor:
-    """What rows' rounding numbers are drawn from: (rows,) int64."""
+    """The keys (rows,) int64 that `rounding_uniforms` takes."""
     keys = [int(np.random.Philox(key=[seed, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw()) for row in rows]
     return to_device(torch.tensor([_signed(key) for key in keys]), device)
 
 
 def rounding_uniforms(keys: Tensor, count: int) -> Tensor:
-    """Numbers in (0, 1), float32 (rows, count), the same on every device: 16 bits each of a row's SplitMix64 stream.
+    """Numbers in (0, 1), (rows, count) float32, the same on every device: 16 bits each of a row's SplitMix64 stream.
 
-    Rounding needs one a channel, a thousand times as many as sampling: `row_uniforms` would take longer than a GPU
-    needs for its teacher, and so would bringing them there.
+    Rounding needs one number per channel, a thousand times as many as sampling. `row_uniforms`, or copying them to a
+    GPU, would take longer than the teacher's forward pass.
     """
     words = torch.arange(1, -(-count // 4) + 1, device=keys.device) * _signed(0x9E3779B97F4A7C15)
     mixed = keys[:, None] + words
@@ -46,7 +46,7 @@ def rounding_uniforms(keys: Tensor, count: int) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """A 64-bit word as PyTorch's int64, whose sums and products wrap around, holds it."""
+    """A 64-bit word as a signed int64; PyTorch's sums and products wrap around."""
     return word - 2**64 if word >= 2**63 else word
 
 

@@ -1,4 +1,4 @@
-"""The way of PyTorch, by blocks, against its naive twin, the definitions, and itself in other company."""
+"""Keeping with PyTorch against the naive twin, the definitions, and itself with other positions beside."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets.keep import keep_by_torch
 from teacher_cache.targets.keep_naive import keep_naively
-from teacher_cache.targets.keep_torch import PowerScheme
+from teacher_cache.targets.keep_torch import BLOCK, PowerScheme, in_blocks, steps_to_first_node, take_blocks
 from tests.helpers import target_checks
 from tests.helpers.layouts import layout, zipf_logits
 from tests.helpers.target_checks import offsets
@@ -86,3 +86,20 @@ def test_powers_are_those_of_nodes_and_proposals(wanted: TargetLayout) -> None:
     for place, (temperature, _) in zip(scheme.places, wanted.proposal, strict=True):
         assert torch.allclose(powers[place], torch.exp(rest / temperature), rtol=1e-12)
     assert len(scheme.places) == len(wanted.proposal)
+
+
+@pytest.mark.parametrize(
+    ("betas", "steps"),
+    [([0.5, 0.625], 4), ([0.25, 0.5], 1), ([0.5, 0.6], 5), ([0.9, 1.0], 0), ([0.5, 0.68], 0), ([0.5, 0.9], 0)],
+)
+def test_a_first_node_of_few_whole_steps_is_told(betas: list[float], steps: int) -> None:
+    assert steps_to_first_node(betas) == steps
+
+
+def test_blocks_are_the_columns_and_their_filling() -> None:
+    columns = torch.arange(2 * 300.0).view(2, 300)
+    blocks = in_blocks(columns, -1.0)
+    assert blocks.shape == (2, 3, BLOCK)
+    assert torch.equal(blocks.flatten(1)[:, :300], columns)
+    assert (blocks.flatten(1)[:, 300:] == -1.0).all()
+    assert torch.equal(take_blocks(blocks, torch.tensor([1]), torch.tensor([2]))[0], blocks[1, 2])
