@@ -111,7 +111,8 @@ def estimate_at(values: Tensor, log_mass: Tensor, layout: TargetLayout, temperat
     totals = torch.empty(2, len(values), dtype=values.dtype, device=values.device)
     for start in range(0, len(values), size):
         part = slice(start, start + size)
-        found, log_z, nats = _estimate(values[part].T.contiguous(), log_mass[part].T, layout, coefficients)
+        own = values[part].T.clone(memory_format=torch.contiguous_format)  # a copy even of one position
+        found, log_z, nats = _estimate(own, log_mass[part].T, layout, coefficients)
         weights[part], totals[0, part], totals[1, part] = found.T, log_z, nats
     return DistributionEstimate(weights.view(*shape, width), *(total.view(shape) for total in totals))
 

@@ -117,6 +117,15 @@ def test_the_fast_estimate_equals_the_definitions_one_by_one(logits: Tensor, dat
         assert torch.allclose(getattr(found, name), expected, rtol=1e-9, atol=1e-9), name
 
 
+@pytest.mark.parametrize(("wanted", "positions"), [(layout(1), 5), (layout(4, 8), 1), (layout(4, 8), 2049)])
+def test_the_fast_estimate_leaves_its_arguments_alone(wanted: TargetLayout, positions: int) -> None:
+    kept = keep(zipf_logits(positions, 100), wanted)
+    values, log_mass = kept.values.clone(), kept.log_mass.clone()
+    estimate.estimate_at(kept.values, kept.log_mass, wanted, 1.5)
+    assert torch.equal(kept.values, values)
+    assert torch.equal(kept.log_mass, log_mass)
+
+
 def test_the_variance_of_sampling_is_that_of_its_definition() -> None:
     """Its mean over 20,000 offsets against `sum_i p_i^2 (1 - pi_i)/pi_i` in float64: |z| < 4.5."""
     logits, wanted, offsets = zipf_logits(1, 200), layout(3, 12), 20_000
