@@ -1,1 +1,1 @@
-"""Whether a cache is what was written, and mending it."""
+"""Whether a cache is intact and true, and rebuilding what is not."""

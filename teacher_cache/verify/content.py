@@ -1,9 +1,8 @@
-"""Whether what a cache says can be true: every array of every shard decoded and held to docs/format.md."""
+"""Whether the values of a cache are possible: every array of every shard is decoded and held to docs/format.md."""
 
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +19,11 @@ from teacher_cache.verify.objects import Fault, Findings, verify
 
 SHIFTS = (-1, 0, 1)
 MASS_TOLERANCE = 1e-3
-"""Relative: log-mass is rounded to 6e-5, sums over it are in float32."""
+"""Relative: log-mass is rounded to 6e-5, and sums of it are in float32."""
 
 
 def verify_bytes_and_content(store: Store) -> Findings:
-    """Look at every object, and where all are sound at what they say."""
+    """Check the bytes of every object and, where all are sound, the values they decode to."""
     started = time.monotonic()
     findings = verify(store)
     if findings.is_sound:
@@ -34,7 +33,7 @@ def verify_bytes_and_content(store: Store) -> Findings:
 
 
 def verify_content(cache: Cache, findings: Findings) -> None:
-    """Decode the whole cache and add what is wrong with it to `findings`; bytes are taken to be sound."""
+    """Decode the whole cache and add what is wrong with its values to `findings`; its bytes are taken to be sound."""
     alignment = _Alignment()
     for shard, rows in zip(sorted(cache.commits), cache.shards, strict=True):
         try:
@@ -73,7 +72,7 @@ def _shard_problems(cache: Cache, shard: int, rows: range, alignment: "_Alignmen
 
 
 def row_problems(rows: CachedRows, manifest: Manifest) -> Iterator[str]:
-    """What contradicts docs/format.md in some rows."""
+    """What contradicts docs/format.md in these rows, one sentence for each kind of problem."""
     mask, vocab = rows.loss_mask, manifest.vocab_size
     if rows.tokens.max() >= manifest.padded_vocab_size:
         yield f"tokens: {rows.tokens.max()} is outside the vocabulary of {manifest.padded_vocab_size}"
@@ -93,7 +92,7 @@ def row_problems(rows: CachedRows, manifest: Manifest) -> Iterator[str]:
 def _entry_problems(
     ids: NDArray[np.uint32], values: NDArray[np.float32], manifest: Manifest, vocab: int
 ) -> Iterator[str]:
-    """ids and values (n, K) of counted positions."""
+    """Problems of ids and values, (n, K), of counted positions."""
     top_k = manifest.top_k
     used = values > -np.inf
     if ids.max() >= vocab:
@@ -113,7 +112,7 @@ def _entry_problems(
 
 
 def _mass_problems(values: NDArray[np.float32], log_mass: NDArray[np.float32], manifest: Manifest) -> Iterator[str]:
-    """values (n, K) and log_mass (n, J) of counted positions."""
+    """Problems of values (n, K) and log_mass (n, J) of counted positions."""
     if not np.isfinite(log_mass).all():
         yield "log_mass: not finite"
         return
@@ -131,19 +130,19 @@ def _mass_problems(values: NDArray[np.float32], log_mass: NDArray[np.float32], m
 
 
 class _Alignment:
-    """How often the teacher's first choice is the next token, and the tokens before and after that one."""
+    """How often the teacher's first choice is the next token, and how often the token before or after that one."""
 
     def __init__(self) -> None:
         self.counted = dict.fromkeys(SHIFTS, 0)
         self.agreed = dict.fromkeys(SHIFTS, 0)
 
     def add(self, rows: CachedRows) -> int:
-        """Count some rows in; how many first choices are the next token."""
+        """Count these rows in; return how many first choices in them are the next token."""
         assert rows.ids is not None
         first, mask, length = rows.ids[..., 0], rows.loss_mask, rows.loss_mask.shape[1]
         for shift in SHIFTS:
             stop = min(length, length - shift)
-            labels: NDArray[Any] = rows.tokens[:, 1 + shift : 1 + shift + stop]
+            labels = rows.tokens[:, 1 + shift : 1 + shift + stop]
             agreed = (first[:, :stop] == labels) & mask[:, :stop]
             self.counted[shift] += int(mask[:, :stop].sum())
             self.agreed[shift] += int(agreed.sum())
@@ -153,7 +152,7 @@ class _Alignment:
         return {shift: self.agreed[shift] / max(1, self.counted[shift]) for shift in SHIFTS}
 
     def is_off(self) -> bool:
-        """Whether another shift agrees better, by more than 4 standard errors."""
+        """Whether another shift agrees better than none, by more than 4 standard errors."""
         rates = self.agreement()
         spread = math.sqrt(max(rates.values()) / max(1, self.counted[0]))
         return max(rates[-1], rates[1]) > rates[0] + 4 * spread

@@ -1,4 +1,4 @@
-"""Damaged shards put aside and built again; sound ones are not touched."""
+"""Damaged shards are put aside and built again; sound ones are not touched."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ QUARANTINE_FOLDER = ".quarantine"
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What a repair has done: keys put aside, and where; shards built again; what a last look has found."""
+    """What a repair did: the keys it put aside and where, the shards it built again, and what a last check found."""
 
     quarantined: list[str]
     folder: str | None
@@ -29,32 +29,32 @@ class RepairReport:
 
 
 def repair(path: str | Path, settings: BuildSettings, *, deep: bool = False) -> RepairReport:
-    """Verify a cache, put what is damaged into quarantine, and build that anew from the settings that made it.
+    """Verify a cache, put what is damaged into quarantine, and build it again from the settings that made the cache.
 
-    What is built is equal, to the byte on the same machine, to what a sound build gives. Raises `CacheError` when the
-    settings are not those of the cache.
+    On the same machine the result is byte-identical to a sound build. Raises `CacheError` when the settings are not
+    those of the cache.
     """
     store = open_existing(path)
     settings = _settings_of(store, settings)
     folder, moved, built = _new_folder(store), [], 0
-    # With the manifest itself lost, shards can be judged only when it has been written again.
+    # Where the manifest itself is lost, shards can be checked only after it is written again.
     for _ in range(3):
-        findings = _look(store, deep)
+        findings = _verify(store, deep)
         if findings.is_sound:
             break
         moved += _quarantine(store, findings, folder)
         built += build(settings, path).shards_built
     else:
-        findings = _look(store, deep)
+        findings = _verify(store, deep)
     return RepairReport(moved, store.where(folder) if moved else None, built, findings)
 
 
-def _look(store: Store, deep: bool) -> Findings:
+def _verify(store: Store, deep: bool) -> Findings:
     return verify_bytes_and_content(store) if deep else verify(store)
 
 
 def _settings_of(store: Store, settings: BuildSettings) -> BuildSettings:
-    """The settings with the cache's number of rows; refused where they make another cache."""
+    """The settings with the cache's number of rows. Raises `CacheError` where they would make another cache."""
     try:
         manifest = read_manifest(store)
     except CacheCorruptError:
@@ -68,12 +68,12 @@ def _settings_of(store: Store, settings: BuildSettings) -> BuildSettings:
 
 
 def _quarantine(store: Store, findings: Findings, folder: str) -> list[str]:
-    """Put every faulty object aside, and with one object of a shard the whole shard; the keys that moved."""
+    """Put faulty objects aside, each with the whole shard it belongs to; return the keys that moved."""
     keys = {fault.key for fault in findings.faults if fault.kind != "content"}
     shards = {fault.shard for fault in findings.faults if fault.shard is not None}
     manifest = None if any(fault.key == "zarr.json" for fault in findings.faults) else read_manifest(store)
     for shard in shards:
-        # The record goes first: without it the shard does not count, wherever this stops.
+        # The record goes first: without it the shard does not count, wherever a crash stops this.
         _move(store, commit_key(shard), folder)
         keys |= {commit_key(shard), *(spec.data_key(shard) for spec in array_specs(manifest))} if manifest else set()
     there = [key for key in sorted(keys) if _move(store, key, folder)]
@@ -88,7 +88,7 @@ def _move(store: Store, key: str, folder: str) -> bool:
 
 
 def _new_folder(store: Store) -> str:
-    """A quarantine of its own for each repair, numbered: clocks go back."""
+    """A quarantine folder for this repair, numbered rather than dated because clocks can go back."""
     taken = store.names(QUARANTINE_FOLDER)
     number = 1 + max((int(name) for name in taken if name.isdecimal()), default=0)
     return f"{QUARANTINE_FOLDER}/{number:04d}"

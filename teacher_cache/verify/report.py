@@ -1,4 +1,4 @@
-"""What a verification has found, for people."""
+"""What a verification found, as tables for a terminal."""
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -12,7 +12,7 @@ FAULTS_SHOWN = 20
 
 
 def render_findings(findings: Findings) -> Group:
-    """The verdict, what was looked at, and the first faults."""
+    """What was looked at, the first faults, and the verdict with its remedy."""
     speed = findings.bytes / max(findings.seconds, 1e-9)
     facts = Table(box=None, show_header=False)
     facts.add_column(style="bold")

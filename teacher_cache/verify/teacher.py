@@ -1,10 +1,9 @@
-"""Whether a cache is what its teacher says: some rows computed again, and a third time in another batch shape.
+"""Whether the teacher agrees with a cache: some rows are computed again, and once more in another batch shape.
 
-Two live runs of one teacher differ by rounding. Their difference is the control: what is cached may be off from a live
-run by no more than a live run is from another.
+Two runs of one teacher differ by rounding when their batches have different shapes. That difference is the control:
+cached values may differ from a run by little more than one run differs from the other.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,19 +22,17 @@ from teacher_cache.teacher.model import Teacher
 from teacher_cache.verify.objects import Fault, Findings
 
 CONTROL_FACTOR = 3.0
-"""A mean difference this many times the control's is no rounding."""
-
-Difference = Callable[[CachedRows, CachedRows], float]
+"""A mean difference more than this many times the control's is not rounding."""
 
 
 @dataclass(frozen=True)
 class Distance:
-    """A mean absolute difference: cached against live, and live against live in another batch shape."""
+    """Mean absolute differences: cached from recomputed values, and those from values of another batch shape."""
 
     cached: float
     control: float
     rounding: float
-    """One unit in the last place of the teacher's dtype, at the values' size: allowed where the control is none."""
+    """One unit in the last place of the teacher's dtype at the values' mean size; allowed even where `control` is 0."""
 
     @property
     def is_sound(self) -> bool:
@@ -45,7 +42,8 @@ class Distance:
 def verify_teacher(cache: Cache, findings: Findings, *, model: str | None, rows: int) -> None:
     """Run the teacher over about `rows` cached rows and add what differs from the cache to `findings`.
 
-    `model` says where the teacher is now, if not where the manifest says. Raises `UserError` when it cannot be loaded.
+    `model` is the folder or name of the teacher, if it is no longer what the manifest says. Raises `UserError` when it
+    cannot be loaded.
     """
     teacher = load_teacher(_settings(cache, model))
     if teacher.identity().weights_sha256 != cache.manifest.teacher.weights_sha256:
@@ -80,7 +78,7 @@ def _settings(cache: Cache, model: str | None) -> TeacherSettings:
 
 
 def _batches(cache: Cache, rows: int) -> list[range]:
-    """Batches of the build, spread over the cache: computed in the same shape they are equal to the bit."""
+    """Batches as the build had them, spread over the cache: computed in the same shape they are bit-identical."""
     size = int(cache.manifest.compute.get("batch_size", 1))
     every = [
         range(shard.start + part.start, shard.start + part.stop)
@@ -106,9 +104,9 @@ def _distances(cache: Cache, teacher: Teacher, rows: range) -> dict[str, Distanc
 
 
 def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> CachedRows:
-    """Rows of the cache as the teacher gives them now, from the cached tokens, `batch_size` at a time.
+    """Rows of the cache computed again from the cached tokens, `batch_size` at a time.
 
-    A single row is put beside itself to make another shape of it.
+    A single row is repeated to fill a larger batch.
     """
     stored = cache.rows(rows)
     numbers = range(rows.start, rows.start + max(len(rows), batch_size))
@@ -127,7 +125,7 @@ def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> 
 
 
 def _compared(rows: CachedRows, name: str, top_k: int) -> NDArray[np.float32] | None:
-    """What of a field is compared at counted positions: of the logits the top_k, which do not hang on the draw."""
+    """A field at counted positions, (n, …); of the logits only the top_k, which do not depend on the random draw."""
     array: NDArray[np.float32] | None = getattr(rows, name)
     if array is None:
         return None

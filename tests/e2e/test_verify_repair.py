@@ -6,25 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import yaml
-import zarr
 
 from delta_common.errors import UserError
 from teacher_cache.build.job import build
-from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.cli import app
-from teacher_cache.format.arrays import array_specs
-from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
-from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
-from teacher_cache.format.sealed import digest, seal
-from teacher_cache.read.cache import open_cache
+from teacher_cache.format.commits import commit_key
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store.local import LocalStore
-from teacher_cache.verify.content import verify_bytes_and_content
 from teacher_cache.verify.repair import repair
-from tests.helpers.damageable import contents
+from tests.helpers.damageable import contents, rewrite_shard
 from tests.helpers.e2e_corpus import write_text_corpus
 from tests.helpers.tiny_teacher import save_tiny_teacher
 
@@ -146,91 +137,6 @@ def test_the_repair_command(
     assert "sound" in printed
 
 
-def rewrite(path: Path, shard: int, change: Callable[[dict[str, Any]], None]) -> None:
-    """Change a shard's arrays and commit them with right digests, as a faulty builder would."""
-    manifest, store = open_cache(path).manifest, LocalStore(path)
-    rows = manifest.shard_rows(shard)
-    with quiet_zarr():
-        group = zarr.open_group(path, mode="r")
-        names = [spec.name for spec in array_specs(manifest)]
-        arrays = {name: np.array(open_array(group, name)[rows.start : rows.stop]) for name in names}
-    change(arrays)
-    objects = encode_shard(manifest, describe_arrays(manifest), shard, arrays)
-    for key, data in objects.items():
-        store.publish(key, data)
-    key = commit_key(shard)
-    record = parse_commit(store.read(key), key, manifest, key)
-    stored = {k: StoredObject(bytes=len(data), xxh3_128=digest(data)) for k, data in objects.items()}
-    store.publish(key, seal(CommitRecord(**{**vars(record), "objects": stored})))
-
-
-def outside(arrays: dict[str, Any]) -> None:
-    arrays["logits/ids"][0, 3, 1] = 257
-
-
-def not_finite(arrays: dict[str, Any]) -> None:
-    arrays["logits/values"][2, 5, 0] = np.nan
-
-
-def not_sorted(arrays: dict[str, Any]) -> None:
-    arrays["logits/values"][1, 4, :2] = arrays["logits/values"][1, 4, 1::-1] + np.array([-1, 0], np.float16)
-
-
-def too_little_mass(arrays: dict[str, Any]) -> None:
-    arrays["logits/log_mass"][0] -= 8.0
-
-
-def twice(arrays: dict[str, Any]) -> None:
-    arrays["logits/ids"][3, 3, 1] = arrays["logits/ids"][3, 3, 0]
-
-
-def shifted(arrays: dict[str, Any]) -> None:
-    arrays["tokens"][:] = np.roll(arrays["tokens"], 1, axis=0)
-
-
-def infinite_state(arrays: dict[str, Any]) -> None:
-    arrays["hidden/mean_scales"][0, 0, 0] = np.inf
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (outside, "ids: 257 is outside the vocabulary of 257"),
-        (not_finite, "values: not finite"),
-        (not_sorted, "values: not in falling order"),
-        (too_little_mass, "the sampled entries alone have more mass"),
-        (twice, "ids: a token is kept twice"),
-        (shifted, "agreement add up to"),
-        (infinite_state, "hidden_mean: not finite"),
-    ],
-)
-def test_deep_finds_content_that_cannot_be_true(
-    copy: Path, change: Callable[[dict[str, Any]], None], words: str
-) -> None:
-    rewrite(copy, 1, change)
-    assert run("verify", str(copy)) == 0, "bytes are as they were written"
-    findings = verify_bytes_and_content(LocalStore(copy))
-    assert any(words in fault.problem for fault in findings.faults), findings.faults
-    assert {fault.shard for fault in findings.faults} == {1}
-
-
-def test_deep_finds_targets_that_are_off_by_one(tmp_path: Path) -> None:
-    """A synthetic source follows its own distributions: its first choice is the next token often enough to tell."""
-    path = make_synthetic_cache(
-        tmp_path / "cache", rows=32, seq_len=48, vocab_size=80, top_k=4, samples=8, rows_per_shard=8
-    )
-
-    def late(arrays: dict[str, Any]) -> None:
-        for name in ("logits/ids", "logits/values", "logits/log_mass"):
-            arrays[name][:, 1:] = arrays[name][:, :-1].copy()
-
-    assert verify_bytes_and_content(LocalStore(path)).is_sound
-    for shard in range(4):
-        rewrite(path, shard, late)
-    findings = verify_bytes_and_content(LocalStore(path))
-    assert any("targets do not line up with tokens" in fault.problem for fault in findings.faults)
-
-
 @pytest.mark.parametrize("overrides", [{}, {"dtype": "float32"}])
 def test_the_teacher_run_again_agrees(
     settings: BuildSettings, tmp_path: Path, overrides: dict[str, str], capsys: pytest.CaptureFixture[str]
@@ -251,7 +157,7 @@ def test_rows_that_the_teacher_does_not_say_are_found(copy: Path, capsys: pytest
         arrays["tokens"][:, 5] = (arrays["tokens"][:, 5] + 1) % 250
 
     for shard in range(3):
-        rewrite(copy, shard, other_text)
+        rewrite_shard(copy, shard, other_text)
     assert run("verify", str(copy), "--teacher", "--json") == 1
     assert {fault["kind"] for fault in json.loads(capsys.readouterr().out)["faults"]} == {"teacher"}
 

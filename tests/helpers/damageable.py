@@ -1,8 +1,18 @@
-"""A small cache that fault tests damage, and what a cache holds to the byte."""
+"""A small cache to damage, ways to damage one, and what a cache holds to the byte."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import zarr
+
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
+from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
+from teacher_cache.format.sealed import digest, seal
+from teacher_cache.read.cache import open_cache
+from teacher_cache.store.local import LocalStore
 from teacher_cache.store.open import open_store
 
 SIZES: dict[str, Any] = {
@@ -27,3 +37,21 @@ def stored(url: str) -> dict[str, bytes]:
     """The same of a cache in an object store."""
     store = open_store(url)
     return {key: store.read(key) for key in sorted(store.sizes())}
+
+
+def rewrite_shard(path: Path, shard: int, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a shard's arrays and commit them with right digests, as a faulty builder would."""
+    manifest, store = open_cache(path).manifest, LocalStore(path)
+    rows = manifest.shard_rows(shard)
+    with quiet_zarr():
+        group = zarr.open_group(path, mode="r")
+        names = [spec.name for spec in array_specs(manifest)]
+        arrays = {name: np.array(open_array(group, name)[rows.start : rows.stop]) for name in names}
+    change(arrays)
+    objects = encode_shard(manifest, describe_arrays(manifest), shard, arrays)
+    for key, data in objects.items():
+        store.publish(key, data)
+    key = commit_key(shard)
+    record = parse_commit(store.read(key), key, manifest, key)
+    stored = {k: StoredObject(bytes=len(data), xxh3_128=digest(data)) for k, data in objects.items()}
+    store.publish(key, seal(CommitRecord(**{**vars(record), "objects": stored})))
