@@ -1,4 +1,4 @@
-"""What a user may set for a build; the docstring under a field is its help text."""
+"""The settings of a build; the docstring under a field is its help text."""
 
 from typing import Annotated, Literal, Self
 
@@ -23,9 +23,9 @@ class TeacherSettings(FrozenSettings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """`auto` takes a GPU where there is one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention kernel; another kernel rounds differently and so makes another cache."""
+    """Attention kernel; another one rounds differently, so it makes another cache."""
     compile: bool = False
-    """Let `torch.compile` fuse the layers' small operations: a quarter less time on a GPU, rounded differently."""
+    """Fuse the layers' small operations with `torch.compile`: a quarter less time on a GPU, different rounding."""
 
 
 class CorpusSettings(FrozenSettings):
@@ -53,42 +53,42 @@ class RowSettings(FrozenSettings):
     """How documents become rows of seq_len + 1 tokens."""
 
     seq_len: PositiveInt = 512
-    """Positions a row, T; one further token is the last position's label."""
+    """Positions per row, T; a row has one more token, the label of its last position."""
     mode: Literal["packed", "document"] = "packed"
-    """`packed` joins documents by EOS; `document`, the paper's, gives each a row, truncated or padded."""
+    """`packed` joins documents with EOS; `document`, as in the paper, truncates or pads each document to one row."""
     context: Literal["row", "document"] = "row"
-    """What a position sees of its row: all before it, across documents, or with `document` its own document only."""
+    """What a position sees: `row` all earlier tokens of its row, across documents; `document` its own document only."""
     count: PositiveInt | None = None
-    """Rows to build; without it as many as the corpus gives, which takes a pass of tokenising to know."""
+    """Rows to build; by default as many as the corpus gives, which takes a pass over the corpus to find out."""
 
 
 PRESETS: dict[str, tuple[int, int]] = {"small": (4, 12), "default": (8, 50), "fine": (8, 120)}
-"""(top_k, samples) by name; docs/benchmarks.md has the bytes and the error of each."""
+"""(top_k, samples) by name; docs/benchmarks.md gives the bytes and the error of each."""
 
 
 class TargetSettings(FrozenSettings):
     """What is kept of each distribution."""
 
     mode: Literal["sparse", "exact"] = "sparse"
-    """`sparse` keeps some logits, `exact` the final hidden state, from which the frozen LM head gives all of them."""
+    """`sparse` keeps some logits; `exact` keeps the final hidden state, from which the LM head gives all logits."""
     preset: Literal["small", "default", "fine"] = "default"
-    """Sizes of `sparse`: about 40, 95 or 170 bytes a token with a vocabulary of 150,000."""
+    """Size of `sparse` targets: about 40, 95 or 170 bytes per token with a vocabulary of 150,000."""
     top_k: PositiveInt | None = None
-    """Largest logits kept with certainty; without it the preset's."""
+    """How many of the largest logits are always kept; by default the preset's."""
     samples: Annotated[int, Field(ge=0)] | None = None
-    """Most entries drawn from the rest; 0 keeps the top_k and the rest's mass only. Without it the preset's."""
+    """Most entries drawn from the rest; 0 keeps only the top_k and the mass of the rest. By default the preset's."""
     proposal: tuple[tuple[float, float], ...] = ((1.0, 0.5), (4 / 3, 0.3), (2.0, 0.2))
-    """Mixture that entries are drawn from: pairs of a temperature and its share."""
+    """Mixture that entries are drawn from: pairs of a temperature and its share; shares sum to 1."""
     temperatures: tuple[float, float] = (1.0, 2.0)
-    """Lowest and highest temperature the targets must be right at."""
+    """Lowest and highest temperature the targets are valid at."""
     nodes: Annotated[int, Field(ge=2, le=9)] = 5
-    """Temperatures between those at which the mass of the rest is kept."""
+    """Number of temperatures, both ends included, at which the mass of the rest is stored."""
     value_dtype: Literal["float16", "float32"] = "float16"
-    """Stored precision of kept logits; float16 holds every bfloat16 logit exactly."""
+    """Stored precision of kept logits; float16 holds bfloat16 logits exactly."""
     exact_hidden: Literal["lossless", "int8"] = "lossless"
     """Precision of the final hidden state in `exact` mode."""
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    """Of the random numbers of sampling and stochastic rounding."""
+    """Seed of the random numbers for sampling and stochastic rounding."""
 
     @model_validator(mode="after")
     def _temperatures_and_shares_fit(self) -> Self:
@@ -108,7 +108,7 @@ class TargetSettings(FrozenSettings):
         return self
 
     def layout(self) -> TargetLayout:
-        """As the manifest says it."""
+        """These settings as the manifest records them."""
         top_k, samples = PRESETS[self.preset]
         top_k, samples = self.top_k or top_k, samples if self.samples is None else self.samples
         exact = self.mode == "exact"
@@ -125,35 +125,35 @@ class TargetSettings(FrozenSettings):
 
 
 class HiddenSettings(FrozenSettings):
-    """What is kept of the hidden states, for the Frobenius term."""
+    """What is kept of the hidden states, for the Frobenius term of the loss."""
 
     mean: Literal["none", "lossless", "int8", "int4"] = "lossless"
-    """Mean over layers of the state after each layer: in the teacher's dtype, or in 8 or 4 bits."""
+    """Precision of the mean over layers of the state after each layer: the teacher's dtype, 8 bits or 4 bits."""
     stride: PositiveInt = 1
     """Keep every stride-th position."""
 
     def layout(self) -> HiddenLayout:
-        """As the manifest says it."""
+        """These settings as the manifest records them."""
         return HiddenLayout(mean=self.mean, stride=self.stride)
 
 
 class ComputeSettings(FrozenSettings):
-    """How the work is cut. Rows do not depend on it beyond floating-point rounding."""
+    """How the work is divided. Rows depend on it only by floating-point rounding."""
 
     batch_size: PositiveInt | Literal["auto"] = 8
-    """Rows in one forward pass of the teacher; `auto` tries which number is fastest, once: the cache records it."""
+    """Rows per forward pass of the teacher; `auto` measures once which number is fastest, and the cache records it."""
     rows_per_shard: PositiveInt = 256
-    """Rows in a shard: what an interrupted build loses at most."""
+    """Rows per shard; after an interruption, a build computes the shards that were not finished again."""
 
     @property
     def rows_at_once(self) -> int:
-        """`batch_size` when it is a number."""
-        assert self.batch_size != "auto", "found when a build begins"
+        """`batch_size` as a number."""
+        assert self.batch_size != "auto", "auto is replaced by a number when a build begins"
         return self.batch_size
 
 
 class BuildSettings(FrozenSettings):
-    """Everything `teacher-cache build` is told."""
+    """All settings of `teacher-cache build`."""
 
     out: str | None = None
     """Folder or URL of the cache; `--out` overrides it."""

@@ -1,1 +1,1 @@
-"""From the path of a cache to its rows."""
+"""From the path or URL of a cache to its rows and its targets at any temperature."""

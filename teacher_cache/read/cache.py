@@ -1,4 +1,4 @@
-"""Reading a cache: `open_cache(path)` and rows as typed arrays. Needs the path and nothing else."""
+"""Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatEr
 from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.checked_store import CheckedStore
-from teacher_cache.read.decode import CachedRows, Entries, decode_entries, decode_rows, decode_states
+from teacher_cache.read.decode import CachedRows, DecodedEntries, decode_entries, decode_rows, decode_states
 from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
 from teacher_cache.read.thinning import thin, thinned_layout
@@ -31,16 +31,16 @@ from teacher_cache.targets import estimate
 from teacher_cache.targets.randomness import Purpose, row_uniforms
 
 DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)
-"""What Zarr and its codecs raise on metadata and chunks that were made to look right."""
+"""What Zarr and its codecs may raise on metadata and chunks that pass every check but are malformed."""
 
 
 @dataclass(frozen=True)
 class TargetsAt:
-    """The teacher at one temperature, for n rows; a sum over the vocabulary is `(weights * f[ids]).sum(-1)`.
+    """The teacher's distributions of n rows at one temperature.
 
-    ids (n, T, K); values (n, T, K) their logits; weights (n, T, K) p_i/pi_i, 0 in unused places, whose sums are
-    unbiased; log_partition (n, T) log Z(T) relative to the largest logit; entropy (n, T) in nats. In exact mode K is
-    the whole vocabulary.
+    ids (n, T, K): the entries; values (n, T, K): their logits; weights (n, T, K): p_i/pi_i, 0 in unused places;
+    log_partition (n, T): log Z(T) relative to the largest logit; entropy (n, T): in nats. In exact mode K is the
+    whole vocabulary. `(weights * f[ids]).sum(-1)` is an unbiased estimate of the mean of f under the teacher.
     """
 
     temperature: float
@@ -52,7 +52,7 @@ class TargetsAt:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """p_i(T) of the entries, (n, T, K)."""
+        """Probabilities p_i(T) of the entries, (n, T, K)."""
         scaled = (self.values - self.values[..., :1]) / np.float32(self.temperature)
         chances: NDArray[np.float32] = np.exp(scaled - self.log_partition[..., None])
         return chances
@@ -74,7 +74,7 @@ class Cache:
         self.manifest = manifest
         self.commits = commits
         self.layout = layout or manifest.targets
-        """What `rows` give of each distribution: the manifest's, or a view's."""
+        """Layout of the targets that `rows` returns: the manifest's, or that of a view."""
         self._check_digests = check_digests
         expected = {key: stored for commit in commits.values() for key, stored in commit.objects.items()}
         checked = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
@@ -86,17 +86,17 @@ class Cache:
             raise CacheCorruptError(f"{self.path}: Zarr cannot open its arrays ({error}); {REPAIR}") from error
 
     def __len__(self) -> int:
-        """Rows planned; all of them can be read once the build has finished."""
+        """Number of rows when finished; before that, only rows of committed shards can be read."""
         return self.manifest.rows.count
 
     @property
     def path(self) -> Path | str:
-        """Folder or URL."""
+        """Folder or URL of the cache."""
         return self.store.path
 
     @property
     def fingerprint(self) -> str:
-        """sha256 of the manifest, which a student's checkpoint is tied to."""
+        """sha256 of the manifest; a student's checkpoint names it."""
         return self.manifest.fingerprint
 
     @property
@@ -105,22 +105,22 @@ class Cache:
 
     @property
     def shards(self) -> list[range]:
-        """Row ranges of the committed shards, in order: reading whole ones is fastest."""
+        """Row ranges of the committed shards, in order; whole shards read fastest."""
         return [self.manifest.shard_rows(shard) for shard in sorted(self.commits)]
 
     @property
     def frozen_weights(self) -> Path:
         """Safetensors file of the teacher's embedding and LM head.
 
-        `embedding.weight` (V_padded, d), `lm_head.weight` of the same shape where untied, `lm_head.bias` if any.
-        Of a cache in an object store it is a copy, see `local_folder`. Raises `CacheCorruptError` when it is not what
-        was written.
+        Holds `embedding.weight` (V_padded, d), `lm_head.weight` of the same shape unless it is tied to the embedding,
+        and `lm_head.bias` if there is one. For a cache in an object store the file is a local copy, see
+        `local_folder`. Raises `CacheCorruptError` when it is not what was written.
         """
         return self._local_folder([FROZEN_WEIGHTS_KEY]) / FROZEN_WEIGHTS_KEY
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """Folder for `AutoTokenizer.from_pretrained`; None for a synthetic cache. Raises `CacheCorruptError`."""
+        """Folder for `AutoTokenizer.from_pretrained`, None for a synthetic cache; may raise `CacheCorruptError`."""
         if not self.manifest.tokenizer.has_files:
             return None
         keys = [key for key in self.manifest.files if key.startswith(f"{TOKENIZER_FOLDER}/")]
@@ -130,15 +130,18 @@ class Cache:
         return local_folder(self.store, self.manifest, keys, check_digests=self._check_digests)
 
     def __getitem__(self, row: SupportsIndex) -> CachedRows:
-        """One row; raises `IndexError` past the end, `TypeError` for what is not one integer, and
-        `CacheUnfinishedError` in a shard not built yet.
+        """One row, without the leading axis.
+
+        Raises `IndexError` past the end, `TypeError` for anything but one integer, and `CacheUnfinishedError` for a
+        row in a shard that is not built yet.
         """
         return self.rows([row_number(row)]).select(0)
 
     def rows(self, indices: RowIndices) -> CachedRows:
         """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest.
 
-        Integers, a range or a boolean mask over all rows. Raises `IndexError`, `TypeError` and `CacheUnfinishedError`.
+        `indices` are integers, a range, or a boolean mask over all rows. Raises `IndexError` or `TypeError` for other
+        indices, and `CacheUnfinishedError` for a row in a shard that is not built yet.
         """
         index = self._checked(indices)
         sparse = self.manifest.targets.mode == "sparse"
@@ -146,7 +149,7 @@ class Cache:
         return decode_rows(self.manifest, lambda name: self._read(name, index), entries)
 
     def targets(self, indices: RowIndices, *, temperature: float) -> TargetsAt:
-        """The teacher's distributions of some rows at any temperature in the cached range.
+        """The teacher's distributions of some rows at any temperature in the cached range; indices as for `rows`.
 
         Raises `UserError` naming the range when the temperature is outside it.
         """
@@ -156,28 +159,28 @@ class Cache:
         return TargetsAt(temperature, ids, values.numpy(), *(tensor.numpy() for tensor in vars(found).values()))
 
     def view(self, *, top_k: int | None = None, samples: int | None = None) -> "Cache":
-        """The same cache with fewer certain entries or fewer samples a position, still unbiased.
+        """The same cache with fewer top_k entries or fewer samples per position; its targets are unbiased too.
 
-        Rows keep their width, unused places grow. Raises `UserError` when the cache does not hold as much.
+        Arrays keep their width K, so more places are unused. Raises `UserError` when the cache holds fewer than asked.
         """
         layout = thinned_layout(self.manifest.targets, top_k, samples)
         return Cache(self.store, self.manifest, self.commits, layout, check_digests=self._check_digests)
 
-    def _entries(self, index: NDArray[np.int64]) -> Entries:
+    def _entries(self, index: NDArray[np.int64]) -> DecodedEntries:
         entries = decode_entries(lambda name: self._read(name, index))
         return entries if self.layout == self.manifest.targets else self._thinned(entries, index)
 
-    def _thinned(self, entries: Entries, index: NDArray[np.int64]) -> Entries:
+    def _thinned(self, entries: DecodedEntries, index: NDArray[np.int64]) -> DecodedEntries:
         stored, values = self.manifest.targets, entries.values
         numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].size) for row in index]
         uniform = torch.from_numpy(np.stack(numbers)).view(values.shape).float()
         ids, log_mass = torch.from_numpy(entries.ids.astype(np.int64)), torch.from_numpy(entries.log_mass)
         thinned = thin(ids, torch.from_numpy(values), log_mass, stored, self.layout, uniform)
         ids, some, log_mass = thinned
-        return Entries(ids.numpy().astype(np.uint32), some.numpy(), log_mass.numpy())
+        return DecodedEntries(ids.numpy().astype(np.uint32), some.numpy(), log_mass.numpy())
 
     def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
-        """Entries as tensors; in exact mode those of the whole vocabulary, from the final state and the LM head."""
+        """ids, values, log-mass and layout; in exact mode of the whole vocabulary, from final states and LM head."""
         if self.manifest.targets.mode == "sparse":
             entries = self._entries(index)
             return entries.ids, torch.from_numpy(entries.values), torch.from_numpy(entries.log_mass), self.layout
@@ -188,7 +191,7 @@ class Cache:
         return order.numpy(), ordered, nothing, self.layout.model_copy(update={"top_k": ordered.shape[-1]})
 
     def _exact_logits(self, index: NDArray[np.int64]) -> Tensor:
-        """(n, T, V) float32, from the final states and the LM head."""
+        """Logits (n, T, V) float32, from the final hidden states and the LM head."""
         manifest = self.manifest
         precision = manifest.targets.exact_hidden
         states = decode_states("exact/hidden", precision, manifest.hidden_size, lambda name: self._read(name, index))
@@ -211,7 +214,7 @@ class Cache:
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
     def _checked(self, indices: RowIndices) -> NDArray[np.int64]:
-        """Row numbers, all in committed shards."""
+        """Row numbers (n,); raises `CacheUnfinishedError` unless all lie in committed shards."""
         index = row_numbers(indices, len(self))
         for shard in np.unique(index // self.manifest.rows.rows_per_shard):
             if int(shard) not in self.commits:
@@ -222,11 +225,11 @@ class Cache:
 
 
 def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digests: bool = True) -> Cache:
-    """Open a cache for reading; `check_digests` compares each object with its digest when it is first touched.
+    """Open a cache for reading; with `check_digests` each object's digest is checked when it is first read.
 
-    Raises `CacheFormatError` (no cache, or a newer format), `CacheUnfinishedError` (unless allowed) and
-    `CacheCorruptError` (metadata or a commit record that is not what was written, a committed object that is
-    missing or has another size).
+    Raises `CacheFormatError` (not a cache, or another format version), `CacheUnfinishedError` (unless allowed) and
+    `CacheCorruptError` (metadata or a commit record is not what was written; a committed object is missing or has
+    another size).
     """
     store = open_existing(path)
     manifest = read_manifest(store)
@@ -241,7 +244,7 @@ def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digest
 
 
 def _read_commits(store: Store, manifest: Manifest) -> dict[int, CommitRecord]:
-    """Records of the shards that count, by shard; each object they name must be there in its size."""
+    """Commit records by shard; every object they list must exist with the listed size."""
     commits = {}
     sizes = store.sizes()
     keys = sorted(key for key in sizes if key.startswith(f"{COMMITS_FOLDER}/"))
@@ -254,7 +257,7 @@ def _read_commits(store: Store, manifest: Manifest) -> dict[int, CommitRecord]:
 
 
 def _require_objects(store: Store, record: CommitRecord, sizes: Mapping[str, int]) -> None:
-    """Zarr reads a missing object as zeros, so existence and size are checked before anything is read."""
+    """Zarr reads a missing object as zeros, so check existence and size before anything is read."""
     for key, stored in record.objects.items():
         if key not in sizes:
             raise CacheCorruptError(f"{store.where(key)}: missing; {REPAIR}")

@@ -1,4 +1,4 @@
-"""What Zarr reads a cache through: every object is held to its commit record when it is first touched."""
+"""The store Zarr reads a cache through: checks every object against its commit record when it is first read."""
 
 from collections.abc import Mapping
 
@@ -12,9 +12,9 @@ from teacher_cache.format.sealed import digest
 
 
 class CheckedStore(WrapperStore[Store]):
-    """A read-only store that compares data with `expected` and never lets a missing object pass for zeros.
+    """A read-only store that checks objects against `expected`, so that a missing one is never read as zeros.
 
-    An object whose digest was right once is afterwards read in the parts that are asked for.
+    The first read of an object fetches it whole and checks its digest; later reads fetch only the parts asked for.
     """
 
     def __init__(self, store: Store, expected: Mapping[str, StoredObject], *, where: str, digests: bool = True) -> None:
@@ -28,7 +28,7 @@ class CheckedStore(WrapperStore[Store]):
         return CheckedStore(store, self._expected, where=self._where, digests=bool(self._unchecked))
 
     async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
-        """Bytes of an object; raises `CacheCorruptError` where they are not those that were committed."""
+        """Bytes of an object; raises `CacheCorruptError` where it is missing or is not what was committed."""
         if byte_range is not None and self._in_parts is not None and self._in_parts[0] == key:
             return _part(self._in_parts[1], byte_range)
         self._in_parts = None
@@ -43,7 +43,7 @@ class CheckedStore(WrapperStore[Store]):
         assert whole is not None
         if byte_range is None:
             return whole
-        self._in_parts = (key, whole)  # Zarr asks for an index first and for chunks then
+        self._in_parts = (key, whole)  # Zarr asks for the shard index first, then for chunks
         return _part(whole, byte_range)
 
     def _check(self, key: str, whole: Buffer | None) -> None:

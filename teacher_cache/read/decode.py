@@ -1,4 +1,4 @@
-"""Stored arrays → what a reader is given: the same for rows out of a cache and for rows that were just computed."""
+"""From stored arrays to what a reader is given; serves rows read from a cache and rows just computed."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,18 +13,18 @@ from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.quantize import dequantize, unpack_int4
 
 Stored = Callable[[str], NDArray[Any]]
-"""Gives n rows of an array by its name in docs/format.md."""
+"""Returns n rows of an array, given its name in docs/format.md."""
 
 
 @dataclass(frozen=True)
 class CachedRows:
     """n rows of a cache as NumPy arrays; a single row has the same fields without the leading axis.
 
-    tokens (n, T+1) uint32; document_start, loss_mask (n, T) bool. In sparse mode ids (n, T, K) uint32 and values
+    tokens (n, T+1) uint32; document_start and loss_mask (n, T) bool. In sparse mode: ids (n, T, K) uint32; values
     (n, T, K) float32 logits, the top_k largest first, then the sampled, unused places -inf; log_mass (n, T, J)
-    float32, outside the top_k, at the nodes, relative to the largest logit. In exact mode final_hidden (n, T, d)
-    float32. hidden_mean (n, ceil(T/stride), d) float32, every stride-th position. What is not cached is None.
-    Position t belongs to the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
+    float32: the mass outside the top_k at the nodes, relative to the largest logit. In exact mode: final_hidden
+    (n, T, d) float32. hidden_mean (n, ceil(T/stride), d) float32: every stride-th position. Fields that are not cached
+    are None. Position t holds the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
     """
 
     tokens: NDArray[np.uint32]
@@ -37,22 +37,22 @@ class CachedRows:
     hidden_mean: NDArray[np.float32] | None
 
     def select(self, index: Any) -> "CachedRows":
-        """Every field indexed on axis 0: an integer gives one row, a slice or an array of integers several."""
+        """Every field indexed on axis 0: an integer selects one row, a slice or an array of integers several."""
         fields: dict[str, Any] = {name: None if a is None else a[index] for name, a in vars(self).items()}
         return CachedRows(**fields)
 
 
 @dataclass(frozen=True)
-class Entries:
-    """ids (n, T, K) uint32, values (n, T, K) float32, log_mass (n, T, J) float32, as in `CachedRows`."""
+class DecodedEntries:
+    """ids (n, T, K) uint32, values (n, T, K) float32 and log_mass (n, T, J) float32, as in `CachedRows`."""
 
     ids: NDArray[np.uint32]
     values: NDArray[np.float32]
     log_mass: NDArray[np.float32]
 
 
-def decode_rows(manifest: Manifest, stored: Stored, entries: Entries | None) -> CachedRows:
-    """Rows with these entries, or in exact mode with final states in their place."""
+def decode_rows(manifest: Manifest, stored: Stored, entries: DecodedEntries | None) -> CachedRows:
+    """Rows with these entries, or with final hidden states where entries are None (exact mode)."""
     width, hidden = manifest.hidden_size, manifest.hidden
     final = None if entries else decode_states("exact/hidden", manifest.targets.exact_hidden, width, stored)
     return CachedRows(
@@ -67,14 +67,14 @@ def decode_rows(manifest: Manifest, stored: Stored, entries: Entries | None) -> 
     )
 
 
-def decode_entries(stored: Stored) -> Entries:
-    """Entries as they are stored."""
+def decode_entries(stored: Stored) -> DecodedEntries:
+    """All stored entries."""
     values = torch.from_numpy(stored("logits/values")).float().numpy()
-    return Entries(stored("logits/ids"), values, stored("logits/log_mass"))
+    return DecodedEntries(stored("logits/ids"), values, stored("logits/log_mass"))
 
 
 def decode_states(name: str, precision: str, width: int, stored: Stored) -> NDArray[np.float32] | None:
-    """States (n, positions, width) of an array kept at this precision, None where it is `none`."""
+    """Hidden states (n, positions, width) of the array `name`, None where their precision is `none`."""
     if precision == "none":
         return None
     kept = stored(name)

@@ -1,4 +1,4 @@
-"""Which rows are meant: integers, a range or a boolean mask, as NumPy takes them."""
+"""Row indices: integers, a range or a boolean mask, with the meaning they have in NumPy."""
 
 import operator
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ RowIndices = Sequence[int] | range | NDArray[np.integer[Any]] | NDArray[np.bool_
 
 
 def row_number(index: SupportsIndex) -> int:
-    """One row's number; raises `TypeError` for whatever is not one integer."""
+    """The number of one row; raises `TypeError` for anything but one integer."""
     if isinstance(index, bool | np.bool_):
         raise TypeError("cache[…] takes one row number, not a truth value; use cache.rows(mask)")
     try:

@@ -1,4 +1,4 @@
-"""The teacher's files of a cache, where programs that read files can have them."""
+"""The teacher's files of a cache as local files, for libraries that read files only."""
 
 import os
 from collections.abc import Sequence
@@ -18,11 +18,11 @@ FOLDER = "delta-cache"
 
 
 def local_folder(store: Store, manifest: Manifest, keys: Sequence[str], *, check_digests: bool = True) -> Path:
-    """A folder of this machine with the objects at `keys`, which the manifest lists, as files of those names.
+    """A local folder with the objects at `keys`, which the manifest must list, as files of those names.
 
-    That is a local cache itself. Of one in an object store, files are fetched once into the user's folder for caches
-    (`$XDG_CACHE_HOME/delta-cache/FINGERPRINT`), and held to their digests at every use. Raises `CacheCorruptError`
-    when an object is not what was written.
+    For a local cache it is the cache itself. For a cache in an object store, files are downloaded once into
+    `$XDG_CACHE_HOME/delta-cache/FINGERPRINT`, and their digests are checked at every use. Raises `CacheCorruptError`
+    when an object is not what was written, and `UserError` when the folder cannot be written.
     """
     if isinstance(store, LocalStore):
         for key in keys if check_digests else ():

@@ -1,4 +1,4 @@
-"""A smaller account out of a larger one: fewer certain entries, fewer samples, still unbiased."""
+"""Smaller targets from larger ones: fewer top_k entries or fewer samples, still unbiased."""
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from teacher_cache.targets.estimate import inclusion_probabilities, relative_log
 
 
 def thinned_layout(layout: TargetLayout, top_k: int | None, samples: int | None) -> TargetLayout:
-    """The layout of a sub-view; raises `UserError` when the cache does not hold as much."""
+    """The layout with this top_k and these samples; raises `UserError` when the cache holds fewer."""
     top_k, samples = layout.top_k if top_k is None else top_k, layout.samples if samples is None else samples
     if layout.mode == "exact":
         raise UserError("targets: the cache is in exact mode and has no entries to thin; leave top_k and samples out")
@@ -23,10 +23,10 @@ def thinned_layout(layout: TargetLayout, top_k: int | None, samples: int | None)
 def thin(
     ids: Tensor, values: Tensor, log_mass: Tensor, layout: TargetLayout, wanted: TargetLayout, uniform: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """ids and values (..., K) and log_mass (..., J) of `layout` as those of a smaller one, `wanted`.
+    """Turn ids and values (..., K) and log_mass (..., J) of `layout` into those of the smaller layout `wanted`.
 
-    What is no longer certain joins the rest, whose mass at the nodes follows from its logits. An entry that was kept
-    with probability pi stays where uniform (..., K) is below pi'/pi, so it is kept with probability pi' in all.
+    Entries that leave the top_k add their mass to the log-mass. An entry that was kept with probability pi stays where
+    uniform (..., K) is below pi'/pi, so that its total probability is pi', as `wanted` asks.
     """
     before = inclusion_probabilities(values, log_mass, layout)
     log_mass = _with_demoted(values, log_mass, layout, wanted)
