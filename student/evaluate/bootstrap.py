@@ -1,4 +1,4 @@
-"""Means over positions with confidence intervals from resampling whole documents, which positions come in."""
+"""Means over positions, with intervals from resampling whole documents: a document's positions are not independent."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,22 +16,22 @@ Statistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Interval:
-    """A held-out number and its 95 % interval; without an interval both ends are None."""
+    """A held-out number and its 95 % interval; both ends are None where there is no interval."""
 
     value: float
     low: float | None = None
     high: float | None = None
     at_least: bool = False
-    """The true number is this or more: what is cached of the teacher says no more."""
+    """Whether `value` is only a lower bound: the cache does not hold enough of the teacher for more."""
 
 
 def intervals(sums: NDArray[np.float64], statistic: Statistic, *, distances: int = 0, seed: int = 0) -> list[Interval]:
     """The statistic of all documents' sums (D, m), with an interval for each of its k values.
 
-    Documents are drawn with replacement, as many as there are; the interval holds the middle 95 % of the statistic
-    over the resamples. The last `distances` values are sums of absolute differences, such as a calibration error:
-    larger in a resample than in what it was drawn from, so that they may lie outside that interval. Theirs is moved
-    until the resamples' mean is the value itself, and ends at 0. One document has no interval.
+    A resample draws D documents with replacement; the interval spans the middle 95 % of the statistic over the
+    resamples. The last `distances` values are sums of absolute differences, such as a calibration error. These are
+    larger in a resample than in the sample it comes from, so their interval is shifted until the resamples' mean is the
+    value itself, and cut off at 0. A single document has no interval.
     """
     values = statistic(sums.sum(axis=0))
     if len(sums) < 2:

@@ -1,4 +1,4 @@
-"""Expected calibration error: how far the probability of a first choice is from how often it comes true."""
+"""Expected calibration error: how far the probability of a first choice is from how often it is right."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 BINS = 15
 
 COUNT, CONFIDENCE, CORRECT = range(3)
-"""What is summed in a bin."""
+"""What is summed in each bin, in order."""
 
 
 def equal_width_edges(bins: int = BINS) -> NDArray[np.float64]:
@@ -18,7 +18,7 @@ def equal_width_edges(bins: int = BINS) -> NDArray[np.float64]:
 
 
 def equal_mass_edges(confidence: NDArray[np.floating[Any]], bins: int = BINS) -> NDArray[np.float64]:
-    """Edges (bins - 1,) between bins that hold as many of these confidences (n,) each, ties aside."""
+    """Edges (bins - 1,) between bins that each hold equally many of these confidences (n,), ties aside."""
     edges: NDArray[np.float64] = np.quantile(confidence.astype(np.float64), np.linspace(0, 1, bins + 1)[1:-1])
     return edges
 
@@ -30,7 +30,7 @@ def bin_sums(
     group: NDArray[np.int64] | None = None,
     groups: int = 1,
 ) -> NDArray[np.float64]:
-    """Sums (groups, bins, 3) of 1, confidence (n,) and correct (n,); `group` (n,) says which group a position is of.
+    """Sums (groups, bins, 3) of 1, confidence (n,) and correct (n,); `group` (n,) is each position's group.
 
     A confidence that equals an edge belongs to the bin below it.
     """

@@ -14,7 +14,7 @@ from teacher_cache.settings import CorpusSettings, RowSettings
 
 
 def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
-    """Rows of a corpus, `size` at a time: the tokenizer and the row settings are the cache's.
+    """Rows of a corpus, `size` at a time, with the tokenizer and the row settings of a cache.
 
     Raises `UserError` when the source cannot be read, or the cache has no tokenizer.
     """

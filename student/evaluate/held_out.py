@@ -29,11 +29,11 @@ MEANS = {"cross_entropy": "cross_entropy", "kl": "kl", "agreement": "agreement",
 """Measures that are means over positions, and what they are means of."""
 
 Columns = dict[str, NDArray[Any]]
-"""One array (n,) a measure, n the counted positions."""
+"""One array (n,) per measure, over n valid positions."""
 
 
 class Student(Protocol):
-    """What is measured: tokens (B, T) to hidden states (B, T, d), and the LM head for them."""
+    """A model to measure: tokens (B, T) to hidden states (B, T, d), and the LM head for them."""
 
     @property
     def head(self) -> FrozenHead: ...
@@ -43,41 +43,43 @@ class Student(Protocol):
 
 @dataclass(frozen=True)
 class Scores:
-    """Of a student or a teacher, each with its interval: cross_entropy and kl in nats per token at T = 1, perplexity
-    exp(cross_entropy), agreement (share of positions where both have the same first choice), accuracy (share where
-    the first choice is the next token), calibration errors over 15 bins of equal width, and of equal mass.
-
-    None where it is not known.
-    """
+    """Held-out numbers of a student or a teacher at T = 1, each with its interval; None where one is not known."""
 
     cross_entropy: Interval | None = None
+    """Of the true next token, in nats per token."""
     perplexity: Interval | None = None
+    """exp(cross_entropy)"""
     kl: Interval | None = None
+    """KL(teacher ‖ student), in nats per token."""
     agreement: Interval | None = None
+    """Share of positions where student and teacher have the same first choice."""
     accuracy: Interval | None = None
+    """Share of positions where the first choice is the next token."""
     calibration_error: Interval | None = None
+    """Over 15 bins of equal width."""
     adaptive_calibration_error: Interval | None = None
+    """Over 15 bins of equal mass."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What was measured: student and teacher (None without one) over so many tokens of so many documents.
-
-    by_document has, for each document in order, its tokens and the student's means over them.
-    """
+    """A measurement of a student."""
 
     student: Scores
     teacher: Scores | None
+    """None where nothing of the teacher is cached for these rows."""
     tokens: int
+    """Valid positions."""
     rows: int
     by_document: list[dict[str, float]]
+    """For each document in order, its tokens and the student's means over them."""
 
 
 def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> HeldOut:
-    """The student on rows in their order, and the teacher from what is cached of it, if anything is.
+    """Measure the student on rows in their order, and beside it the teacher where the rows have its targets.
 
-    The rows are the cache's, known at T = 1, or others of the same tokenizer and context without targets. Raises
-    `UserError` when there are no counted positions.
+    The rows are the cache's, whose targets must be known at T = 1, or rows of text with the same tokenizer and context
+    and no targets. Raises `UserError` when there are no valid positions.
     """
     documents, ours, theirs, count = DocumentNumbers(), [], [], 0
     for part in rows:
@@ -106,7 +108,7 @@ def teacher_scores(head: FrozenHead, cache: Cache, rows: Iterable[CachedRows], d
 
 
 def rows_in_order(cache: Cache, size: int, count: int | None = None) -> Iterator[CachedRows]:
-    """The first `count` rows of a cache or all of them, `size` at a time at most; a shard is read whole."""
+    """The first `count` rows of a cache, or all, in parts of at most `size`; shards are read whole."""
     wanted = len(cache) if count is None else count
     for shard in cache.shards:
         here = range(shard.start, min(shard.stop, wanted))
@@ -116,13 +118,13 @@ def rows_in_order(cache: Cache, size: int, count: int | None = None) -> Iterator
 
 
 class DocumentNumbers:
-    """Numbers documents from 0 over rows in order: a packed row goes on with the document the one before ended in."""
+    """Numbers documents over rows in order; a packed row may continue the document that the row before ended in."""
 
     def __init__(self) -> None:
         self._next = 0
 
     def of(self, document_start: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """The document of every position of the next rows, (B, T) like `document_start`."""
+        """The document's number at every position of the next rows, (B, T) like `document_start`."""
         counted = np.cumsum(document_start.reshape(-1)) + self._next
         self._next = int(counted[-1])
         # Rows cut out of the middle of a corpus begin with a document whose start is not among them.
@@ -131,7 +133,7 @@ class DocumentNumbers:
 
 
 def scores_of(columns: Columns, lower_bounds: Iterable[str] = ()) -> Scores:
-    """All scores that the columns allow; those named are less than the truth, or equal."""
+    """All scores that the columns allow; those named in `lower_bounds` are marked as such."""
     document = np.unique(columns["document"], return_inverse=True)[1]
     groups = int(document.max()) + 1
     names = [name for name, column in MEANS.items() if column in columns]
@@ -168,8 +170,9 @@ def _totals(column: NDArray[Any], document: NDArray[np.int64]) -> NDArray[np.flo
 
 
 def _teacher_scores(columns: Columns, cache: Cache) -> Scores:
-    """Cross-entropy from the commit records where a next token was not kept: they have it from whole vectors, of all
-    rows together.
+    """The teacher's scores. Where a next token was not kept, cross-entropy comes from the commit records instead.
+
+    They have it from all logits, but only for all rows of a shard together: it has no interval.
     """
     scores = scores_of(columns)
     if columns["known"].all():

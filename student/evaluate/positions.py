@@ -1,4 +1,4 @@
-"""What student and teacher say at each counted position at T = 1: the raw material of every held-out number."""
+"""Student and teacher at each valid position at T = 1, from which every held-out number is computed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 CHUNK_LOGITS = 2**25
-"""Logits that exist at a time."""
+"""Most logits in memory at a time."""
 
 
 @dataclass(frozen=True)
 class StudentPositions:
-    """The student at n counted positions, (n,) each, in nats; kl and agreement are None without a teacher."""
+    """The student at n valid positions, (n,) each, in nats; kl and agreement are None without a teacher."""
 
     cross_entropy: Tensor
     """Of the true next token."""
@@ -32,17 +32,17 @@ class StudentPositions:
     correct: Tensor
     """Whether the first choice is the next token."""
     kl: Tensor | None
-    """KL from the teacher; a position's may be negative where the teacher is known by samples."""
+    """KL(teacher ‖ student); may be negative at single positions where the teacher is known by samples."""
     agreement: Tensor | None
     """Whether the teacher's first choice is the same."""
 
 
 @dataclass(frozen=True)
 class TeacherPositions:
-    """The teacher at n counted positions, (n,) each, in nats."""
+    """The teacher at n valid positions, (n,) each, in nats."""
 
     cross_entropy: Tensor
-    """Of the true next token, where it was kept; elsewhere the least it can be."""
+    """Of the true next token where it was kept, else a lower bound."""
     known: Tensor
     """Whether the next token was kept."""
     confidence: Tensor
@@ -69,7 +69,7 @@ def student_positions(
     *,
     chunk_tokens: int | None = None,
 ) -> StudentPositions:
-    """The student at the counted positions, in order, beside its teacher where `targets` are given.
+    """The student at the valid positions, in order, compared with its teacher where `targets` are given.
 
     Raises `UserError` when the targets are not known at T = 1, see `require_temperature_one`.
     """
@@ -96,7 +96,7 @@ def student_positions(
 def teacher_positions(
     head: FrozenHead, labels: Tensor, loss_mask: Tensor, targets: TeacherTargets, *, chunk_tokens: int | None = None
 ) -> TeacherPositions:
-    """The teacher at the counted positions, in order, from what is cached of it; arguments as above."""
+    """The teacher at the valid positions, in order, from its cached targets; arguments as above."""
     next_tokens = labels[loss_mask]
     if targets.final_hidden is None:
         return _of_entries(targets, loss_mask, next_tokens)
@@ -119,7 +119,7 @@ def _of_logits(logits: Tensor, next_tokens: Tensor) -> dict[str, Tensor]:
 
 
 def _of_entries(targets: TeacherTargets, loss_mask: Tensor, next_tokens: Tensor) -> TeacherPositions:
-    """From kept entries. One outside the top_k is no likelier than the last of them, nor than all others together."""
+    """From kept entries. A token not kept is no likelier than the last of the top_k, nor than all others together."""
     assert targets.ids is not None
     assert targets.values is not None
     assert targets.log_mass is not None

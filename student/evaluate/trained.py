@@ -1,4 +1,4 @@
-"""A trained student for use: out of a run's folder, around the frozen matrices of a cache, or out of an export."""
+"""A trained student to measure: from a run's folder and a cache's frozen matrices, or from an export."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +29,7 @@ class TrainedStudent:
 
 
 def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
-    """The student of a run's folder, or of an export, for rows like those of `cache`.
+    """The student of a run's folder or an export, on `device`, for rows like those of `cache`.
 
     Raises `UserError` when the folder is neither, the run has not finished, or the cache is of another teacher,
     tokenizer or context.
@@ -50,7 +50,7 @@ def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
 
 
 def _computable(settings: TrainSettings, device: torch.device) -> TrainSettings:
-    """In the precision it was trained in, on a CPU in float32: 16 bits are slow there and no more exact."""
+    """On a CPU in float32, elsewhere in the precision of training: on a CPU 16 bits are slow, and not more exact."""
     if device.type != "cpu":
         return settings
     return settings.model_copy(update={"training": settings.training.model_copy(update={"precision": "fp32"})})

@@ -1,7 +1,6 @@
-"""The model card of an export: what it is, where from, how good, how to use it."""
+"""The model card of an export: what it is, where it comes from, how good it is, how to use it."""
 
 import json
-from typing import Any
 
 import torch
 
@@ -94,6 +93,6 @@ def _precision(files: RunFiles, dtypes: dict[str, torch.dtype]) -> str:
     )
 
 
-def _table(rows: dict[str, Any]) -> str:
-    lines = [f"| {name} | {str(value).replace('|', chr(92) + '|')} |" for name, value in rows.items()]
+def _table(rows: dict[str, str]) -> str:
+    lines = [f"| {name} | {value.replace('|', chr(92) + '|')} |" for name, value in rows.items()]
     return "\n".join(["| | |", "|---|---|", *lines])

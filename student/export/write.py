@@ -1,7 +1,7 @@
 """A finished run as a model that loads by itself: safetensors, configuration, tokenizer, model card.
 
-Tensors keep the values and types they have: the frozen matrices those of the cache, the trained parameters those of
-`trained.safetensors`. All of them are whole in float32, in which the export is loaded, so nothing is rounded.
+Tensors keep their values and types: the frozen matrices those of the cache, the trained parameters those of
+`trained.safetensors`. float32 holds all of them exactly, and an export is loaded in it, so nothing is rounded.
 """
 
 import json
@@ -35,9 +35,9 @@ FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "l
 
 
 def export_student(run: Path, out: Path, cache: str | None = None) -> int:
-    """Write a finished run's student to the folder `out`; its size in bytes.
+    """Write a finished run's student to the folder `out`; return its size in bytes.
 
-    `cache` is where the cache trained on is now, if not where it was. `out` appears whole or not at all; an earlier
+    `cache` says where the cache trained on is now, if it was moved. `out` appears whole or not at all; an earlier
     export there is replaced. Raises `UserError` when the run has not finished, the cache or its tokenizer is
     another, or `out` holds anything else.
     """
@@ -58,7 +58,7 @@ def export_student(run: Path, out: Path, cache: str | None = None) -> int:
 
 
 def _finished(files: RunFiles) -> RunSummary:
-    """The run's summary. Raises `UserError` saying what is missing where it has none."""
+    """The run's summary. Raises `UserError` saying what is missing when the run has not finished."""
     done = files.metrics[-1]["step"] if files.metrics else 0
     again = "run its student-train command again to its end"
     if files.plan is not None and done < files.plan.total_steps:
@@ -87,7 +87,7 @@ def _cache_of(run: Path, summary: RunSummary, given: str | None) -> Cache:
 
 
 def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLSTMConfig:
-    """The export's configuration, with the teacher, the cache and the settings it comes from."""
+    """The export's configuration, with its provenance: teacher, cache, steps and settings."""
     manifest = cache.manifest
     shape = resolve_shape(
         files.settings.model, TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
@@ -124,7 +124,7 @@ def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLS
 
 
 def _tensors(run: Path, cache: Cache, config: DistilXLSTMConfig) -> dict[str, Tensor]:
-    """All tensors by their names in the model, checked against it."""
+    """All tensors by their names in the model, their shapes checked against it."""
     with _opened(cache.frozen_weights) as frozen:
         names = set(frozen.keys())
         found = {f"student.{ours}": frozen.get_tensor(n) for n, ours in FROZEN_NAMES.items() if n in names}
@@ -154,7 +154,7 @@ def _generation_config(config: DistilXLSTMConfig) -> GenerationConfig:
 
 
 def _write_tokenizer(cache: Cache, folder: Path) -> None:
-    """The cache's tokenizer, set to pad on the left, where a student can go on from."""
+    """The cache's tokenizer, set to pad on the left: a student cannot continue after padding."""
     tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder, padding_side="left")
     found, wanted = tokenizer_digest(tokenizer), cache.manifest.tokenizer_sha256
     if found != wanted:
@@ -167,7 +167,7 @@ def _write_tokenizer(cache: Cache, folder: Path) -> None:
 
 @contextmanager
 def _published(out: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `out` when all of it is on disk."""
+    """A temporary folder to write to; it becomes `out` once all of it is on disk."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staged = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{out.name}-", dir=out.parent))
@@ -189,7 +189,7 @@ def _published(out: Path) -> Iterator[Path]:
 
 
 def _require_ours(out: Path, names: set[str] | None = None) -> None:
-    """Raise `UserError` unless `out` is free, or an earlier export with no files but those of `names`."""
+    """Raise `UserError` unless `out` is free, or an earlier export without files other than `names`."""
     if not out.exists() and not out.is_symlink():
         return
     remedy = "give another folder"

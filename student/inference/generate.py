@@ -1,6 +1,6 @@
-"""Tokens from a student: prompts in chunks of all their positions at once, then one token at a time.
+"""Tokens from a student: it reads a prompt in chunks, then writes one token at a time.
 
-What is carried on is the recurrent state, so memory and the time a token takes do not grow with the text.
+Only the recurrent state is carried on, so memory and time per token stay constant however long the text is.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,13 +17,14 @@ from student.model.xlstm import PREFILL_LENGTH, XLSTMStudent
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen: temperature 0 takes the likeliest, above it tokens are drawn, out of the likeliest
-    that together have probability `top_p`, with random numbers of `seed` plus the prompt's number.
-    """
+    """How the next token is chosen. Raises `UserError` for values out of range."""
 
     temperature: float = 0.0
+    """0 takes the likeliest token; above it tokens are drawn."""
     top_p: float = 1.0
+    """Draw from the fewest likeliest tokens that together have this probability."""
     seed: int = 0
+    """A prompt's random numbers have the seed `seed` plus the prompt's number."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -43,7 +44,7 @@ def generate_tokens(
     seed: int = 0,
     stop_token: int | None = None,
 ) -> list[int]:
-    """Up to `max_new_tokens` tokens that follow the prompt; `stop_token` ends them and is not among them.
+    """Up to `max_new_tokens` tokens after the prompt; they end before a `stop_token`.
 
     Raises `UserError` for an empty prompt or a negative temperature.
     """
@@ -62,10 +63,10 @@ def continue_prompts(
     stop_token: int | None = None,
     first_number: int = 0,
 ) -> Iterator[dict[int, int]]:
-    """Step by step the next token of each prompt that goes on, by the prompt's place in `prompts`.
+    """For each step, the next token of each prompt that has not ended, keyed by the prompt's index in `prompts`.
 
-    A prompt whose token is `stop_token` ends there without it. Prompts may have any lengths, and each goes on as it
-    would alone. `first_number` is the number of the first prompt, where these are some of more. Raises `UserError`
+    A prompt ends before a `stop_token`. Prompts may differ in length; each is continued as it would be alone.
+    `first_number` is the number of the first prompt, where these prompts are part of a longer list. Raises `UserError`
     for an empty prompt.
     """
     if not all(prompts):
@@ -89,9 +90,10 @@ def continue_prompts(
 
 
 def read_prompts(student: XLSTMStudent, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, RecurrentState]:
-    """Hidden states (B, d) after the last token of each prompt, and the state to go on from.
+    """Hidden states (B, d) after the last token of each prompt, and the recurrent state there.
 
-    Shorter prompts begin later, with nothing seen before. Memory is that of one chunk, beside the tokens themselves.
+    Shorter prompts are padded on the left, and forget the padding where they begin. Memory holds one chunk and
+    all tokens.
     """
     tokens, starts = _right_aligned(prompts)
     state: RecurrentState = {}
@@ -104,7 +106,7 @@ def read_prompts(student: XLSTMStudent, prompts: Sequence[Sequence[int]]) -> tup
 
 
 def _right_aligned(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Tokens (B, T) that end together, and where each prompt starts (B, T)."""
+    """Tokens (B, T) padded on the left, and a mask (B, T) of where each prompt starts."""
     longest = max(map(len, prompts))
     tokens = torch.zeros(len(prompts), longest, dtype=torch.long)
     starts = torch.zeros(len(prompts), longest, dtype=torch.bool)
@@ -123,7 +125,7 @@ def _choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
 
 
 def nucleus(probabilities: Tensor, top_p: float) -> Tensor:
-    """Probabilities (V,) of the fewest likeliest entries that have `top_p` together, and 0; not summing to 1."""
+    """Probabilities (V,) with all set to 0 but the fewest likeliest that together have `top_p`; not rescaled."""
     if top_p == 1:
         return probabilities
     ordered, order = probabilities.sort(descending=True, stable=True)

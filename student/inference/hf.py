@@ -1,7 +1,7 @@
 """An exported student as a transformers model; `student.transformers` makes the `Auto` classes know it.
 
-What is carried from token to token is the recurrent state, of one size however long the text. The frozen matrices are
-stored with the model, so that a folder loads by itself.
+The recurrent state takes the place of a key-value cache; its size is constant. The frozen matrices are stored with the
+model, so a folder loads by itself.
 """
 
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ from student.model.state import select_rows
 from student.model.xlstm import XLSTMStudent, build_student
 
 INITIAL_SPREAD = 0.02
-"""Standard deviation of the matrices of a model without weights."""
+"""Standard deviation of the random frozen matrices of a model that no weights are loaded into."""
 
 
 @dataclass
 class StudentState:
-    """The recurrent state and how many tokens went into it, under the names that `generate` uses of a cache."""
+    """The recurrent state and the number of tokens it has seen, with the methods that `generate` expects of a cache."""
 
     recurrent: RecurrentState
     length: int
@@ -66,10 +66,10 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), or of the last `logits_to_keep` positions, from tokens (B, T).
 
-        Rows may be padded on the left, where `attention_mask` is 0: a row then gives what it gives alone. With padding
-        on the right too, positions before it are right, but there is nothing to go on from. `labels` (B, T) are
-        the tokens themselves, -100 where none counts, and give `loss`. Raises `ValueError` for padding in the
-        middle, and on the right where a state is asked for.
+        Rows may be padded on the left, where `attention_mask` is 0; each gives the logits it would give alone. After
+        padding on the right a row cannot be continued, but the logits before it are right. `labels` (B, T) are the
+        tokens themselves, with -100 where none counts; with them the result has a `loss`. Raises `ValueError` for
+        padding between tokens, and for padding on the right where `use_cache` is given as true.
         """
         wanted = self.config.use_cache and not self.training if use_cache is None else use_cache
         starts = _document_starts(attention_mask, input_ids.shape[1], past_key_values)
@@ -100,11 +100,11 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         return False
 
     def _init_weights(self, module: Any) -> None:
-        """Nothing: xlstm's modules have their initial values when they are made."""
+        """Do nothing: xlstm's modules initialise themselves."""
 
 
 def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
-    """Matrices of the configured sizes, which weights that are loaded replace."""
+    """Random matrices of the configured sizes, to be replaced by loaded weights."""
     size = config.padded_vocab_size, config.hidden_size
     return FrozenWeights(
         embedding=torch.empty(size).normal_(std=INITIAL_SPREAD),
@@ -117,7 +117,7 @@ def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
 def _document_starts(mask: Tensor | None, length: int, past: StudentState | None) -> Tensor | None:
     """Where the rows begin (B, length), from a mask over these positions or over all so far; None without padding.
 
-    A row begins where its mask turns to 1, and there the student forgets what it made of the padding.
+    A row begins where its mask turns to 1; there the student forgets the padding.
     """
     if mask is None or (past is not None and length == 1) or bool(mask.all()):
         return None

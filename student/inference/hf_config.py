@@ -1,4 +1,4 @@
-"""What `config.json` of an exported student says: the shape of the stack and of the frozen matrices, and where from."""
+"""`config.json` of an exported student: the shapes of the stack and the frozen matrices, and where they come from."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ class DistilXLSTMConfig(PreTrainedConfig):
     keys_to_ignore_at_inference = ("past_key_values",)
 
     vocab_size: int = 256
-    """Real tokens, as many as there are logits."""
+    """Real tokens: the number of logits."""
     padded_vocab_size: int = 256
     """Rows of the embedding and the LM head, the teacher's."""
     hidden_size: int = 64
@@ -29,7 +29,7 @@ class DistilXLSTMConfig(PreTrainedConfig):
     mlstm_proj_factor: float = 2.0
     slstm_ffn_factor: float = 1.7
     tie_word_embeddings: bool = True
-    """Whether the embedding is the LM head too."""
+    """Whether the embedding is also the LM head."""
     head_bias: bool = False
     """Whether the LM head has a bias."""
     use_cache: bool = True
@@ -38,7 +38,7 @@ class DistilXLSTMConfig(PreTrainedConfig):
     eos_token_id: int | None = None
     pad_token_id: int | None = None
     tokenizer_sha256: str | None = None
-    """Digest of the tokenizer the student was trained with, as a cache's manifest has it."""
+    """`tokenizer_digest` of the tokenizer the student was trained with."""
     provenance: dict[str, Any] | None = None
     """Teacher, cache and settings the student comes from."""
 

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -13,6 +13,8 @@ from student.inference.tokenizer import tokenizer_digest
 from student.model.xlstm import XLSTMStudent
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from student.inference.hf import DistilXLSTMForCausalLM
     from student.inference.hf_config import DistilXLSTMConfig
 
@@ -27,7 +29,7 @@ class ExportedStudent:
     """A student in float32 with its tokenizer; `stop_token` ends a text."""
 
     student: XLSTMStudent
-    tokenizer: Any
+    tokenizer: "PreTrainedTokenizerBase"
     stop_token: int | None
 
 

@@ -1,16 +1,16 @@
-"""Text out of tokens while they come: whole characters only, in constant time a token."""
+"""Turns tokens into text as they come: whole characters only, in constant time per token."""
 
 from collections.abc import Sequence
 from typing import Protocol
 
 UNFINISHED = "\ufffd"
-"""What a decoder gives for bytes that are no character, or not yet."""
+"""What a decoder gives for bytes that are not, or not yet, a character."""
 MOST_PENDING = 16
-"""Tokens kept back at most: more than the bytes of a character, so that what never becomes one does not pile up."""
+"""Most tokens held back: more than a character has bytes. Without a limit, bytes that never become one pile up."""
 
 
 class Decoder(Protocol):
-    """What of a tokenizer is needed."""
+    """The part of a tokenizer that is needed."""
 
     def decode(self, token_ids: list[int]) -> str: ...
 
@@ -29,12 +29,12 @@ class TextStream:
         self._pending: list[int] = []
 
     def add(self, token: int) -> str:
-        """What can be shown now that this token has come; empty in the middle of a character."""
+        """The text that this token completes; empty in the middle of a character."""
         self._pending.append(token)
         return self._take() if len(self._pending) >= MOST_PENDING or not self._new().endswith(UNFINISHED) else ""
 
     def finish(self) -> str:
-        """What was kept back."""
+        """The text held back so far."""
         return self._take()
 
     def _new(self) -> str:

@@ -1,19 +1,22 @@
-"""A tokenizer as rows were made with it: its identity, and what a prompt becomes."""
+"""A tokenizer's identity, and how it encodes a prompt."""
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
-def tokenizer_digest(tokenizer: Any) -> str:
+def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
     """sha256 of every token with its id and of the special ids, as a cache's manifest has it."""
     content = {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def encode_prompt(tokenizer: Any, text: str) -> list[int]:
-    """Tokens of a text's beginning: what the tokenizer puts before a text, and the text, without an end."""
+def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:
+    """Tokens of a prompt: what the tokenizer puts before a text (BOS), then the text, and nothing after it."""
     bare = _tokens(tokenizer, "x", special=False)
     dressed = _tokens(tokenizer, "x", special=True)
     places = [i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare]
@@ -21,7 +24,7 @@ def encode_prompt(tokenizer: Any, text: str) -> list[int]:
     return prefix + _tokens(tokenizer, text, special=False)
 
 
-def _tokens(tokenizer: Any, text: str, *, special: bool) -> list[int]:
+def _tokens(tokenizer: "PreTrainedTokenizerBase", text: str, *, special: bool) -> list[int]:
     # Not verbose: the student has no longest text.
     found: list[int] = tokenizer(text, add_special_tokens=special, verbose=False)["input_ids"]
     return found

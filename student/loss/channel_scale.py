@@ -1,6 +1,6 @@
-"""The teacher's RMS of each channel of its averaged hidden states, which `frobenius.channels: normalised` divides by.
+"""The RMS of each channel of the teacher's averaged hidden states, which `frobenius.channels: normalised` divides by.
 
-Taken from the first shard, so that it depends on the cache alone: on no rank, batch, precision or restart.
+It is taken from the cache's first shard, so it does not depend on rank, batch, precision or restart.
 """
 
 import torch
@@ -10,13 +10,13 @@ from delta_common.errors import UserError
 from teacher_cache.read.cache import Cache
 
 SMALLEST_SHARE = 0.01
-"""A channel's RMS counts as at least this share of the median channel's: one that hardly moves must not decide F."""
+"""A channel's RMS is raised to at least this share of the median: dividing by less, quiet channels would decide F."""
 
 
 def channel_rms(cache: Cache) -> Tensor:
-    """RMS (d,) float32 of each channel over the counted positions of the first shard that are kept.
+    """RMS (d,) float32 of each channel over the valid positions of the first shard that have hidden states.
 
-    Raises `UserError` when no position of that shard counts, or when all its states are zero.
+    Raises `UserError` when that shard has no such position, or all its states are zero.
     """
     shard, rows_per_chunk = cache.shards[0], cache.manifest.rows.rows_per_chunk
     squares = torch.zeros(cache.manifest.hidden_size, dtype=torch.float64)

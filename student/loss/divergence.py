@@ -1,13 +1,13 @@
-"""The teacher's term at a temperature, KL(p_T ‖ q_T) at each position, for each way a cache keeps the teacher.
+"""The teacher's term, KL(p_T ‖ q_T) at each position, for each way in which a cache keeps the teacher.
 
 - bucket (top_k and the mass of the rest): `Σ_kept p_i (log p_i - log q_i) + p_rest (log p_rest - log q_rest)`, the
   kept entries and one bucket for all others; exact where everything is kept.
 - sampled: `CE_T - H(p_T)` with `CE_T = logsumexp(s/T) - Σ_kept (p_i/π_i) s_i/T` from student logits s. Its
   expectation is the full vocabulary's, and so is that of its gradient `(q_T - p̂_T)/T`; at one position it may be
   negative. The weights are not rescaled to sum to 1, which would make it biased.
-- exact: the teacher's logits come back from its final hidden state through the LM head both share.
+- exact: the teacher's logits, recomputed from its final hidden state by the LM head that both share.
 
-Each gives its value to autograd (`kl`), and in closed form its value and gradient at once (`write_gradient`).
+Each has its value for autograd (`kl`), and its value and gradient at once in closed form (`write_gradient`).
 """
 
 from abc import ABC, abstractmethod
@@ -26,10 +26,10 @@ from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.targets import estimate
 
 NO_MASS = LOG_MASS_FLOOR + 10
-"""A rest of log-probability below this counts as none: the floor, with room for the interpolation's rounding."""
+"""A rest whose log-probability is below this counts as 0: the floor, with room for the interpolation's rounding."""
 
 LOWEST = -1e30
-"""Stands for a logit of -inf with finite gradients."""
+"""Stands for a logit of -inf, with finite gradients."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class TermWeights:
 
 @dataclass(frozen=True)
 class Divergence(ABC):
-    """KL(p_T ‖ q_T) at n positions; fields that are tensors have the position on axis 0."""
+    """KL(p_T ‖ q_T) at n positions; axis 0 of every field that is a tensor is the position."""
 
     temperature: float
 
@@ -58,11 +58,11 @@ class Divergence(ABC):
         """
 
     def workspace(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
-        """What `with_logits` wants for as many positions as there are logits (n, V)."""
+        """The memory that `with_logits` needs for n positions, given logits (n, V) of that many; None if none."""
         return None
 
     def with_logits(self, workspace: Tensor | None) -> "Divergence":  # noqa: ARG002
-        """The same with the teacher's logits at hand, where `write_gradient` needs them."""
+        """The same divergence, with the teacher's logits computed where `write_gradient` needs them."""
         return self
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Divergence(ABC):
         """The teacher's likeliest token at each position, (n,) int64."""
 
     def split(self, size: int) -> Iterator[Self]:
-        """The same for `size` positions at a time, in order."""
+        """The same divergence for `size` positions at a time, in order."""
         parts = {name: torch.split(value, size) for name, value in vars(self).items() if isinstance(value, Tensor)}
         for tensors in zip(*parts.values(), strict=True):
             yield replace(self, **dict(zip(parts, tensors, strict=True)))
@@ -148,7 +148,7 @@ class SampledDivergence(Divergence):
 
 @dataclass(frozen=True)
 class ExactDivergence(Divergence):
-    """From the teacher's final hidden states; its logits exist while they are looked at."""
+    """From the teacher's final hidden states; its logits exist for one chunk at a time."""
 
     final_hidden: Tensor  # (n, d)
     head: FrozenHead
@@ -160,11 +160,9 @@ class ExactDivergence(Divergence):
         return self.with_logits(torch.empty_like(logits)).write_gradient(logits, weights, passes)
 
     def workspace(self, logits: Tensor) -> Tensor:
-        """As large as the student's."""
         return torch.empty_like(logits)
 
     def with_logits(self, workspace: Tensor | None) -> "DenseDivergence":
-        """The teacher's logits, in the workspace."""
         assert workspace is not None
         found = self.head.logits_into(workspace[: len(self.final_hidden)], self.final_hidden)
         return DenseDivergence(self.temperature, found)
@@ -175,7 +173,7 @@ class ExactDivergence(Divergence):
 
 @dataclass(frozen=True)
 class DenseDivergence(Divergence):
-    """From the teacher's logits over the whole vocabulary, which `write_gradient` uses up."""
+    """From the teacher's logits over the whole vocabulary, which `write_gradient` overwrites."""
 
     teacher: Tensor  # (n, V)
 

@@ -1,12 +1,12 @@
-"""Cross-entropy and KL with their gradient in one pass: what the student's loss costs is the LM head's two products.
+"""Cross-entropy and KL with their gradient in one pass: the loss costs little more than two products with the LM head.
 
-The weights of both terms are known before the forward pass, so a chunk's logits are turned into the gradient of
-their weighted sum where they lie, times the head that is the gradient in the hidden states, and that (tokens, d) is
-all that is kept. Backward multiplies it by what comes from above. No logits are computed twice, none are kept, and a
-head that needs no gradient gets none.
+The weights of both terms are known before the forward pass. So each chunk's logits are overwritten by the gradient of
+the weighted sum, and multiplied by the head: that is the gradient of the hidden states (n, d), and all that is kept.
+The backward pass multiplies it by the incoming gradient. No logits are computed twice or kept, and no gradient is
+computed for a head that needs none.
 
-Memory, V and d the sizes of the head, n valid positions: one chunk of logits (two in exact mode), a block of
-`BLOCK_LOGITS` on a CPU, and 4 n d bytes.
+Memory for n valid positions and a head (V, d): one chunk of logits (two in exact mode), a block of `BLOCK_LOGITS` on a
+CPU, and 4 n d bytes.
 """
 
 from collections.abc import Iterator
@@ -24,13 +24,13 @@ from student.loss.softmax_passes import SoftmaxPasses, TorchPasses
 from student.model.frozen import FrozenHead
 
 CHUNK_BYTES = {"cpu": 2**27, "cuda": 2**29}
-"""Memory for a chunk's logits unless told otherwise: products with fewer rows run slower, more rows gain little."""
+"""Memory for a chunk's logits by default: products with fewer rows are slower, and more rows gain little."""
 
 BLOCK_LOGITS = 2**20
-"""Logits torch's operations take at once on a CPU, few enough to stay in its cache from one to the next."""
+"""Logits that torch's operations take at once on a CPU: few enough to stay in its cache between operations."""
 
 GPU_TILE = 128
-"""Rows of a matrix product a GPU works on together."""
+"""Rows of a matrix product that a GPU works on together."""
 
 HALF_SCALE = 256.0
 """The larger weight of a gradient kept in float16, in which a probability below 6e-8 times it is lost."""
@@ -58,11 +58,11 @@ def fused_loss(
     *,
     chunk_tokens: int | None = None,
 ) -> FusedLoss:
-    """Cross-entropy, and KL where a teacher is given, weighted; gradients for hidden states and a head that wants one.
+    """The weighted sum of cross-entropy and, where a divergence is given, KL; gradients for hidden states and head.
 
-    Logits are in the head's dtype; what is added up over them and the kept gradient are in float32, or in float64 for
-    float64. The kept gradient takes the factor from above, such as a loss scale, before it is rounded to the hidden
-    states' dtype.
+    Logits are in the head's dtype. Sums over them and the kept gradient are in float32, or float64 for float64. The
+    kept gradient is multiplied by the incoming one, such as a loss scale, before it is rounded to the hidden states'
+    dtype.
     """
     job = _Job(positions, labels.flatten()[positions], divergence, weights, chunk_tokens)
     found = _Function.apply(hidden_states, head.weight, head.bias, job)  # type: ignore[no-untyped-call]
@@ -115,7 +115,7 @@ def _sums_and_gradients(
     weight_gradient: Tensor | None,
     bias_gradient: Tensor | None,
 ) -> Tensor:
-    """Sums of CE and KL, (2,) float64; gradients of their weighted sum are added to those that are given."""
+    """Sums of CE and KL, (2,) float64; writes the gradients of their weighted sum into those that are not None."""
     unit = _unit(head.weight.dtype, job.weights)
     weights = TermWeights(job.weights.cross_entropy / unit, job.weights.kl / unit)
     size = _chunk_size(head, job.chunk_tokens)
@@ -185,7 +185,7 @@ def _has_kernels(logits: Tensor) -> bool:
 
 
 def _chunk_size(head: FrozenHead, chunk_tokens: int | None) -> int:
-    """Positions whose logits exist at once; on a GPU a multiple of what its matrix products are tiled by."""
+    """Positions per chunk; on a GPU a multiple of `GPU_TILE`."""
     device, row = head.weight.device.type, len(head.weight) * head.weight.element_size()
     size = chunk_tokens or max(1, CHUNK_BYTES.get(device, CHUNK_BYTES["cpu"]) // row)
     return size if chunk_tokens or device == "cpu" or size < GPU_TILE else size - size % GPU_TILE

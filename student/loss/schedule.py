@@ -12,7 +12,7 @@ from student.loss.settings import DistillationSettings
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What the loss of one update is assembled with (Eq. 38)."""
+    """Weights and temperature of the loss of one update (Eq. 38)."""
 
     alpha: float
     """Weight of the teacher's term."""
@@ -47,7 +47,7 @@ def delta_schedule(k: int, *, init: float, final: float) -> float:
 def decayed_init(
     epoch: int, *, init: float, final: float, delta: float, decay: Literal["subtractive", "multiplicative"]
 ) -> float:
-    """An epoch's x_init: `delta` lower than the epoch before, absolutely or in proportion, never below `final`."""
+    """An epoch's x_init: `delta` lower than in the epoch before, absolutely or in proportion, never below `final`."""
     start = init - epoch * delta if decay == "subtractive" else init * (1 - delta) ** epoch
     return max(start, final)
 

@@ -1,4 +1,4 @@
-"""What a user may set of the δ-distillation loss: teacher weight, temperature, Frobenius weight and their decay."""
+"""Settings of the δ-distillation loss: teacher weight, temperature, Frobenius weight, and how they fall."""
 
 from typing import Literal, Self
 
@@ -20,7 +20,7 @@ class FrobeniusSettings(FrozenSettings):
     """One norm per sequence (Eq. 37 read literally), or one over the whole micro-batch (the authors' code)."""
 
     channels: Literal["raw", "normalised"] = "raw"
-    """`normalised` divides each channel by the teacher's RMS of it, so that a few huge ones do not decide the norm."""
+    """`normalised` divides each channel by the teacher's RMS of it, so that a few large channels do not dominate."""
 
     @property
     def enabled(self) -> bool:

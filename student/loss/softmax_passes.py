@@ -1,4 +1,4 @@
-"""What a fused loss does to every logit: read both log-sum-exps, then write the gradient over the logits.
+"""The two passes of a fused loss over the logits: read both log-sum-exps, then overwrite the logits by the gradient.
 
 `SoftmaxPasses` says what a pass does. `TorchPasses` does it with torch's operations on any device; on a GPU the
 kernels of `softmax_passes_triton` do the same without a second buffer. Positions are independent of each other.
@@ -27,7 +27,7 @@ class TeacherReading:
     """Of teacher logits t beside student logits s, with p = softmax(t / T)."""
 
     teacher: Tensor
-    """(n, V), the passes' own business from now on."""
+    """(n, V), overwritten in a way only the passes know."""
     log_partition: Tensor
     """(n,), logsumexp(t / T)"""
     difference: Tensor
@@ -35,7 +35,7 @@ class TeacherReading:
 
 
 class SoftmaxPasses(Protocol):
-    """Passes over logits (n, V). Between a `read` and its `write` the buffers' content is theirs."""
+    """Passes over logits (n, V). Between a `read` and its `write` nobody else may use the logits."""
 
     def read(self, logits: Tensor, temperature: float) -> LogPartitions:
         """Both log-sum-exps of each position."""
@@ -59,7 +59,7 @@ class SoftmaxPasses(Protocol):
 
 @dataclass(frozen=True)
 class TorchPasses:
-    """With `torch.softmax`, which is several times faster than exponentials and sums one after another."""
+    """The passes with `torch.softmax`, which is several times faster than separate exponentials and sums."""
 
     scratch: Tensor
     """(at least n, V) of the logits' dtype: the softmax at T."""

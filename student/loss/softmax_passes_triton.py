@@ -1,4 +1,4 @@
-"""The passes of a fused loss as Triton kernels: one program a position, logits read twice and written once.
+"""The passes of a fused loss as Triton kernels: one program per position, logits read twice and written once.
 
 Logits may be float32, bfloat16 or float16; arithmetic is in float32. Imported for tensors on a GPU only; the twin is
 `student.loss.softmax_passes.TorchPasses`.
@@ -14,7 +14,7 @@ from torch import Tensor
 from student.loss.softmax_passes import LogPartitions, TeacherReading
 
 BLOCK, WARPS = 4096, 8
-"""Logits a program holds at once, by so many warps."""
+"""Logits that a program holds at once, and the warps that share them."""
 
 
 class TritonPasses:
@@ -61,7 +61,7 @@ class TritonPasses:
         at_temperature: Tensor,
         reading: TeacherReading | None = None,
     ) -> None:
-        """Exponentials are taken again, which is cheaper than keeping them; rounded once."""
+        """Computes the exponentials again, which is cheaper than keeping them, and rounds once."""
         _write_kernel[(len(logits),)](
             logits,
             logits if reading is None else reading.teacher,

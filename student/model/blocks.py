@@ -1,10 +1,10 @@
-"""xlstm's blocks over a sequence, through the fast kernels: what their modules compute, with state and documents.
+"""xlstm's blocks over a sequence by the fast kernels, with a recurrent state and document starts.
 
-Parameters are read from xlstm's modules, whose own `forward` is the naive twin of what is here. Dropout, which the
+Parameters are those of xlstm's modules, whose own `forward` is the naive twin of this file. Dropout, which the
 student's configuration sets to 0, and convolutions of size 0, which it excludes, are left out.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,14 +15,20 @@ from student.model.kernels.headwise import normalise_heads, project_heads
 from student.model.kernels.mlstm import mlstm_sequence
 from student.model.kernels.slstm import slstm_sequence
 
+if TYPE_CHECKING:
+    from xlstm import xLSTMBlockStack
+    from xlstm.blocks.mlstm.layer import mLSTMLayer
+    from xlstm.blocks.slstm.layer import sLSTMLayer
+    from xlstm.blocks.xlstm_block import xLSTMBlock
+
 RecurrentState = dict[str, Any]
-"""As in xlstm, what is carried from token to token: by block the state of its recurrence and of its convolution."""
+"""As in xlstm: for each block, the state of its recurrence and of its convolution."""
 
 
 def run_stack(
-    stack: Any, x: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
+    stack: "xLSTMBlockStack", x: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
 ) -> tuple[Tensor, RecurrentState]:
-    """Inputs (B, T, d) through all blocks and the last norm, and the state that `stack.step` goes on from."""
+    """Outputs (B, T, d) of all blocks and the last norm for inputs (B, T, d), and the state for `stack.step`."""
     before, after = state or {}, {}
     for number, block in enumerate(stack.blocks):
         name = f"block_{number}"
@@ -31,9 +37,9 @@ def run_stack(
 
 
 def run_block(
-    block: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+    block: "xLSTMBlock", x: Tensor, state: RecurrentState, document_start: Tensor | None
 ) -> tuple[Tensor, RecurrentState]:
-    """Inputs (B, T, d) through one of xlstm's blocks; the state is of this block alone, empty before a sequence."""
+    """Outputs (B, T, d) of one of xlstm's blocks, and its state; the state is empty before a sequence."""
     run_layer = _run_mlstm if block.config.mlstm is not None else _run_slstm
     y, state = run_layer(block.xlstm, block.xlstm_norm(x), state, document_start)
     x = x + y
@@ -43,7 +49,7 @@ def run_block(
 
 
 def _run_mlstm(
-    layer: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+    layer: "mLSTMLayer", x: Tensor, state: RecurrentState, document_start: Tensor | None
 ) -> tuple[Tensor, RecurrentState]:
     inner, gate = layer.proj_up(x).chunk(2, dim=-1)
     mixed, conv_state = causal_conv(layer.conv1d, inner, state.get("conv_state"), document_start)
@@ -55,11 +61,11 @@ def _run_mlstm(
 
 
 def _run_slstm(
-    layer: Any, x: Tensor, state: RecurrentState, document_start: Tensor | None
+    layer: "sLSTMLayer", x: Tensor, state: RecurrentState, document_start: Tensor | None
 ) -> tuple[Tensor, RecurrentState]:
     mixed, conv_state = causal_conv(layer.conv1d, x, state.get("conv_state"), document_start)
     mixed = functional.silu(mixed)
-    # xlstm feeds the cell's input gate by the projection named fgate, and the other way round.
+    # In xlstm the projection named fgate feeds the cell's input gate, and igate its forget gate.
     gates = (layer.fgate, mixed), (layer.igate, mixed), (layer.zgate, x), (layer.ogate, x)
     inputs = torch.cat([project_heads(projection, read) for projection, read in gates], dim=-1)
     y, memory = slstm_sequence(layer.slstm_cell, inputs, state.get("slstm_state"), document_start)

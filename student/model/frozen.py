@@ -1,4 +1,4 @@
-"""The teacher's embedding and LM head, which the student keeps as they are: read from the cache's file."""
+"""The teacher's embedding and LM head, which the student uses unchanged; read from the cache."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from delta_common.errors import UserError
 
 @dataclass(frozen=True)
 class FrozenHead:
-    """The LM head over real tokens; padded rows of the vocabulary are not in it."""
+    """The LM head over real tokens, without the padded rows of the vocabulary."""
 
     weight: Tensor
     """(V, d)"""
@@ -21,12 +21,12 @@ class FrozenHead:
     """(V,)"""
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits (..., V) of states (..., d), multiplied in the head's dtype and given in float32 or wider."""
+        """Logits (..., V) of states (..., d): computed in the head's dtype, returned in float32 or wider."""
         logits = functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def logits_into(self, out: Tensor, hidden_states: Tensor) -> Tensor:
-        """Logits of states (n, d) in `out` (n, V), in the head's dtype and without a gradient."""
+        """Write logits of states (n, d) to `out` (n, V), in the head's dtype and without a gradient; return `out`."""
         with torch.no_grad():
             states = hidden_states.to(self.weight.dtype)
             if self.bias is None:

@@ -1,4 +1,4 @@
-"""The student's shape: two presets, each number of which can be overridden, checked against the teacher's width."""
+"""The student's shape: two presets whose numbers can be overridden, checked against the teacher's width."""
 
 import math
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ INNER_MULTIPLE = 64
 
 
 class StudentSettings(FrozenSettings):
-    """The xLSTM block stack; an option left out takes the preset's value."""
+    """The xLSTM block stack; an option that is not set has the preset's value."""
 
     preset: Literal["paper", "heuristic"] = "paper"
     """`paper`: 6 blocks, 16 heads. `heuristic`: half the teacher's layers, its heads rounded up to a multiple of 4."""
@@ -25,30 +25,30 @@ class StudentSettings(FrozenSettings):
     """Blocks in the stack."""
 
     slstm_at: tuple[int, ...] | None = None
-    """Which blocks, from 0, are sLSTM, the others being mLSTM; left out: every even block but the last."""
+    """Which blocks, from 0, are sLSTM; the others are mLSTM. If not set: every even block but the last."""
 
     heads: int | None = Field(default=None, ge=1)
     """Heads of every block; must divide the teacher's width."""
 
     conv_kernel: int = Field(default=4, ge=2)
-    """Positions the causal convolution in front of a recurrence sees."""
+    """Positions that the causal convolution before each recurrence sees."""
 
     qkv_block_size: int = Field(default=32, ge=1)
     """Size of the diagonal blocks of an mLSTM block's query, key and value projections."""
 
     mlstm_proj_factor: float = Field(default=2.0, gt=0)
-    """Inner width of an mLSTM block over the teacher's width."""
+    """Inner width of an mLSTM block, as a multiple of the teacher's width."""
 
     slstm_ffn_factor: float = Field(default=1.7, gt=0)
-    """Width of the gated feed-forward layer behind an sLSTM block over the teacher's width."""
+    """Width of the gated feed-forward layer after an sLSTM block, as a multiple of the teacher's width."""
 
     kernels: Literal["auto", "naive"] = "auto"
-    """What computes the recurrences: `auto` the fastest for the device, `naive` the xlstm package's modules."""
+    """What computes the recurrences: `auto`, the fastest for the device, or `naive`, the xlstm package's modules."""
 
 
 @dataclass(frozen=True)
 class TeacherDims:
-    """What of the teacher decides the student's shape."""
+    """The teacher's sizes that decide the student's shape."""
 
     hidden_size: int
     num_layers: int
@@ -75,9 +75,9 @@ class StudentShape:
 
 
 def resolve_shape(settings: StudentSettings, dims: TeacherDims) -> StudentShape:
-    """The preset's numbers for this teacher with the user's laid over them.
+    """The preset's numbers for this teacher, overridden by the user's.
 
-    Raises `UserError` naming the option that does not fit the teacher's width, and values that do.
+    Raises `UserError` naming the option that does not fit the teacher's width, and the values that do.
     """
     if settings.preset == "paper":
         blocks, heads = PAPER_BLOCKS, PAPER_HEADS

@@ -1,4 +1,4 @@
-"""What can be done with a recurrent state as a whole; its tensors have rows in axis 0, but for sLSTM's in axis 1."""
+"""Operations on a whole recurrent state. Rows are axis 0 of its tensors, except of sLSTM's, where they are axis 1."""
 
 from collections.abc import Callable, Iterator
 
@@ -12,12 +12,12 @@ STACKED = "slstm_state"
 
 
 def select_rows(state: RecurrentState, rows: Tensor) -> RecurrentState:
-    """The state of some rows, in the order and as often as named by `rows` (n,)."""
+    """The state of the rows numbered `rows` (n,), in that order; a row may be named more than once."""
     return _map(state, lambda tensor, axis: tensor.index_select(axis, rows.to(tensor.device)))
 
 
 def forget_rows(state: RecurrentState, rows: Tensor) -> RecurrentState:
-    """The state with those rows at zero where `rows` (B,) is true."""
+    """The state with zeros in the rows where `rows` (B,) is true."""
 
     def forget(tensor: Tensor, axis: int) -> Tensor:
         shape = [1] * tensor.dim()
@@ -28,7 +28,7 @@ def forget_rows(state: RecurrentState, rows: Tensor) -> RecurrentState:
 
 
 def state_bytes(state: RecurrentState) -> int:
-    """Memory that a state takes; it does not depend on how many tokens went into it."""
+    """Bytes of a state; the same however many tokens it has seen."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
 
 

@@ -1,8 +1,8 @@
 """The xLSTM student: a trainable block stack between the teacher's frozen embedding and LM head.
 
-The stack is xlstm's, with its parameters under their names; what runs over a sequence is `blocks`, or with `naive`
-kernels xlstm's own modules. Its sLSTM cells are of the `vanilla` backend on every device: it needs no compiler, and its
-parameters have one layout everywhere, so a checkpoint moves between CPU and GPU.
+The stack holds xlstm's modules, and parameters have xlstm's names. `student.model.blocks` computes with them, or with
+`naive` kernels their own `forward`. sLSTM cells have the `vanilla` backend on every device: it needs no compiler, and
+the layout of its parameters is the same everywhere, so a checkpoint moves between CPU and GPU.
 """
 
 from dataclasses import dataclass
@@ -27,19 +27,19 @@ from student.model.shape import StudentShape
 from student.model.state import forget_rows
 
 PREFILL_LENGTH = 512
-"""Tokens of a prompt that run at once: enough to be fast, few enough that memory stays small."""
+"""Tokens of a prompt per chunk: enough to be fast, few enough to need little memory."""
 
 
 @dataclass(frozen=True)
 class ParameterCounts:
-    """Parameters as papers count them: embedding and LM head are two matrices, also where they share memory."""
+    """Parameters as papers count them: embedding and LM head count as two matrices even where they are one."""
 
     trainable: int
     total: int
 
 
 class XLSTMStudent(nn.Module):
-    """Tokens to hidden states; the LM head is applied by whoever needs logits, in chunks.
+    """Tokens to hidden states; callers apply the LM head themselves, in chunks.
 
     The frozen matrices are buffers, not parameters: optimizers, ZeRO and checkpoints never see them, and a tied pair
     stays one tensor in memory. So `parameters()` and, unless `keep_frozen`, `state_dict()` are what is trained.
@@ -75,8 +75,8 @@ class XLSTMStudent(nn.Module):
     def forward(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, d) after the last norm, from tokens (B, T).
 
-        Where `document_start` (B, T) is true nothing of what came before is seen: each document's hidden states are
-        those it would have in a row of its own.
+        Where `document_start` (B, T) is true, the student forgets what came before: each document has the hidden states
+        that it would have in a row of its own.
         """
         embedded = functional.embedding(tokens, self.embedding)
         if self.kernels == "naive":
@@ -86,11 +86,11 @@ class XLSTMStudent(nn.Module):
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
     ) -> tuple[Tensor, RecurrentState]:
-        """Hidden states (B, T, d) of tokens (B, T) that follow `state`, and the state to `step` on from.
+        """Hidden states (B, T, d) of tokens (B, T) that follow `state`, and the state after them, for `step`.
 
-        Equal to `forward` over the whole row up to rounding, in memory that does not grow with T but for the result.
-        Where `document_start` (B, T) is true, nothing of what came before is seen, `state` included. The state passed
-        in is used up.
+        Equal to `forward` over the whole row up to rounding; besides the result, memory does not grow with T. Where
+        `document_start` (B, T) is true, the student forgets what came before, `state` included. The state passed in
+        must not be used again.
         """
         state = {} if state is None else state
         parts = []
@@ -102,9 +102,9 @@ class XLSTMStudent(nn.Module):
         return torch.cat(parts, dim=1), state
 
     def step(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
-        """One token a row, (B, 1), through the recurrent form: hidden states (B, 1, d) and the next state.
+        """One token per row, (B, 1), by the recurrent form: hidden states (B, 1, d) and the next state.
 
-        Equal to `forward` over the whole row up to rounding. The state passed in is used up.
+        Equal to `forward` over the whole row up to rounding. The state passed in must not be used again.
         """
         # The first token's memory is empty here; xlstm's step would start from one with m = 0, not quite the same, and
         # would round mLSTM's memory to 16 bits at every token of a 16-bit student, which adds up.

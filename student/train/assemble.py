@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,6 +24,9 @@ from student.train.processes import Processes
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache, open_cache
 
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 
 @dataclass(frozen=True)
 class Run:
@@ -37,8 +40,8 @@ class Run:
     processes: Processes
     reader: BatchReader
     student: XLSTMStudent
-    engine: Any
-    """The `deepspeed.DeepSpeedEngine` around `student`."""
+    engine: "DeepSpeedEngine"
+    """Around `student`."""
     frobenius: FrobeniusTerm | None
     """None where that term is off."""
     total_steps: int

@@ -9,7 +9,7 @@ import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
@@ -24,6 +24,9 @@ from delta_common.settings_file import FrozenSettings
 from student.train.engine import loss_scaler
 from student.train.master_states import gathered_states, restore_states
 from student.train.processes import Processes
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
@@ -85,7 +88,7 @@ class TrainingState(FrozenSettings):
         return Progress(self.step, self.updates, self.epoch_updates)
 
 
-def save_checkpoint(engine: Any, out: Path, state: TrainingState, processes: Processes) -> None:
+def save_checkpoint(engine: "DeepSpeedEngine", out: Path, state: TrainingState, processes: Processes) -> None:
     """Write a checkpoint and remove all but the newest two; every process calls this.
 
     Raises `UserError` when the disk is full or the folder cannot be written.
@@ -140,7 +143,7 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
         )
 
 
-def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
+def load_checkpoint(engine: "DeepSpeedEngine", folder: Path, state: TrainingState) -> None:
     """Restore parameters, optimizer, learning rate and loss scale; every process calls this.
 
     Raises `UserError` when the tensors are not those that were written.
@@ -159,7 +162,7 @@ def load_checkpoint(engine: Any, folder: Path, state: TrainingState) -> None:
     engine.global_samples = state.step * engine.train_batch_size()
 
 
-def restore_learning_rate(engine: Any, updates: int) -> None:
+def restore_learning_rate(engine: "DeepSpeedEngine", updates: int) -> None:
     """Set the learning rate's schedule to where it is after this many updates."""
     scheduler = engine.lr_scheduler
     rates = [
@@ -205,7 +208,7 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _loss_scale(engine: Any) -> dict[str, float | None]:
+def _loss_scale(engine: "DeepSpeedEngine") -> dict[str, float | None]:
     scaler = loss_scaler(engine)
     return {name: getattr(scaler, name) for name in LOSS_SCALE_NUMBERS if hasattr(scaler, name)}
 

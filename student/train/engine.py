@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_common.errors import UserError
 from student.settings import TrainSettings
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 
 def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:
@@ -56,10 +59,10 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> 
 
 def make_engine(
     module: nn.Module, settings: TrainSettings, config: dict[str, Any], multiplier: Callable[[int], float]
-) -> Any:
+) -> "DeepSpeedEngine":
     """A DeepSpeed engine: AdamW over the trainable parameters, learning rate times `multiplier(step)`.
 
-    Returns a `deepspeed.DeepSpeedEngine`. Raises `UserError` for a configuration DeepSpeed refuses.
+    Raises `UserError` for a configuration DeepSpeed refuses.
     """
     import deepspeed
 
@@ -89,7 +92,7 @@ class _SkippingAdamW(torch.optim.AdamW):
         return None if self.overflow else super().step(closure)
 
 
-def backward(engine: Any, loss: Tensor) -> None:
+def backward(engine: "DeepSpeedEngine", loss: Tensor) -> None:
     """`engine.backward` of a micro-batch's loss that is already divided by the counts of the whole step.
 
     DeepSpeed's fp16 optimizer divides gradients by the loss scale, but its engine multiplies the loss by it only under
@@ -99,7 +102,7 @@ def backward(engine: Any, loss: Tensor) -> None:
     engine.backward(loss * scale, scale_wrt_gas=False)
 
 
-def gradient_norm(engine: Any) -> float | None:
+def gradient_norm(engine: "DeepSpeedEngine") -> float | None:
     """The norm of the whole gradient before clipping, without ZeRO; call before `engine.step()`.
 
     There the engine keeps no norm in float32, and that of the scaled gradients in fp16. Infinite where a gradient is
@@ -115,26 +118,26 @@ def gradient_norm(engine: Any) -> float | None:
     return norm if math.isfinite(norm) else math.inf
 
 
-def withhold_update(engine: Any, norm: float | None) -> None:
+def withhold_update(engine: "DeepSpeedEngine", norm: float | None) -> None:
     """Make the next `engine.step()` change nothing if the gradient's norm is not finite, where DeepSpeed would step."""
     if isinstance(engine.optimizer, _SkippingAdamW):
         assert norm is not None
         engine.optimizer.overflow = not math.isfinite(norm)
 
 
-def loss_scaler(engine: Any) -> Any:
+def loss_scaler(engine: "DeepSpeedEngine") -> Any:
     """DeepSpeed's object with the loss scale (`cur_scale`) and its counters; None in float32 without ZeRO."""
     optimizer = engine.optimizer
     return optimizer.loss_scale_config if _is_16_bit_without_zero(engine) else getattr(optimizer, "loss_scaler", None)
 
 
-def _is_16_bit_without_zero(engine: Any) -> bool:
+def _is_16_bit_without_zero(engine: "DeepSpeedEngine") -> bool:
     from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
     return isinstance(engine.optimizer, FP16_UnfusedOptimizer)
 
 
-def _undo_first_step(engine: Any) -> None:
+def _undo_first_step(engine: "DeepSpeedEngine") -> None:
     """Undo the step with zero gradients that DeepSpeed takes to allocate AdamW's states in 16 bits without ZeRO.
 
     AdamW would count it as an update when it corrects its moments, and it decays the weights.

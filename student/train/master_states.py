@@ -26,7 +26,7 @@ PARAMETER = "parameter"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def gathered_states(engine: Any, *, updates: int) -> Iterator[tuple[str, Tensor]]:
+def gathered_states(engine: deepspeed.DeepSpeedEngine, *, updates: int) -> Iterator[tuple[str, Tensor]]:
     """`parameter/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter, float32, one at a time.
 
     Before the first update there are no moments.
@@ -38,7 +38,7 @@ def gathered_states(engine: Any, *, updates: int) -> Iterator[tuple[str, Tensor]
             yield f"{moment}/{name}", _moment(engine, parameter, moment, masters)
 
 
-def restore_states(engine: Any, stored: Callable[[str], Tensor], *, updates: int) -> None:
+def restore_states(engine: deepspeed.DeepSpeedEngine, stored: Callable[[str], Tensor], *, updates: int) -> None:
     """Put every trained parameter and its moments back; `stored` gives the tensor of a name."""
     if updates:
         _make_moments(engine, updates)
@@ -51,11 +51,11 @@ def restore_states(engine: Any, stored: Callable[[str], Tensor], *, updates: int
             _set(engine, parameter, stored(f"{moment}/{name}"), moment, masters)
 
 
-def _trained(engine: Any) -> Iterator[tuple[str, Parameter]]:
+def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Parameter]]:
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
 
 
-def _unpartitioned_masters(engine: Any) -> dict[Parameter, Tensor] | None:
+def _unpartitioned_masters(engine: deepspeed.DeepSpeedEngine) -> dict[Parameter, Tensor] | None:
     """Each parameter's float32 tensor where one process holds all of it; None where they are split or flattened."""
     if engine.optimizer is engine.basic_optimizer:
         return {parameter: parameter for _, parameter in _trained(engine)}
@@ -70,7 +70,9 @@ def _master(parameter: Parameter, masters: dict[Parameter, Tensor] | None) -> Te
     return whole
 
 
-def _moment(engine: Any, parameter: Parameter, moment: str, masters: dict[Parameter, Tensor] | None) -> Tensor:
+def _moment(
+    engine: deepspeed.DeepSpeedEngine, parameter: Parameter, moment: str, masters: dict[Parameter, Tensor] | None
+) -> Tensor:
     if masters is None:
         whole: Tensor = safe_get_full_optimizer_state(parameter, moment)
         return whole
@@ -78,7 +80,7 @@ def _moment(engine: Any, parameter: Parameter, moment: str, masters: dict[Parame
     return state
 
 
-def _make_moments(engine: Any, updates: int) -> None:
+def _make_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
     """Give AdamW its states, which it otherwise makes at its first step, and show them to DeepSpeed."""
     groups = engine.basic_optimizer.param_groups
     held = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
@@ -100,7 +102,11 @@ def _set_parameter(parameter: Parameter, master: Tensor) -> None:
 
 
 def _set(
-    engine: Any, parameter: Parameter, whole: Tensor, moment: str | None, masters: dict[Parameter, Tensor] | None
+    engine: deepspeed.DeepSpeedEngine,
+    parameter: Parameter,
+    whole: Tensor,
+    moment: str | None,
+    masters: dict[Parameter, Tensor] | None,
 ) -> None:
     """Put a float32 tensor where the optimizer looks for a parameter (`moment` None) or one of its moments."""
     if masters is not None:

@@ -1,1 +1,1 @@
-"""What runs the recurrences over a sequence."""
+"""The recurrences over a whole sequence: plain torch, and Triton on a GPU."""

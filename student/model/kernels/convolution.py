@@ -2,25 +2,28 @@
 
     y_t = bias + Σ_j w_j x_{t-j},  j = 0 .. K-1, over the positions t - j of t's own document
 
-Taps are shifted multiply-adds on (B, T, F) as it is: torch's `Conv1d` wants (B, F, T), and takes several times as long.
+Each tap is a shifted multiply-add on (B, T, F); torch's `Conv1d` needs (B, F, T), and several times as long.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
+if TYPE_CHECKING:
+    from xlstm.components.conv import CausalConv1d
+
 ConvolutionState = tuple[Tensor]
 """As in xlstm: the last K inputs (B, K, F), oldest first, zeros where there were none."""
 
 
 def causal_conv(
-    conv: Any, x: Tensor, state: ConvolutionState | None = None, document_start: Tensor | None = None
+    conv: "CausalConv1d", x: Tensor, state: ConvolutionState | None = None, document_start: Tensor | None = None
 ) -> tuple[Tensor, ConvolutionState]:
-    """What xlstm's `CausalConv1d` gives for inputs (B, T, F), and the state that its `step` goes on from.
+    """The output of xlstm's `CausalConv1d` for inputs (B, T, F), and the state for its `step`.
 
     A document that starts at (b, t) of `document_start` (B, T) sees nothing before t, `state` included.
     """

@@ -1,7 +1,7 @@
-"""The mLSTM cell over a sequence: gates, recurrence and norm, in place of xlstm's form quadratic in the length."""
+"""The mLSTM cell over a sequence: gates, recurrence and norm. xlstm's own form is quadratic in the length."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from torch.nn import functional
 from student.model.kernels import mlstm_torch
 from student.model.kernels.headwise import normalise_heads
 from student.model.kernels.mlstm_torch import HeadInputs, Memory
+
+if TYPE_CHECKING:
+    from xlstm.blocks.mlstm.cell import mLSTMCell
 
 KERNELS = ("auto", "torch", "triton")
 
@@ -20,7 +23,7 @@ MemoryState = tuple[Tensor, Tensor, Tensor]
 
 
 def mlstm_sequence(
-    cell: Any,
+    cell: "mLSTMCell",
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -28,7 +31,7 @@ def mlstm_sequence(
     document_start: Tensor | None = None,
     kernels: str = "auto",
 ) -> tuple[Tensor, MemoryState]:
-    """What xlstm's `mLSTMCell` gives for a sequence of any length, and the state that its `step` goes on from.
+    """The output of xlstm's `mLSTMCell` for a sequence of any length, and the state for its `step`.
 
     Args:
         cell: an `mLSTMCell`; its gates and its output norm are used.
@@ -89,7 +92,7 @@ def _memory(state: MemoryState, dtype: torch.dtype) -> Memory:
     return Memory(c, n.squeeze(-1), m[..., 0, 0])
 
 
-def _gates(cell: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _gates(cell: "mLSTMCell", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
     by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).to(q.dtype).chunk(3, dim=1)
     bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(q.dtype)

@@ -10,7 +10,7 @@ before it adds. Both are matrix products with weights known beforehand, so nothi
 borders alone are quadratic in the number of chunks, and about as much work as the rest at 16,000 positions. Document
 starts are masks over these weights: they cost no precision, which adding up a very negative forget gate would.
 
-Symbols: B rows, H heads, C chunks of L positions, D entries a head.
+Symbols: B rows, H heads, C chunks of L positions, D entries per head.
 """
 
 import math
@@ -27,7 +27,7 @@ LARGEST_EXPONENT = 80.0
 """Where exp(-m) would overflow, its derivative would be infinite times the zero that it divides down to, not a number.
 Beyond this the output is zero to float32's rounding either way."""
 NOTHING = -1e30
-"""Logarithm of a weight that is none; finite, so that differences of two are numbers."""
+"""Logarithm of a weight of 0; finite, so that differences of two are numbers."""
 
 
 class HeadInputs(NamedTuple):

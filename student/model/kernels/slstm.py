@@ -17,7 +17,7 @@ there its max and min take halves that do not cancel.
 
 from itertools import pairwise
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -25,14 +25,21 @@ from torch.autograd.function import once_differentiable
 
 from student.model.kernels import slstm_torch
 
+if TYPE_CHECKING:
+    from xlstm.blocks.slstm.cell import sLSTMCell_vanilla
+
 KERNELS = ("auto", "naive", "torch", "triton")
 LARGEST_TRITON_HEAD = 128
 
 
 def slstm_sequence(
-    cell: Any, inputs: Tensor, state: Tensor | None = None, document_start: Tensor | None = None, kernels: str = "auto"
+    cell: "sLSTMCell_vanilla",
+    inputs: Tensor,
+    state: Tensor | None = None,
+    document_start: Tensor | None = None,
+    kernels: str = "auto",
 ) -> tuple[Tensor, Tensor]:
-    """What xlstm's vanilla sLSTM `cell` gives for a sequence, (output, final state), in a fraction of the time.
+    """(Output, final state) of xlstm's vanilla sLSTM `cell` for a sequence, in a fraction of the time.
 
     Args:
         cell: an `sLSTMCell_vanilla`; its recurrent kernel, bias and configuration are used.
@@ -44,7 +51,7 @@ def slstm_sequence(
 
     Returns:
         The output (B, heads, T, d / heads) and the state after the last step (4, B, d), both in the type of `inputs`.
-        16-bit inputs are computed in float32, but for the recurrent product of `triton`.
+        Arithmetic on 16-bit inputs is in float32, except the recurrent product of `triton`.
 
     Raises:
         ValueError: unknown `kernels`, a cell that is no sLSTM, or `triton` for what it cannot do.
@@ -91,7 +98,9 @@ def _steps(chosen: str) -> ModuleType:
     return slstm_triton
 
 
-def _naive(cell: Any, inputs: Tensor, state: Tensor | None, document_start: Tensor | None) -> tuple[Tensor, Tensor]:
+def _naive(
+    cell: "sLSTMCell_vanilla", inputs: Tensor, state: Tensor | None, document_start: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """xlstm's own loop; with document starts, row by row and document by document."""
     if document_start is None:
         return _xlstm_loop(cell, inputs, state)
@@ -103,7 +112,9 @@ def _naive(cell: Any, inputs: Tensor, state: Tensor | None, document_start: Tens
     return torch.cat(outputs), torch.cat(finals, dim=1)
 
 
-def _naive_row(cell: Any, inputs: Tensor, state: Tensor | None, starts: list[int]) -> tuple[Tensor, Tensor]:
+def _naive_row(
+    cell: "sLSTMCell_vanilla", inputs: Tensor, state: Tensor | None, starts: list[int]
+) -> tuple[Tensor, Tensor]:
     bounds = sorted({0, *starts, inputs.shape[1]})
     outputs = []
     for begin, end in pairwise(bounds):
@@ -112,7 +123,7 @@ def _naive_row(cell: Any, inputs: Tensor, state: Tensor | None, starts: list[int
     return torch.cat(outputs, dim=2), final
 
 
-def _xlstm_loop(cell: Any, inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def _xlstm_loop(cell: "sLSTMCell_vanilla", inputs: Tensor, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """What the cell's own `forward` does; not by that name, since that is what others replace by `slstm_sequence`."""
     steps = cell._permute_input(inputs)
     states = cell._impl(cell.training, steps, cell._get_state(steps, state))

@@ -1,8 +1,8 @@
-"""The sLSTM recurrence in plain torch: a few large operations a step, on any device.
+"""The sLSTM recurrence in plain torch: a few large operations per step, on any device.
 
-Heads come first, so that the recurrent product of a step is one batched product, and all that a step needs is there
-before it runs. Backward, all derivatives that do not depend on gradients are computed for many steps at once; what is
-left to do a step is linear. Symbols are those of `slstm`; T steps, K heads, B rows, D entries a head.
+Heads come first, so the recurrent product of a step is one batched product. The backward pass computes all derivatives
+that do not depend on gradients for many steps at once; what is left to each step is linear. Symbols are those of
+`slstm`; T steps, K heads, B rows, D entries per head.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 CHUNK = 32
-"""Steps whose derivatives are computed at once: enough to fill the vector units, few enough to stay in the caches."""
+"""Steps whose derivatives are computed at once: enough to fill the vector units, few enough to fit the caches."""
 
 
 class Saved(NamedTuple):
@@ -31,7 +31,7 @@ class Saved(NamedTuple):
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """A step is too small to share: waking other threads for it costs more than the work."""
+    """Use one thread: a step is so small that waking others costs more than they save."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,8 +1,8 @@
 # mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
 """The sLSTM recurrence on a GPU: one Triton kernel forward, one backward, each running through time by itself.
 
-Heads do not talk to each other, so a program owns one head for `ROWS` rows: it keeps their state, and where they fit
-its four recurrent matrices, on a multiprocessor for all steps. The backward kernel stores the gradient of the
+Heads are independent, so a program owns one head for `ROWS` rows: it keeps their state and, where they fit, the head's
+four recurrent matrices on a multiprocessor for all steps. The backward kernel stores the gradient of the
 pre-activations; those of the recurrent kernel and bias are products over all steps, made afterwards. Symbols are those
 of `slstm`; everything is float32 but the recurrent product of 16-bit inputs, whose factors have their type.
 """
@@ -15,7 +15,7 @@ import triton.language as tl  # type: ignore[import-not-found, import-untyped, u
 from torch import Tensor
 
 ROWS = 16
-"""Rows a program: the least a matrix product takes."""
+"""Rows per program: the fewest that a matrix product takes."""
 
 SCRATCH_BYTES = 16 * 1024
 """Shared memory for moving the tiles of a step between layouts."""
