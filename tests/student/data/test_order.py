@@ -59,10 +59,10 @@ def test_global_batches_are_consecutive_slices_of_the_epochs_order(cache: Cache)
     reader = BatchReader(cache, seed=7, global_batch=10)
     for epoch in range(3):
         order = np.concatenate([rows for _, rows in epoch_windows(cache.shards, seed=7, epoch=epoch)])
-        for position in range(4):
-            step = 4 * epoch + position
-            assert reader.place(step) == (epoch, position)
-            assert np.array_equal(reader.rows(step), order[10 * position : 10 * position + 10])
+        for batch in range(4):
+            step = 4 * epoch + batch
+            assert reader.place(step) == (epoch, batch)
+            assert np.array_equal(reader.rows(step), order[10 * batch : 10 * batch + 10])
 
 
 @given(
