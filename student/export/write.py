@@ -21,11 +21,11 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from delta_common.errors import UserError
 from delta_common.files import STAGING_PREFIX, settle_on_disk
+from delta_common.tokenizer import tokenizer_digest
 from student.export.card import CARD_FILE, model_card
 from student.inference.hf import DistilXLSTMForCausalLM
 from student.inference.hf_config import DistilXLSTMConfig
 from student.inference.load import CONFIG_FILE, WEIGHTS_FILE
-from student.inference.tokenizer import tokenizer_digest
 from student.model.shape import TeacherDims, resolve_shape
 from student.run.files import TRAINED_FILE, RunFiles, RunSummary, read_run
 from teacher_cache.read.cache import Cache, open_cache

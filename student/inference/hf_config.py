@@ -38,7 +38,7 @@ class DistilXLSTMConfig(PreTrainedConfig):
     eos_token_id: int | None = None
     pad_token_id: int | None = None
     tokenizer_sha256: str | None = None
-    """`tokenizer_digest` of the tokenizer the student was trained with."""
+    """`delta_common.tokenizer.tokenizer_digest` of the tokenizer the student was trained with."""
     provenance: dict[str, Any] | None = None
     """Teacher, cache and settings the student comes from."""
 

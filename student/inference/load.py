@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
-from student.inference.tokenizer import tokenizer_digest
+from delta_common.tokenizer import tokenizer_digest
 from student.model.xlstm import XLSTMStudent
 
 if TYPE_CHECKING:

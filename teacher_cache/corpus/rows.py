@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from delta_common.tokenizer import own_prefix
 from teacher_cache.corpus.documents import Document, Place, Placed, RowEnd, Tokenized
 from teacher_cache.settings import RowSettings
 
@@ -112,7 +113,7 @@ def _starts(tokens: NDArray[np.uint32]) -> NDArray[np.bool_]:
 
 def tokenize(documents: Iterable[Placed], tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> Iterator[Tokenized]:
     """Documents that have text as tokens, in order; a group at a time, on as many cores as the tokenizer takes."""
-    prefix = _own_prefix(tokenizer)
+    prefix = own_prefix(tokenizer)
     for group in _groups(placed for placed in documents if placed[1].text):
         for (place, _), ids in zip(group, _encode(tokenizer, [document.text for _, document in group]), strict=True):
             yield Tokenized(place, np.array([*prefix, *ids, eos_token_id], np.uint32))
@@ -130,14 +131,6 @@ def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[li
     backend.no_padding()
     for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
         yield encoding.ids
-
-
-def _own_prefix(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """What the tokenizer itself puts before a text: a BOS for some, nothing for Qwen."""
-    bare: list[int] = tokenizer("x", add_special_tokens=False)["input_ids"]
-    dressed: list[int] = tokenizer("x")["input_ids"]
-    places = [i for i in range(len(dressed)) if dressed[i : i + len(bare)] == bare]
-    return dressed[: places[0]] if places else []
 
 
 def _groups(documents: Iterable[Placed]) -> Iterator[list[Placed]]:

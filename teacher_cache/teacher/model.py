@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
+from delta_common.tokenizer import tokenizer_digest
 from teacher_cache.device import to_device
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
@@ -180,9 +181,8 @@ class Teacher:
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
             raise UserError(f"teacher.model {self._settings.model}: its tokenizer has no end-of-sequence token")
-        content = {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
         return TokenizerIdentity(
-            sha256=hashlib.sha256(canonical_json(content)).hexdigest(),
+            sha256=tokenizer_digest(tokenizer),
             vocab_size=self.vocab_size,
             eos_token_id=eos,
             pad_token_id=tokenizer.pad_token_id if isinstance(tokenizer.pad_token_id, int) else eos,

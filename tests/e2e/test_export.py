@@ -16,11 +16,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 import student.transformers  # noqa: F401
+from delta_common.tokenizer import tokenizer_digest
 from student.cli import export as export_cli
 from student.evaluate.trained import load_student
 from student.inference.generate import generate_tokens
 from student.inference.load import load_export
-from student.inference.tokenizer import encode_prompt, tokenizer_digest
+from student.inference.tokenizer import encode_prompt
 from teacher_cache.read.cache import open_cache
 from tests.helpers.made_exports import change_tokenizer, make_export, run, train
 from tests.helpers.small_training import make_uneven_cache

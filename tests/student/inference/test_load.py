@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_common.errors import UserError
+from delta_common.tokenizer import tokenizer_digest
 from student.inference.load import is_export, load_export, load_model, read_config
-from student.inference.tokenizer import tokenizer_digest
 from tests.helpers.small_students import small_model, tokens_of
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 

@@ -1,23 +1,9 @@
-"""A tokenizer's identity, and what a prompt becomes."""
+"""What a prompt becomes."""
 
 from tokenizers.processors import TemplateProcessing
 
-from student.inference.tokenizer import encode_prompt, tokenizer_digest
+from student.inference.tokenizer import encode_prompt
 from tests.helpers.tokenizers_for_tests import EOS, EOS_TOKEN, byte_tokenizer
-
-
-def test_the_digest_is_of_tokens_and_special_ids_and_of_nothing_else() -> None:
-    one, same = byte_tokenizer(), byte_tokenizer()
-    same.padding_side, same.model_max_length = "left", 7
-    assert tokenizer_digest(one) == tokenizer_digest(same)
-    assert len(tokenizer_digest(one)) == 64
-    more = byte_tokenizer()
-    more.add_tokens(["Once"])
-    assert tokenizer_digest(more) != tokenizer_digest(one)
-    special = byte_tokenizer()
-    special.add_special_tokens({"bos_token": "a"})
-    assert special.get_vocab() == one.get_vocab()
-    assert tokenizer_digest(special) != tokenizer_digest(one)
 
 
 def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end() -> None:
