@@ -24,7 +24,7 @@ class LocalStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.root = path.absolute()
-        """Where the folder is, wherever the process goes."""
+        """`path` made absolute, so that a change of the current folder does not matter."""
 
     def where(self, key: str) -> str:
         return str(self.path / key)
