@@ -1,1 +1,1 @@
-"""What both command lines share: one-line errors, settings from YAML, the progress line."""
+"""What the builder and the student share: command lines, errors, settings, files, progress, pages."""

@@ -1,4 +1,4 @@
-"""A generator run by a thread of its own, so far ahead of its consumer and no further."""
+"""A generator that runs in a thread of its own, a limited number of items ahead of its consumer."""
 
 import threading
 from collections import deque
@@ -10,11 +10,10 @@ T = TypeVar("T")
 
 
 class Background(Generic[T]):
-    """The items of a generator, made at most `ahead` before they are asked for.
+    """The items of a generator, at most `ahead` of which are made before they are asked for.
 
-    An error in the generator is raised by the `next` that waits for it or comes after it, as it was raised there,
-    and goes before items already made. Leaving the `with` block closes the generator and waits until its
-    thread has gone.
+    An error in the generator is raised by the next call of `next`, even if items are still waiting. Leaving the `with`
+    block closes the generator and waits for its thread to end.
     """
 
     def __init__(self, items: Generator[T, None, None], ahead: int) -> None:
@@ -55,14 +54,14 @@ class Background(Generic[T]):
                 for item in self._items:
                     if not self._put(item):
                         break
-        except BaseException as raised:  # whatever it is, it is the consumer's to handle
+        except BaseException as raised:  # of any kind: the consumer raises it
             error = raised
         with self._changed:
             self._error, self._finished = error, True
             self._changed.notify_all()
 
     def _put(self, item: T) -> bool:
-        """Hand over an item once there is room for it; whether anybody wants more."""
+        """Hand over an item once there is room for it; return whether the consumer wants more."""
         with self._changed:
             self._changed.wait_for(lambda: self._left or len(self._made) < self._ahead)
             self._made.append(item)

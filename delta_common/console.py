@@ -4,21 +4,20 @@ import json
 import os
 import pydoc
 import sys
-from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 PIPED_WIDTH = 100
-"""Columns of tables that go to a file or a pipe, where COLUMNS does not say otherwise."""
+"""Width of tables printed into a file or pipe, in columns, unless COLUMNS is set."""
 
 
-def print_json(value: Any) -> None:
-    """A JSON value on stdout."""
+def print_json(value: object) -> None:
+    """Print a JSON value."""
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def print_tables(*tables: Any) -> None:
-    """Tables on stdout: through a pager where they are taller than the terminal; plain text in a pipe or file."""
+def print_tables(*tables: RenderableType) -> None:
+    """Print tables: through a pager where they are taller than the terminal, as plain text into a pipe or file."""
     if not sys.stdout.isatty():
         columns = os.environ.get("COLUMNS", "")
         width = int(columns) if columns.isdigit() and int(columns) else PIPED_WIDTH

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever their writer dies."""
+"""Files that are written whole or not at all, even when the writer is killed."""
 
 import os
 import tempfile
@@ -6,11 +6,11 @@ from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
 BLOCK_BYTES = 2**22
-"""Read at once where a file or an object is only looked through."""
+"""Bytes read at once from a file or object that is only scanned."""
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
-    """Write to a temporary name beside `path`, flush to disk, rename. An `OSError` leaves what was there."""
+    """Write to a temporary name beside `path`, flush to disk, rename. On an `OSError` the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, staged = tempfile.mkstemp(prefix=_staging_prefix(path), dir=path.parent)
     try:
@@ -27,13 +27,13 @@ def write_atomically(path: Path, data: bytes | memoryview) -> None:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove temporary files that writers of `path` which died left beside it; no other writer of it may be alive."""
+    """Remove temporary files that killed writers of `path` left beside it. No writer of `path` may be running."""
     for staged in path.parent.glob(f"{_staging_prefix(path)}*"):
         staged.unlink(missing_ok=True)
 
 
 def settle_on_disk(path: Path) -> int:
-    """Flush a file that somebody else wrote to disk; its size in bytes."""
+    """Flush a file that another process or library wrote; return its size in bytes."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size

@@ -6,5 +6,5 @@ from functools import cache
 
 @cache
 def has_triton() -> bool:
-    """Whether Triton is there, which the kernels for a GPU need."""
+    """Whether Triton, which the GPU kernels need, is installed."""
     return importlib.util.find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""A progress line: a live bar on a terminal, a plain line at intervals anywhere else."""
+"""Progress of a long job: a live bar on a terminal, elsewhere a plain line every ten seconds."""
 
 import sys
 import time
@@ -12,10 +12,10 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 class ProgressLine:
-    """Counts units of work done out of a total and says how fast it goes and what is left.
+    """Shows units of work done out of a total, a few words, and the time left.
 
-    `update` takes the number done and a few words; time left is worked out from the work done since the
-    start of this process, so a resumed job does not flatter itself. Of several processes one is `shown`.
+    The time left is estimated from the work of this process alone, so that a resumed job does not look faster than it
+    is. Only one of several processes should be `shown`.
     """
 
     def __init__(self, title: str, total: int, done: int = 0, *, shown: bool = True) -> None:
@@ -45,7 +45,7 @@ class ProgressLine:
             self._live.stop()
 
     def update(self, done: int, words: str) -> None:
-        """Show `done` of the total; off a terminal at most one line each ten seconds, and the last one."""
+        """Show `done` of the total and some words; off a terminal at most every ten seconds, and at the end."""
         words = f"{done:,}/{self._total:,} {words} · {self._time_left(done)}"
         if self._live is not None:
             self._live.update(self._task, completed=done, words=words)
@@ -67,7 +67,7 @@ class ProgressLine:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: `42 s`, `3 min 20 s`, `5 h 07 min`, `2 d 3 h`."""
+    """Seconds in words: `42 s`, `3 min 20 s`, `5 h 07 min`, `2 d 3 h`."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -79,7 +79,7 @@ def duration(seconds: float) -> str:
 
 
 def byte_size(count: float) -> str:
-    """Bytes with a binary unit: `812 B`, `3.4 MiB`."""
+    """Bytes in words, with a binary unit: `812 B`, `3.4 MiB`."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if count < 1024:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"

@@ -1,10 +1,10 @@
-"""Settings: frozen models, read from YAML, overridden by `--section.key VALUE`, refused in one line."""
+"""Settings: frozen models, read from YAML and overridden by `--section.key VALUE`; errors are one line."""
 
 import difflib
 import reprlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -13,7 +13,7 @@ from delta_common.errors import UserError
 
 
 class FrozenSettings(BaseModel):
-    """Base of every settings section: immutable, no unknown keys, field docstrings are the help text."""
+    """Base of every settings section: immutable, without unknown keys; field docstrings are the help text."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -22,7 +22,7 @@ SettingsT = TypeVar("SettingsT", bound=FrozenSettings)
 
 
 def load_settings(model: type[SettingsT], path: Path | None, overrides: Sequence[str] = ()) -> SettingsT:
-    """Settings from a YAML file (or defaults) with `--section.key VALUE` tokens laid over it.
+    """Settings from a YAML file, or the defaults, overridden by `--section.key VALUE` words.
 
     Raises `UserError` naming the key, its value and what is allowed.
     """
@@ -35,7 +35,7 @@ def load_settings(model: type[SettingsT], path: Path | None, overrides: Sequence
         raise UserError(_one_line(error, model, source="settings" if path is None else str(path))) from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def _read_yaml(path: Path) -> dict[str, object]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -49,8 +49,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def _parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
-    pairs: list[tuple[str, Any]] = []
+def _parse_overrides(tokens: Sequence[str]) -> list[tuple[str, object]]:
+    pairs: list[tuple[str, object]] = []
     pending = list(tokens)
     while pending:
         option = pending.pop(0)
@@ -68,7 +68,7 @@ def _parse_overrides(tokens: Sequence[str]) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _assign(values: dict[str, Any], dotted_key: str, value: Any) -> None:
+def _assign(values: dict[str, object], dotted_key: str, value: object) -> None:
     *sections, key = dotted_key.split(".")
     for section in sections:
         inner = values.get(section)

@@ -1,4 +1,4 @@
-"""HTML and SVG from text that is not trusted: every string is escaped on its way in."""
+"""HTML and SVG from untrusted text: every string is escaped."""
 
 import html
 import unicodedata
@@ -7,15 +7,16 @@ _INVISIBLE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 class Markup(str):
-    """Text that is markup already; only this module makes it out of other text."""
+    """Text that is already markup."""
 
     __slots__ = ()
 
 
 def element(name: str, *children: str | None, **attributes: object) -> Markup:
-    """`<name …>children</name>`; an attribute `class_` or `stroke_width` loses `_` or becomes `stroke-width`.
+    """`<name …>children</name>`; attributes `class_` and `stroke_width` are written `class` and `stroke-width`.
 
-    Children that are not `Markup` are escaped, None is left out, and so is an attribute that is None or False.
+    Children that are not `Markup` are escaped. Children and attributes that are None are left out, as are attributes
+    that are False.
     """
     written = "".join(
         f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
@@ -26,11 +27,11 @@ def element(name: str, *children: str | None, **attributes: object) -> Markup:
 
 
 def join(*parts: str | None) -> Markup:
-    """Parts one after another, those that are not `Markup` escaped."""
+    """All parts, one after another; those that are not `Markup` are escaped, None is left out."""
     return Markup("".join(part if isinstance(part, Markup) else escape(part) for part in parts if part is not None))
 
 
 def escape(text: str) -> Markup:
-    """Text that shows as itself; characters that would turn or hide what follows are replaced by U+FFFD."""
+    """Escaped text; control characters and others that could hide or reorder text become U+FFFD."""
     plain = "".join("\ufffd" if unicodedata.category(c) in _INVISIBLE and c not in "\n\t" else c for c in text)
     return Markup(html.escape(plain, quote=True))

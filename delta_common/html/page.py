@@ -1,19 +1,20 @@
-"""Pages for a browser that need no network, and in which no text from outside can act."""
+"""Pages for a browser that need no network and in which text from outside cannot run."""
 
 import base64
 import hashlib
 import json
+from collections.abc import Mapping
 from importlib.resources import files
 from string import Template
-from typing import Any
 
 from delta_common.html.markup import Markup, element
 
 
-def fill_page(package: str, page: str, /, *, data: dict[str, Any], **parts: Markup | str) -> str:
-    """The page `pages/PAGE.html` of a package as one file: with its style behind the common one, script and data.
+def fill_page(package: str, page: str, /, *, data: Mapping[str, object], **parts: Markup | str) -> str:
+    """The template `pages/PAGE.html` of a package, filled, with its style, script and data, as one file.
 
-    Parts stand where the template says `$part`; what is not `Markup` there must be escaped already.
+    The common style comes before the page's own. Each part replaces `$part` in the template; if it is not `Markup` it
+    must already be escaped.
     """
     style = _read("delta_common.html", "page.css") + _read(package, f"{page}.css")
     script = _read(package, f"{page}.js")
@@ -23,13 +24,13 @@ def fill_page(package: str, page: str, /, *, data: dict[str, Any], **parts: Mark
 
 
 def pairs(facts: dict[str, str], class_: str | None = None) -> Markup:
-    """A description list."""
+    """A description list of names and words."""
     entries = (element("div", element("dt", name), element("dd", words)) for name, words in facts.items())
     return element("dl", *entries, class_=class_)
 
 
 def table(caption: str, headings: list[str], rows: list[list[str]], class_: str | None = None) -> Markup:
-    """A table; the first cell of a row is its heading. Of class `drawn` the second is a drawing."""
+    """A table; the first cell of each row is its heading. In class `drawn` the second cell holds a drawing."""
     head = element("thead", element("tr", *(element("th", words, scope="col") for words in headings)))
     body = [
         element("tr", element("th", first, scope="row"), *(element("td", cell) for cell in cells))
@@ -44,7 +45,7 @@ def _read(package: str, name: str) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Content security policy: this style and this script by their digests, and nothing from anywhere."""
+    """Content security policy that allows this style and this script, by their digests, and nothing else."""
     digests = {
         kind: base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         for kind, text in (("style", style), ("script", script))
@@ -53,7 +54,7 @@ def _policy(style: str, script: str) -> str:
     return "; ".join(["default-src 'none'", *allowed, "base-uri 'none'", "form-action 'none'"])
 
 
-def _embedded(value: dict[str, Any]) -> str:
-    """JSON that cannot end the element it stands in: ASCII, and no character that HTML knows."""
+def _embedded(value: Mapping[str, object]) -> str:
+    """JSON that cannot end the element it stands in: ASCII only, and no <, > or &."""
     text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

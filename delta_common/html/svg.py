@@ -1,4 +1,4 @@
-"""What charts have in common: places for values, round numbers for axes."""
+"""What charts share: coordinates of values, and round numbers for axes."""
 
 import math
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to places on the page, linear."""
+    """A linear map from [low, high] to coordinates [start, end]; where low = high, to the middle."""
 
     low: float
     high: float
@@ -20,13 +20,14 @@ class Scale:
 
 
 def svg_points(pairs: Iterable[tuple[float, float]], x: Scale, y: Scale) -> str:
-    """The `points` of a polyline or polygon."""
+    """The `points` attribute of a polyline or polygon through these pairs."""
     return " ".join(f"{x(a)},{y(b)}" for a, b in pairs)
 
 
 def round_ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Multiples of 1, 2 or 5 times a power of ten from the last at or below low to the first at or above high, with
-    `most` steps between them or one more.
+    """Even ticks from at or below `low` to at or above `high`; their step is 1, 2 or 5 times a power of ten.
+
+    The step is the smallest of these of which at most `most` fit between `low` and `high`.
     """
     span = (high - low) or abs(high) or 1.0
     power = 10.0 ** math.floor(math.log10(span / most))

@@ -1,1 +1,1 @@
-"""What a cache holds, as tables, text and a page."""
+"""What a cache holds, for a person: tables, rows as text, a page for a browser."""

@@ -1,4 +1,4 @@
-"""Charts as SVG, drawn by attributes alone: their colours are the page's, their words are words."""
+"""Charts as SVG: colours come from the page's style, labels are text."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ DOTS_ABOVE = 3
 def line_chart(
     temperatures: Sequence[float], curve: Curve, reported: dict[str, float | None], label: str, *, percent: bool
 ) -> Markup:
-    """A measure over T: the sample's mean, the range of 8 of 10 positions, and all positions' means as dots."""
+    """A measure over T: line and band are mean and 10 % to 90 % of a sample; dots are means of all positions."""
     points = {float(t): value for t, value in reported.items() if value is not None}
     highest = max(*curve.high.tolist(), *points.values(), 0.0)
     ticks = [0, 0.25, 0.5, 0.75, 1] if percent else _ticks(highest)
@@ -53,7 +53,7 @@ def line_chart(
 
 
 def _ticks(highest: float) -> list[float]:
-    """0 and a few round steps up to `highest` or a little more."""
+    """0 and a few round steps up to at least `highest`."""
     step = next(s for s in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if highest / s <= 5 or s == 100)
     return [round(step * n, 6) for n in range(int(np.ceil(max(highest, step) / step)) + 1)]
 
@@ -73,13 +73,13 @@ def _temperature_tick(x: float, words: str) -> Markup:
 
 
 def share_bar(share: float) -> Markup:
-    """A bar as long as a share of the whole."""
+    """A bar whose length is a share (0 to 1) of the full width."""
     filled = element("rect", x=0, y=2, width=round(200 * share, 2), height=10, class_="bar")
     return element("svg", filled, viewBox="0 0 200 14", aria_hidden="true", class_="share", preserveAspectRatio="none")
 
 
 def strip(figure: ShardFigure) -> Markup:
-    """One dot a shard along the figure's range, equal ones stacked; those that stand out are marked and named."""
+    """One dot per shard along the figure's range, equal ones stacked; shards that stand out are marked and named."""
     values = figure.values
     x = Scale(min(values.values()), max(values.values()), STRIP_MARGIN, STRIP_WIDTH - STRIP_MARGIN)
     middle = STRIP_HEIGHT / 2

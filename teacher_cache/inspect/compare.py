@@ -1,70 +1,114 @@
-"""What differs between two caches, in settings and in content: a look, not a check."""
+"""What differs between two caches, in settings and in content."""
 
-from typing import Any
+from collections.abc import Mapping
+from typing import TypedDict
 
 import numpy as np
 import torch
 import zarr
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from delta_common.differences import differences
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
-from teacher_cache.inspect.entries import Entries, row_entries
-from teacher_cache.inspect.summary import summarize
+from teacher_cache.inspect.entries import RowEntries, row_entries
+from teacher_cache.inspect.summary import ShardCount, summarize
 from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 SAMPLED_ROWS = 16
 SLICE_POSITIONS = 64
-"""Positions compared at once: a table of the vocabulary is made for each."""
+"""Positions compared at once: each needs a table of the whole vocabulary."""
 SLICE_ROWS = 256
 """Rows of tokens compared at once."""
 
 
-def compare_caches(a: Cache, b: Cache) -> dict[str, Any]:
-    """Both caches side by side as a JSON value.
+class Extent(TypedDict):
+    """Identity and size of one of the two; the fields are those of `Summary`."""
 
-    `settings`: manifest keys whose values differ. `content`: None where the vocabularies differ, with the reason in
-    `not_compared`; else common rows and those of equal tokens, by array the share of equal objects, and over a sample
-    of positions how far the distributions are apart.
+    path: str
+    fingerprint: str
+    rows_done: int
+    tokens: int
+    shards: ShardCount
+    bytes: int
+    bytes_per_token: float | None
+
+
+class Distances(TypedDict):
+    """How far the distributions of B are from those of A, means over `positions` counted positions of `rows` rows.
+
+    Both are seen through the entries that both keep and one bucket for all others, which can only bring them closer:
+    total variation and KL (nats, of B from A) are lower bounds.
     """
+
+    rows: int
+    positions: int
+    total_variation: float
+    kl: float
+    agreement: float
+    common_entries: float
+    common_mass: float
+    largest_total_variation: float
+    largest_value_difference: float
+
+
+class Content(TypedDict):
+    """Rows that both have, those of equal tokens, [equal, all] objects by array, and `Distances` over a sample."""
+
+    common_rows: int
+    equal_tokens: int
+    equal_objects: dict[str, list[int]]
+    temperature: float | None
+    distributions: Distances | None
+
+
+class Comparison(TypedDict):
+    """Two caches side by side; `settings` has [A, B] of each manifest key that differs.
+
+    `content` is None where rows cannot be compared, and `not_compared` says why.
+    """
+
+    a: Extent
+    b: Extent
+    settings: dict[str, list[object]]
+    not_compared: str | None
+    content: Content | None
+
+
+def compare_caches(a: Cache, b: Cache) -> Comparison:
+    """Both caches side by side as a JSON value."""
     reason = _why_not(a, b)
     rows = None if reason else _common_rows(a, b)
     return {
         "a": _extent(a),
         "b": _extent(b),
-        "settings": _differences(_flat(a.manifest.to_json()), _flat(b.manifest.to_json())),
+        "settings": {key: [one, other] for key, one, other in differences(a.manifest.to_json(), b.manifest.to_json())},
         "not_compared": reason,
         "content": None if rows is None else _content(a, b, rows),
     }
 
 
-def _extent(cache: Cache) -> dict[str, Any]:
+def _extent(cache: Cache) -> Extent:
     summary = summarize(cache)
-    kept = ("path", "fingerprint", "rows_done", "tokens", "shards", "bytes", "bytes_per_token")
-    return {name: summary[name] for name in kept}
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested objects as one, by dotted key; lists stay whole."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    below = (_flat(item, f"{prefix}.{key}" if prefix else key) for key, item in value.items())
-    return {key: item for part in below for key, item in part.items()}
-
-
-def _differences(a: dict[str, Any], b: dict[str, Any]) -> dict[str, list[Any]]:
-    keys = [*a, *(key for key in b if key not in a)]
-    return {key: [a.get(key), b.get(key)] for key in keys if a.get(key) != b.get(key)}
+    return {
+        "path": summary["path"],
+        "fingerprint": summary["fingerprint"],
+        "rows_done": summary["rows_done"],
+        "tokens": summary["tokens"],
+        "shards": summary["shards"],
+        "bytes": summary["bytes"],
+        "bytes_per_token": summary["bytes_per_token"],
+    }
 
 
 def _why_not(a: Cache, b: Cache) -> str | None:
-    """Why rows of the two cannot be set side by side, or None."""
+    """Why rows of the two cannot be compared, or None."""
     first, second = a.manifest, b.manifest
     if first.tokenizer.sha256 != second.tokenizer.sha256:
         return "their tokenizers differ, so an id means another token"
@@ -80,7 +124,7 @@ def _common_rows(a: Cache, b: Cache) -> NDArray[np.int64]:
     return np.array(sorted(first & second), dtype=np.int64)
 
 
-def _content(a: Cache, b: Cache, rows: NDArray[np.int64]) -> dict[str, Any]:
+def _content(a: Cache, b: Cache, rows: NDArray[np.int64]) -> Content:
     equal = _rows_of_equal_tokens(a, b, rows)
     sample = equal[np.unique(np.linspace(0, len(equal) - 1, min(SAMPLED_ROWS, len(equal))).astype(int))]
     temperature = _common_temperature(a, b)
@@ -117,7 +161,7 @@ def _equal_objects(a: Cache, b: Cache) -> dict[str, list[int]]:
 
 
 def _common_temperature(a: Cache, b: Cache) -> float | None:
-    """1 where both are right there, else the lowest temperature at which both are, or None."""
+    """1 where both caches cover it, else the lowest temperature that both cover, or None."""
     low = max(min(cache.manifest.node_temperatures) for cache in (a, b))
     high = min(max(cache.manifest.node_temperatures) for cache in (a, b))
     if low > high:
@@ -125,24 +169,23 @@ def _common_temperature(a: Cache, b: Cache) -> float | None:
     return 1.0 if low <= 1 <= high else low
 
 
-def _distances(a: Cache, b: Cache, rows: NDArray[np.int64], temperature: float) -> dict[str, Any] | None:
-    """Means over the counted positions of some rows; None where there is none.
-
-    Both distributions are seen through the entries that both keep and one bucket for all others, which can only bring
-    them closer: `total_variation` and `kl` (nats, of b from a) are at least these.
-    """
+def _distances(a: Cache, b: Cache, rows: NDArray[np.int64], temperature: float) -> Distances | None:
+    """`Distances` over the counted positions of some rows; None where there are none."""
     found = [part for row in rows for part in _row_distances(a, b, int(row), temperature)]
     if not found:
         return None
     columns = {name: torch.cat([part[name] for part in found]).double() for name in found[0]}
-    differences = columns.pop("value_difference")
     means = {name: float(column.mean()) for name, column in columns.items()}
     return {
         "rows": len(rows),
-        "positions": len(differences),
-        **means,
+        "positions": len(columns["kl"]),
+        "total_variation": means["total_variation"],
+        "kl": means["kl"],
+        "agreement": means["agreement"],
+        "common_entries": means["common_entries"],
+        "common_mass": means["common_mass"],
         "largest_total_variation": float(columns["total_variation"].max()),
-        "largest_value_difference": float(differences.max()),
+        "largest_value_difference": float(columns["value_difference"].max()),
     }
 
 
@@ -153,8 +196,8 @@ def _row_distances(a: Cache, b: Cache, row: int, temperature: float) -> list[dic
     return [position_distances(first.at(p), second.at(p), a.manifest.vocab_size, temperature) for p in parts]
 
 
-def position_distances(a: Entries, b: Entries, vocab_size: int, temperature: float) -> dict[str, Tensor]:
-    """Distances at each of n positions, (n,) each; see `_distances`."""
+def position_distances(a: RowEntries, b: RowEntries, vocab_size: int, temperature: float) -> dict[str, Tensor]:
+    """The measures of `Distances` at each of n positions, (n,) each."""
     values, chances = (_by_id(a, table, vocab_size, b.ids) for table in (a.values, _probabilities(a, temperature)))
     own = _probabilities(b, temperature)
     common = ~values.isnan() & (b.values > -torch.inf)
@@ -170,12 +213,12 @@ def position_distances(a: Entries, b: Entries, vocab_size: int, temperature: flo
     }
 
 
-def _probabilities(entries: Entries, temperature: float) -> Tensor:
+def _probabilities(entries: RowEntries, temperature: float) -> Tensor:
     return torch.exp(estimate.log_probabilities(entries.values, entries.log_mass, entries.layout, temperature))
 
 
-def _by_id(entries: Entries, table: Tensor, vocab_size: int, wanted: Tensor) -> Tensor:
-    """What `table` (n, K) says of the wanted ids (n, K'); nan where one is not kept. Unused places have id 0."""
+def _by_id(entries: RowEntries, table: Tensor, vocab_size: int, wanted: Tensor) -> Tensor:
+    """Values of `table` (n, K), which belongs to `entries`, at the wanted ids (n, K'); nan where one is not kept."""
     used = entries.values > -torch.inf
     beyond = torch.where(used, entries.ids, vocab_size)
     by_id = torch.full((len(table), vocab_size + 1), torch.nan).scatter_(1, beyond, table)
@@ -189,13 +232,14 @@ def _relative_entropy(p: Tensor, q: Tensor) -> Tensor:
     return torch.where(p > 0, p * (p.clamp(min=tiny).log() - q.clamp(min=tiny).log()), 0.0)
 
 
-def render_comparison(compared: dict[str, Any]) -> Group:
+def render_comparison(compared: Comparison) -> Group:
     """The comparison as tables for a terminal."""
-    parts: list[Any] = [_extent_table(compared), _settings_table(compared["settings"])]
-    if compared["not_compared"]:
+    parts: list[RenderableType] = [_extent_table(compared), _settings_table(compared["settings"])]
+    content = compared["content"]
+    if content is None:
         parts.append(Text(f"  content is not compared: {compared['not_compared']}"))
     else:
-        parts += [_objects_table(compared["content"]), _content_table(compared["content"])]
+        parts += [_objects_table(content), _content_table(content)]
     return Group(*parts)
 
 
@@ -206,26 +250,26 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _extent_table(compared: dict[str, Any]) -> Table:
+def _extent_table(compared: Comparison) -> Table:
     table = _table("", "A", "B")
-    sides = [_extent_words(compared[name]) for name in ("a", "b")]
+    sides = [_extent_words(side) for side in (compared["a"], compared["b"])]
     for name in sides[0]:
         table.add_row(name, *(Text(side[name]) for side in sides))
     return table
 
 
-def _extent_words(side: dict[str, Any]) -> dict[str, str]:
+def _extent_words(side: Extent) -> dict[str, str]:
     return {
         "path": side["path"],
         "fingerprint": side["fingerprint"][:16],
         "rows": f"{side['rows_done']:,}",
         "tokens": f"{side['tokens']:,}",
         "shards": f"{side['shards']['done']:,} of {side['shards']['planned']:,}",
-        "bytes a token": f"{side['bytes_per_token']:.1f}" if side["tokens"] else "",
+        "bytes per token": f"{side['bytes_per_token']:.1f}" if side["tokens"] else "",
     }
 
 
-def _settings_table(settings: dict[str, list[Any]]) -> Table | Text:
+def _settings_table(settings: Mapping[str, list[object]]) -> Table | Text:
     if not settings:
         return Text("  settings are the same")
     table = _table("setting", "A", "B")
@@ -234,7 +278,7 @@ def _settings_table(settings: dict[str, list[Any]]) -> Table | Text:
     return table
 
 
-def _value_words(value: Any) -> str:
+def _value_words(value: object) -> str:
     """A setting's value; digests by their beginning."""
     if value is None:
         return "–"
@@ -245,7 +289,7 @@ def _value_words(value: Any) -> str:
     return words[:12] if is_digest else words
 
 
-def _objects_table(content: dict[str, Any]) -> Table | Text:
+def _objects_table(content: Content) -> Table | Text:
     objects = content["equal_objects"]
     if not any(total for _, total in objects.values()):
         return Text("  no shard holds the same rows in both: objects are not compared")
@@ -255,7 +299,7 @@ def _objects_table(content: dict[str, Any]) -> Table | Text:
     return table
 
 
-def _content_table(content: dict[str, Any]) -> Table:
+def _content_table(content: Content) -> Table:
     table = _table("content", "")
     share = f"{content['equal_tokens']:,} of {content['common_rows']:,}"
     table.add_row("common rows with equal tokens", share)
@@ -266,7 +310,7 @@ def _content_table(content: dict[str, Any]) -> Table:
         return table
     table.add_row("distributions compared", f"{distances['positions']:,} positions of {distances['rows']} rows")
     table.add_row(
-        "entries in both", f"{distances['common_entries']:.1f} a position, {distances['common_mass']:.1%} of A"
+        "entries in both", f"{distances['common_entries']:.1f} per position, {distances['common_mass']:.1%} of A"
     )
     far = f"at least {distances['total_variation']:.5f}, where largest {distances['largest_total_variation']:.5f}"
     table.add_row(f"total variation at T = {temperature:g}", far)

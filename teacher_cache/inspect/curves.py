@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.inspect.entries import Entries, fold, row_entries
+from teacher_cache.inspect.entries import RowEntries, fold, row_entries
 from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
@@ -17,7 +17,7 @@ MOST_ROWS = 16
 
 @dataclass(frozen=True)
 class Curve:
-    """A measure at each temperature of the grid: its mean and the range that holds 8 of 10 positions, (n,) each."""
+    """A measure at each temperature of the grid, (n,): mean, 10 % and 90 % quantile over the sampled positions."""
 
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -26,7 +26,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Curves:
-    """Curves over T; `retained_mass` is None in exact mode, where it is 1."""
+    """Curves over `temperatures` (n,); `retained_mass` is None in exact mode, where it is 1 everywhere."""
 
     temperatures: NDArray[np.float64]
     positions: int
@@ -36,7 +36,7 @@ class Curves:
 
 
 def temperature_curves(cache: Cache) -> Curves | None:
-    """Curves over a sample of counted positions; None where no row with any is committed."""
+    """Curves over a sample of counted positions; None where no committed row has one."""
     sample = [part for row in spread_rows(cache, MOST_ROWS) if len((part := _counted(cache, row)).values)]
     if not sample:
         return None
@@ -60,8 +60,8 @@ def spread_rows(cache: Cache, count: int) -> list[int]:
     return found
 
 
-def _counted(cache: Cache, row: int) -> Entries:
-    """A row's share of the sample; an exact cache is folded, for its entries are the whole vocabulary."""
+def _counted(cache: Cache, row: int) -> RowEntries:
+    """A row's share of the sample; in exact mode folded, because there a row has the whole vocabulary as entries."""
     places = torch.from_numpy(np.flatnonzero(cache[row].loss_mask))
     share = -(-SAMPLE_POSITIONS // MOST_ROWS)
     if len(places) > share:
@@ -70,7 +70,7 @@ def _counted(cache: Cache, row: int) -> Entries:
     return fold(entries) if entries.layout.mode == "exact" else entries
 
 
-def _curve(sample: list[Entries], measure: str, grid: NDArray[np.float64]) -> Curve:
+def _curve(sample: list[RowEntries], measure: str, grid: NDArray[np.float64]) -> Curve:
     function = getattr(estimate, measure)
     values = np.stack(
         [np.concatenate([function(e.values, e.log_mass, e.layout, float(t)).numpy() for e in sample]) for t in grid]

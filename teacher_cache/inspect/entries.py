@@ -1,4 +1,4 @@
-"""What is kept of one row in one form, whichever mode the cache is in, for a person to look at."""
+"""The kept entries of one row, in one form for both modes of a cache."""
 
 from dataclasses import dataclass, replace
 
@@ -11,26 +11,25 @@ from teacher_cache.read.cache import Cache
 from teacher_cache.targets import estimate
 
 MOST_CERTAIN = 48
-"""Largest logits kept singly from here on; those behind them are summed into the log-mass."""
+"""Largest logits kept one by one; `fold` adds the certain entries behind them to the log-mass."""
 BISECTIONS = 40
 
 
 @dataclass(frozen=True)
-class Entries:
-    """ids and values (T, K), log_mass (T, J) of a row, and the layout by which `estimate` reads them."""
+class RowEntries:
+    """ids and values (T, K) and log_mass (T, J) of a row, and the layout that `estimate` needs to read them."""
 
     ids: Tensor
     values: Tensor
     log_mass: Tensor
     layout: TargetLayout
 
-    def at(self, positions: Tensor | slice) -> "Entries":
-        """Some positions only."""
+    def at(self, positions: Tensor | slice) -> "RowEntries":
         return replace(self, ids=self.ids[positions], values=self.values[positions], log_mass=self.log_mass[positions])
 
 
-def row_entries(cache: Cache, row: int) -> Entries:
-    """A row's kept entries; in exact mode those of the whole vocabulary, largest first and no mass behind them."""
+def row_entries(cache: Cache, row: int) -> RowEntries:
+    """A row's kept entries; in exact mode the whole vocabulary, largest first, with no mass behind it."""
     layout = cache.layout
     if layout.mode == "sparse":
         stored = cache.rows([row])
@@ -38,22 +37,22 @@ def row_entries(cache: Cache, row: int) -> Entries:
         assert stored.values is not None
         assert stored.log_mass is not None
         ids = torch.from_numpy(stored.ids[0].astype("int64"))
-        return Entries(ids, torch.from_numpy(stored.values[0]), torch.from_numpy(stored.log_mass[0]), layout)
+        return RowEntries(ids, torch.from_numpy(stored.values[0]), torch.from_numpy(stored.log_mass[0]), layout)
     found = cache.targets([row], temperature=max(layout.node_temperatures))
     nothing = torch.full((found.ids.shape[1], len(layout.node_temperatures)), LOG_MASS_FLOOR)
     whole = layout.model_copy(update={"top_k": found.ids.shape[-1], "samples": 0})
-    return Entries(torch.from_numpy(found.ids[0]), torch.from_numpy(found.values[0]), nothing, whole)
+    return RowEntries(torch.from_numpy(found.ids[0]), torch.from_numpy(found.values[0]), nothing, whole)
 
 
-def fold(entries: Entries, top_k: int = MOST_CERTAIN) -> Entries:
-    """The same distribution with fewer certain entries: the others join the log-mass. Sampled ones stay."""
+def fold(entries: RowEntries, top_k: int = MOST_CERTAIN) -> RowEntries:
+    """The same distribution with at most `top_k` certain entries: the others join the log-mass, sampled ones stay."""
     layout = entries.layout
     if layout.top_k <= top_k:
         return entries
     behind = entries.values[:, top_k : layout.top_k] - entries.values[:, :1]
     masses = torch.stack([torch.logsumexp(behind / t, dim=-1) for t in layout.node_temperatures], dim=-1)
     stays = [*range(top_k), *range(layout.top_k, entries.ids.shape[-1])]
-    return Entries(
+    return RowEntries(
         entries.ids[:, stays],
         entries.values[:, stays],
         torch.logaddexp(entries.log_mass, masses),
@@ -61,18 +60,18 @@ def fold(entries: Entries, top_k: int = MOST_CERTAIN) -> Entries:
     )
 
 
-def next_logits(entries: Entries, following: Tensor) -> Tensor:
+def next_logits(entries: RowEntries, following: Tensor) -> Tensor:
     """Logit of the token that follows, relative to the largest, (T,); nan where it was not kept."""
     found = (entries.ids == following[:, None]) & (entries.values > -torch.inf)
     relative = estimate.relative_logits(entries.values).masked_fill(~found, -torch.inf).amax(-1)
     return relative.masked_fill(~found.any(-1), torch.nan)
 
 
-def highest_unkept_logit(entries: Entries) -> Tensor:
-    """What a token that was not kept can have at most, relative to the largest logit, (T,).
+def highest_unkept_logit(entries: RowEntries) -> Tensor:
+    """The highest logit that a token that was not kept can have, relative to the largest logit, (T,).
 
-    It is behind the top_k, and it was not drawn, so it was not certain to be drawn: n r < 1, and r rises with the
-    logit.
+    It is no higher than the top_k. And since the token was not drawn, drawing it was not certain: n r < 1, where r
+    rises with the logit. The bound is the logit at which n r = 1, found by bisection.
     """
     layout = entries.layout
     high = entries.values[:, layout.top_k - 1] - entries.values[:, 0]

@@ -1,4 +1,4 @@
-"""A cache as one page for a browser: it needs no network, and no text out of the cache can act in it."""
+"""A cache as one page for a browser: it needs no network, and text from the cache cannot run in it."""
 
 from pathlib import Path
 from typing import Any
@@ -12,23 +12,23 @@ from teacher_cache.format.commits import REPORTED_TEMPERATURES
 from teacher_cache.inspect.charts import line_chart, share_bar, strip
 from teacher_cache.inspect.curves import Curves, temperature_curves
 from teacher_cache.inspect.shards import ShardFigure, shard_figures
-from teacher_cache.inspect.summary import corpus_words, identity_facts, summarize, temperature_lines
+from teacher_cache.inspect.summary import Summary, corpus_words, identity_facts, summarize, temperature_lines
 from teacher_cache.inspect.tokens import TokenData, token_data
 from teacher_cache.read.cache import Cache
 
 
 def parse_rows(rows: str | None) -> list[int] | None:
-    """Row numbers out of `0,5,9`; raises `UserError` naming `--rows`."""
+    """Row numbers from `0,5,9`; raises `UserError` naming `--rows`."""
     if rows is None:
         return None
     try:
         return [int(row) for row in rows.split(",")]
     except ValueError:
-        raise UserError(f"--rows {rows}: expected row numbers with commas between, such as 0,5,9") from None
+        raise UserError(f"--rows {rows}: expected row numbers separated by commas, such as 0,5,9") from None
 
 
 def write_page(cache: Cache, path: Path, rows: list[int] | None, span: tuple[int, int | None] | None) -> str:
-    """Write the page, whole or not at all; what it shows in words. Raises `UserError` naming `--html`."""
+    """Write the page, whole or not at all; return what it shows, in words. Raises `UserError` naming `--html`."""
     tokens = token_data(cache, rows, span)
     page = render_page(cache, tokens).encode()
     try:
@@ -70,11 +70,11 @@ def _slider(data: dict[str, Any]) -> dict[str, str]:
     return {name: f"{data[name]:g}" for name in ("lowest", "highest")} | {"chosen": f"{data['temperature']:g}"}
 
 
-def _key_figures(summary: dict[str, Any]) -> Markup:
+def _key_figures(summary: Summary) -> Markup:
     retained, entropy = summary["retained_mass"], summary["entropy"]
     candidates: dict[str, tuple[float | None, str]] = {
         "tokens": (summary["tokens"], "{:,}"),
-        "bytes a token": (summary["bytes_per_token"], "{:.1f}"),
+        "bytes per token": (summary["bytes_per_token"], "{:.1f}"),
         "retained mass, T = 1": (retained["1"], "{:.1%}"),
         "retained mass, T = 2": (retained["2"], "{:.1%}"),
         "entropy, T = 1, nats": (entropy["1"], "{:.2f}"),
@@ -85,7 +85,7 @@ def _key_figures(summary: dict[str, Any]) -> Markup:
     return pairs(known, "figures")
 
 
-def _temperature_section(summary: dict[str, Any], curves: Curves | None) -> Markup:
+def _temperature_section(summary: Summary, curves: Curves | None) -> Markup:
     if curves is None:
         return element("p", "No shard is built yet.")
     temperatures = curves.temperatures.tolist()
@@ -114,7 +114,7 @@ def _figure(name: str, measure: str, chart: Markup) -> Markup:
     return element("figure", element("figcaption", element("b", name), " ", reading), chart)
 
 
-def _bytes_section(summary: dict[str, Any]) -> Markup:
+def _bytes_section(summary: Summary) -> Markup:
     if not summary["bytes"]:
         return element("p", "Nothing is stored yet.")
     rows = []
@@ -124,11 +124,11 @@ def _bytes_section(summary: dict[str, Any]) -> Markup:
         per_token = f"{array['per_token']:.2f}" if known else ""
         ratio = f"{array['ratio']:.1f} ×" if array["ratio"] else ""
         rows.append([name, share_bar(share), f"{share:.1%}", per_token, f"{array['bytes']:,}", ratio])
-    headings = ["array", "", "share", "bytes a token", "bytes", "compression"]
+    headings = ["array", "", "share", "bytes per token", "bytes", "compression"]
     return table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows, "drawn")
 
 
-def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Markup:
+def _shards_section(summary: Summary, figures: list[ShardFigure]) -> Markup:
     if not figures:
         return element("p", "No shard is built yet.")
     rows = [
@@ -140,7 +140,7 @@ def _shards_section(summary: dict[str, Any], figures: list[ShardFigure]) -> Mark
         ]
         for figure in figures
     ]
-    headings = ["figure", "lowest to highest, a dot a shard", "median", "range"]
+    headings = ["figure", "lowest to highest, one dot per shard", "median", "range"]
     each = table("Each shard's mean; the upright line is the median", headings, rows, "drawn")
     unusual = summary["unusual"]
     if not unusual:

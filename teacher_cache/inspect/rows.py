@@ -3,7 +3,6 @@
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -30,7 +29,7 @@ class PositionView:
     choices: list[tuple[str, float]]
     remaining_mass: float
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         return vars(self)
 
 
@@ -59,7 +58,7 @@ def view_row(cache: Cache, row: int, first: int = 0, last: int | None = None) ->
 
 
 def checked_span(cache: Cache, first: int, last: int | None) -> tuple[int, int]:
-    """Positions first to last, without the last; raises `UserError` naming `--tokens`."""
+    """First position and the one behind the last; raises `UserError` naming `--tokens`."""
     length = cache.manifest.seq_len
     last = length if last is None else last
     if not 0 <= first < last <= length:
@@ -68,7 +67,7 @@ def checked_span(cache: Cache, first: int, last: int | None) -> tuple[int, int]:
 
 
 def parse_span(tokens: str | None) -> tuple[int, int | None]:
-    """Positions out of `A:B`; raises `UserError` naming `--tokens`."""
+    """Positions from `A:B`; raises `UserError` naming `--tokens`."""
     if tokens is None:
         return 0, None
     first, colon, last = tokens.partition(":")
@@ -79,7 +78,7 @@ def parse_span(tokens: str | None) -> tuple[int, int | None]:
 
 
 def usual_temperature(cache: Cache) -> float:
-    """1, or where a cache was made for other temperatures the lowest of them."""
+    """1 where the cache covers it, else its lowest temperature."""
     nodes = cache.manifest.node_temperatures
     return 1.0 if min(nodes) <= 1 <= max(nodes) else min(nodes)
 
@@ -93,12 +92,12 @@ def token_decoder(cache: Cache) -> Callable[[int], str]:
 
 
 def visible_text(text: str) -> str:
-    """Text in which nothing is invisible or acts: `␣the`, `⏎`, `⟨U+202E⟩` for whatever would turn or hide the rest."""
+    """Text in one line, all of it visible: `␣the`, `⏎`, and `⟨U+202E⟩` for a character that could change the rest."""
     return "".join({" ": "␣", "\n": "⏎", "\t": "⇥"}.get(c) or _harmless(c) for c in text)
 
 
 def running_text(text: str) -> str:
-    """Text that flows: spaces and line breaks as they are, all that is invisible or acts by its name."""
+    """Text with its spaces and line breaks as they are; control and other invisible characters by their names."""
     return "".join({"\n": "⏎\n", " ": " ", "\t": "⇥"}.get(c) or _harmless(c) for c in text)
 
 
@@ -108,7 +107,7 @@ def _harmless(character: str) -> str:
 
 
 def render_row(views: list[PositionView]) -> Table:
-    """A row as a table: each token, the next one, the first choices (the right one marked) and what is left."""
+    """A row as a table: each token, the next one, the first choices (the actual next token marked) and what is left."""
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("t", "token", "next"):
         table.add_column(heading, overflow="fold")

@@ -1,22 +1,23 @@
-"""Figures of each shard from its commit record, and shards that stand out: a place to look for bad text."""
+"""Figures of each shard from its commit record, and shards that stand out: often a sign of bad text."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
+from numpy.typing import NDArray
 
 from teacher_cache.format.commits import CommitRecord
 from teacher_cache.read.cache import Cache
 
 OUTLIER_DEVIATIONS = 5.0
 DEVIATION_PER_MAD = 1.4826
-"""Standard deviations of a normal distribution to its median absolute deviation."""
+"""Standard deviation of a normal distribution divided by its median absolute deviation."""
 FEWEST_SHARDS = 5
-"""Of fewer shards nobody can say which one is unusual."""
+"""With fewer shards none can be called unusual."""
 LEAST_SPREAD = 1e-3
-"""Of the median: shards that agree almost to the digit make no outlier of the one that rounds otherwise."""
+"""As a share of the median: among shards that almost agree, a rounding difference is no outlier."""
 
 
 @dataclass(frozen=True)
@@ -25,21 +26,31 @@ class ShardFigure:
 
     name: str
     form: str
-    """How a value is written, a format string."""
+    """Format string for a value, with its unit."""
     values: dict[int, float]
     median: float
     deviation: float
     outliers: list[int]
 
     def words(self, value: float) -> str:
-        """A value with its unit."""
         return self.form.format(value)
+
+
+class ShardRange(TypedDict):
+    """A `ShardFigure` as a JSON value: extremes in place of all values, outliers by shard."""
+
+    form: str
+    median: float
+    deviation: float
+    lowest: float
+    highest: float
+    outliers: dict[str, float]
 
 
 _FORMS: dict[str, tuple[str, str]] = {
     "cross_entropy": ("cross-entropy of the text", "{:.3f} nats"),
     "agreement": ("first choice is next", "{:.1%}"),
-    "entries": ("entries a position", "{:.1f}"),
+    "entries": ("entries per position", "{:.1f}"),
     "retained_mass@1": ("retained mass at T = 1", "{:.2%}"),
     "retained_mass@2": ("retained mass at T = 2", "{:.2%}"),
     "entropy@1": ("teacher entropy at T = 1", "{:.3f} nats"),
@@ -47,7 +58,7 @@ _FORMS: dict[str, tuple[str, str]] = {
 
 
 def shard_figures(cache: Cache) -> list[ShardFigure]:
-    """Every figure that the cache's commit records give; none where no shard with counted positions is committed."""
+    """The figures that all commit records have; none where no shard with counted positions is committed."""
     commits = {shard: commit for shard, commit in sorted(cache.commits.items()) if commit.positions}
     if not commits:
         return []
@@ -59,16 +70,16 @@ def shard_figures(cache: Cache) -> list[ShardFigure]:
     ]
     length = cache.manifest.seq_len
     share = _figure("positions counted", "{:.1%}", commits, lambda commit: commit.positions / (commit.rows * length))
-    # A short last shard has an object's fixed costs on fewer tokens, which says nothing of its text.
+    # A short last shard spreads the fixed bytes of an object over fewer tokens, which says nothing about its text.
     whole = {s: commit for s, commit in commits.items() if commit.rows == cache.manifest.rows.rows_per_shard}
-    return [*figures, share, _figure("bytes a token", "{:.1f}", whole or commits, _bytes_a_token)]
+    return [*figures, share, _figure("bytes per token", "{:.1f}", whole or commits, _bytes_per_token)]
 
 
 def _mean(statistic: str, commit: CommitRecord) -> float:
     return commit.statistics[statistic] / commit.positions
 
 
-def _bytes_a_token(commit: CommitRecord) -> float:
+def _bytes_per_token(commit: CommitRecord) -> float:
     return sum(stored.bytes for stored in commit.objects.values()) / commit.positions
 
 
@@ -81,10 +92,11 @@ def _figure(
     return ShardFigure(name, form, values, median, deviation, [list(commits)[at] for at in unusual])
 
 
-def find_outliers(values: Any, positions: Any) -> tuple[float, float, list[int]]:
-    """Median, robust standard deviation, and the places of values far from the median; arrays (n,).
+def find_outliers(values: NDArray[np.float64], positions: NDArray[np.float64]) -> tuple[float, float, list[int]]:
+    """Median, robust standard deviation, and the indices of values far from the median; arrays (n,).
 
-    Far is 5 deviations, more for a shard of fewer positions than usual, whose mean is noisier by their square root.
+    Far is 5 deviations, and more for a shard of fewer positions than usual: the noise of a mean falls with the square
+    root of their number.
     """
     median = float(np.median(values))
     deviation = DEVIATION_PER_MAD * float(np.median(np.abs(values - median)))
@@ -109,8 +121,8 @@ def _row_words(cache: Cache, shard: int) -> str:
     return f"rows {rows[0]} to {rows[-1]}" if len(rows) > 1 else f"row {rows[0]}"
 
 
-def shards_to_json(figures: list[ShardFigure]) -> dict[str, dict[str, Any]]:
-    """Median, deviation, extremes and outliers by figure, as a JSON value."""
+def shards_to_json(figures: list[ShardFigure]) -> dict[str, ShardRange]:
+    """Each figure as a JSON value, by its name."""
     return {
         figure.name: {
             "form": figure.form,

@@ -1,7 +1,8 @@
 """What a cache holds, for a person: a summary of the whole as a JSON value and as tables for a terminal."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 import numpy as np
 from rich import box
@@ -13,21 +14,75 @@ from rich.text import Text
 from delta_common.progress import byte_size
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import REPORTED_TEMPERATURES, mean_statistics
-from teacher_cache.inspect.shards import outlier_sentences, shard_figures, shards_to_json
+from teacher_cache.inspect.shards import ShardRange, outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.read.cache import Cache
 
+Identity = Mapping[str, Any]
+"""A section of the manifest, or the corpus description, as its JSON value."""
 
-def summarize(cache: Cache) -> dict[str, Any]:
+
+class ArraySize(TypedDict):
+    """Bytes of one array in the committed shards, stored and without compression."""
+
+    bytes: int
+    raw_bytes: int
+    per_token: float | None
+    ratio: float | None
+
+
+class ShardCount(TypedDict):
+    """Shards built, and shards of the finished cache."""
+
+    done: int
+    planned: int
+
+
+class EntryCount(TypedDict):
+    """Kept entries per counted position."""
+
+    mean: float
+    standard_deviation: float
+
+
+class Summary(TypedDict):
+    """A whole cache as a JSON value; means are over counted positions, None where nothing gives them."""
+
+    path: str
+    format_version: int
+    fingerprint: str
+    teacher: Identity
+    tokenizer: Identity
+    corpus: Identity
+    rows: Identity
+    targets: Identity
+    hidden: Identity
+    rows_done: int
+    tokens: int
+    shards: ShardCount
+    bytes: int
+    bytes_per_token: float | None
+    arrays: dict[str, ArraySize]
+    retained_mass: dict[str, float | None]
+    effective_samples: dict[str, float | None]
+    entries: EntryCount | None
+    entropy: dict[str, float | None]
+    cross_entropy: float | None
+    agreement: float | None
+    by_shard: dict[str, ShardRange]
+    unusual: list[str]
+
+
+def summarize(cache: Cache) -> Summary:
     """The whole cache as a JSON value: identity, extent, bytes by array, and means over all counted positions.
 
-    Bytes are those on disk of the committed shards; `per_token` divides by counted positions. Retained mass is
-    the probability on the kept entries, entropy and cross-entropy are in nats.
+    Bytes are those of the committed shards as stored; `per_token` divides them by counted positions. Retained mass is
+    the probability of the kept entries; entropy and cross-entropy are in nats.
     """
     manifest, commits = cache.manifest, cache.commits.values()
     positions = sum(commit.positions for commit in commits)
     means = mean_statistics(commits)
     arrays = _bytes_by_array(cache, positions)
-    total = sum(array["bytes"] or 0 for array in arrays.values())
+    total = sum(array["bytes"] for array in arrays.values())
     figures = shard_figures(cache)
     return {
         "path": str(cache.path),
@@ -56,8 +111,8 @@ def summarize(cache: Cache) -> dict[str, Any]:
     }
 
 
-def _bytes_by_array(cache: Cache, positions: int) -> dict[str, dict[str, float | None]]:
-    arrays: dict[str, dict[str, float | None]] = {}
+def _bytes_by_array(cache: Cache, positions: int) -> dict[str, ArraySize]:
+    arrays: dict[str, ArraySize] = {}
     for spec in array_specs(cache.manifest):
         commits = cache.commits.items()
         stored = sum(commit.objects[spec.data_key(shard)].bytes for shard, commit in commits)
@@ -76,20 +131,19 @@ def _by_temperature(means: dict[str, float], name: str) -> dict[str, float | Non
 
 
 def _effective_samples(means: dict[str, float]) -> dict[str, float | None]:
-    """Independent draws from p(T) that would estimate a sum as well; None where nothing is sampled or all is kept."""
+    """Independent draws from p(T) that would estimate a sum as well; None where no entry is sampled."""
     variances = _by_temperature(means, "mass_variance")
     return {t: 1 / variance if variance else None for t, variance in variances.items()}
 
 
-def _entries(means: dict[str, float]) -> dict[str, float] | None:
-    """Mean and standard deviation of the entries kept a position."""
+def _entries(means: dict[str, float]) -> EntryCount | None:
     if "entries" not in means:
         return None
     spread = math.sqrt(max(0.0, means["entries_squared"] - means["entries"] ** 2))
     return {"mean": means["entries"], "standard_deviation": spread}
 
 
-def render_summary(summary: dict[str, Any]) -> Group:
+def render_summary(summary: Summary) -> Group:
     """The summary as tables for a terminal."""
     tables = [_identity_table(summary), _bytes_table(summary), _temperature_table(summary)]
     if summary["by_shard"]:
@@ -98,8 +152,8 @@ def render_summary(summary: dict[str, Any]) -> Group:
     return Group(*tables, *unusual)
 
 
-def identity_facts(summary: dict[str, Any]) -> dict[str, str]:
-    """What made the cache and how far it is, in words by name."""
+def identity_facts(summary: Summary) -> dict[str, str]:
+    """What made the cache and how much of it is built, in words by name."""
     teacher, tokenizer, rows = summary["teacher"], summary["tokenizer"], summary["rows"]
     shards = summary["shards"]
     finished = shards["done"] == shards["planned"]
@@ -120,7 +174,7 @@ def identity_facts(summary: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _identity_table(summary: dict[str, Any]) -> Table:
+def _identity_table(summary: Summary) -> Table:
     title = Text(f"teacher cache {summary['path']}", style="italic")
     table = Table(box=None, show_header=False, title=title, title_justify="left")
     table.add_column(style="bold", no_wrap=True)
@@ -130,37 +184,37 @@ def _identity_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def corpus_words(corpus: dict[str, Any]) -> str:
+def corpus_words(corpus: Identity) -> str:
     """Where the text came from."""
     words = [str(corpus.get("source", "?"))]
     words += [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
     return ", ".join(words)
 
 
-def _target_words(summary: dict[str, Any]) -> str:
+def _target_words(summary: Summary) -> str:
     targets, entries = summary["targets"], summary["entries"]
     low, high = min(targets["node_temperatures"]), max(targets["node_temperatures"])
     right = f"right for T in [{low:g}, {high:g}]"
     if targets["mode"] == "exact":
         return f"final hidden state, {targets['exact_hidden']}; exact at every T"
     sampled = f" and up to {targets['samples']} sampled" if targets["samples"] else ""
-    kept = f"; {entries['mean']:.1f} ± {entries['standard_deviation']:.1f} kept a position" if entries else ""
+    kept = f"; {entries['mean']:.1f} ± {entries['standard_deviation']:.1f} kept per position" if entries else ""
     return f"top {targets['top_k']}{sampled} as {targets['value_dtype']}{kept}; {right}"
 
 
-def _hidden_words(hidden: dict[str, Any]) -> str:
+def _hidden_words(hidden: Identity) -> str:
     every = "" if hidden["stride"] == 1 else f", every {hidden['stride']} positions"
     return f"mean over layers, {hidden['mean']}{every}" if hidden["mean"] != "none" else "none"
 
 
-def _size_words(summary: dict[str, Any]) -> str:
+def _size_words(summary: Summary) -> str:
     if not summary["tokens"]:
         return "nothing yet"
-    return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes a token"
+    return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes per token"
 
 
 def _table(first: str, *figures: str) -> Table:
-    """A table of names and figures that breaks lines rather than leave something out."""
+    """A table of names and figures whose cells wrap rather than being cut off."""
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column(first, overflow="fold")
     for heading in figures:
@@ -168,8 +222,8 @@ def _table(first: str, *figures: str) -> Table:
     return table
 
 
-def _bytes_table(summary: dict[str, Any]) -> Table:
-    table = _table("array", "bytes", "bytes a token", "share", "compression")
+def _bytes_table(summary: Summary) -> Table:
+    table = _table("array", "bytes", "bytes per token", "share", "compression")
     for name, array in summary["arrays"].items():
         if array["per_token"] is not None:
             share = f"{array['bytes'] / summary['bytes']:.1%}"
@@ -177,21 +231,21 @@ def _bytes_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def temperature_lines(summary: dict[str, Any]) -> dict[str, list[str]]:
+def temperature_lines(summary: Summary) -> dict[str, list[str]]:
     """What the cache holds at the reported temperatures, in words by name; empty where a temperature is not cached."""
     forms = {
-        "retained mass": ("retained_mass", "{:.2%}"),
-        "effective samples": ("effective_samples", "{:,.0f}"),
-        "teacher entropy (nats)": ("entropy", "{:.3f}"),
+        "retained mass": (summary["retained_mass"], "{:.2%}"),
+        "effective samples": (summary["effective_samples"], "{:,.0f}"),
+        "teacher entropy (nats)": (summary["entropy"], "{:.3f}"),
     }
     lines = {
-        words: ["" if value is None else form.format(value) for value in summary[name].values()]
-        for words, (name, form) in forms.items()
+        words: ["" if value is None else form.format(value) for value in by_temperature.values()]
+        for words, (by_temperature, form) in forms.items()
     }
     return {words: cells for words, cells in lines.items() if any(cells)}
 
 
-def _temperature_table(summary: dict[str, Any]) -> Table:
+def _temperature_table(summary: Summary) -> Table:
     table = _table("temperature", *(f"{temperature:g}" for temperature in REPORTED_TEMPERATURES))
     for words, cells in temperature_lines(summary).items():
         table.add_row(words, *cells)
@@ -202,7 +256,7 @@ def _temperature_table(summary: dict[str, Any]) -> Table:
     return table
 
 
-def _shards_table(summary: dict[str, Any]) -> Table:
+def _shards_table(summary: Summary) -> Table:
     table = _table("over shards", "median", "±", "lowest", "highest", "unusual")
     for name, figure in summary["by_shard"].items():
         cells = [figure["form"].format(figure[key]) for key in ("median", "deviation", "lowest", "highest")]

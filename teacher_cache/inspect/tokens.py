@@ -1,4 +1,4 @@
-"""What a page needs to show rows token by token and to work out the teacher at any temperature by itself."""
+"""What the page needs to show rows token by token and to compute the teacher at any temperature by itself."""
 
 import math
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.inspect.curves import spread_rows
-from teacher_cache.inspect.entries import MOST_CERTAIN, Entries, fold, highest_unkept_logit, next_logits, row_entries
+from teacher_cache.inspect.entries import MOST_CERTAIN, RowEntries, fold, highest_unkept_logit, next_logits, row_entries
 from teacher_cache.inspect.rows import checked_span, running_text, token_decoder, usual_temperature
 from teacher_cache.read.cache import Cache
 
@@ -19,7 +19,7 @@ USUAL_ROWS = 4
 USUAL_POSITIONS = 128
 MOST_SAMPLED = 64
 DECIMALS = 4
-"""Of logits and log-masses on a page: probabilities are then right to 1e-4 of themselves."""
+"""Of logits and log-masses on a page: the relative error of a probability is then about 1e-4."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,9 @@ class TokenData:
 
 
 def token_data(cache: Cache, rows: list[int] | None, span: tuple[int, int | None] | None) -> TokenData:
-    """Chosen rows, or a few spread ones; the positions asked for, or the first 128.
+    """Chosen rows, or a few spread over the cache; the positions asked for, or the first 128.
 
-    Raises `UserError` naming `--rows` or `--tokens` when one is not there.
+    Raises `UserError` naming `--rows` or `--tokens` when one does not exist or is not built yet.
     """
     chosen = spread_rows(cache, USUAL_ROWS) if rows is None else [_checked_row(cache, row) for row in rows]
     first, last = checked_span(cache, *(span or (0, min(USUAL_POSITIONS, cache.manifest.seq_len))))
@@ -56,7 +56,7 @@ def token_data(cache: Cache, rows: list[int] | None, span: tuple[int, int | None
 
 
 class _Texts:
-    """Running text of every token that was asked for, by its id."""
+    """The text of every token shown, by its id."""
 
     def __init__(self, decode: Callable[[int], str]) -> None:
         self._decode = decode
@@ -98,7 +98,7 @@ def _row(cache: Cache, row: int, first: int, last: int, texts: _Texts) -> dict[s
     }
 
 
-def _position(entries: Entries, at: int, following: float, ceiling: float, texts: _Texts) -> dict[str, Any]:
+def _position(entries: RowEntries, at: int, following: float, ceiling: float, texts: _Texts) -> dict[str, Any]:
     """One distribution: ids, logits relative to the largest, log-mass, and what is known of the next token's logit."""
     used = int((entries.values[at] > -torch.inf).sum())
     shown = min(used, entries.layout.top_k + MOST_SAMPLED)
@@ -123,7 +123,7 @@ def _left_out(cache: Cache, rows: int, first: int, last: int, certain: int) -> l
     if last - first < length:
         cut.append(f"positions {first} to {last - 1} of {length} (others: --tokens A:B)")
     if certain > MOST_CERTAIN:
-        cut.append(f"the first {MOST_CERTAIN} of {certain:,} entries that are certain; the others count as outside")
+        cut.append(f"the first {MOST_CERTAIN} of {certain:,} certain entries; the others are counted as outside")
     if cache.layout.samples > MOST_SAMPLED:
-        cut.append(f"the {MOST_SAMPLED} largest of up to {cache.layout.samples} sampled entries a position")
+        cut.append(f"the {MOST_SAMPLED} largest of up to {cache.layout.samples} sampled entries per position")
     return cut

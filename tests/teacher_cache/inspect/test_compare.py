@@ -10,9 +10,8 @@ from rich.console import Console
 
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.cli import app
 from teacher_cache.inspect.compare import compare_caches, position_distances, render_comparison
-from teacher_cache.inspect.entries import Entries
+from teacher_cache.inspect.entries import RowEntries
 from tests.helpers.layouts import keep, layout, zipf_logits
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 16, "vocab_size": 300, "hidden_size": 16, "rows_per_shard": 4}
@@ -112,7 +111,7 @@ def test_distances_are_those_of_the_definition() -> None:
     kept_layout = layout(12)
     logits = [zipf_logits(50, 60, seed) for seed in (3, 4)]
     kept = [keep(z, kept_layout) for z in logits]
-    a, b = (Entries(k.ids.long(), k.values, k.log_mass, kept_layout) for k in kept)
+    a, b = (RowEntries(k.ids.long(), k.values, k.log_mass, kept_layout) for k in kept)
     found = position_distances(a, b, 60, 1.0)
     p, q = (torch.softmax(z.double(), -1) for z in logits)
     for t in range(50):
@@ -129,11 +128,3 @@ def test_distances_are_those_of_the_definition() -> None:
         for i in set(a.ids[t].tolist()) & set(b.ids[t].tolist())
     )
     assert float(found["value_difference"].max()) == pytest.approx(largest, abs=1e-5)
-
-
-def test_the_command_prints_tables_or_json(sampled: Cache, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["inspect", str(sampled.path), "--compare", str(sampled.path)]
-    assert app(command, result_action="return_value") == 0
-    assert "common rows with equal tokens" in capsys.readouterr().out
-    assert app([*command, "--json"], result_action="return_value") == 0
-    assert json.loads(capsys.readouterr().out)["content"]["common_rows"] == 10
