@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_cache.corpus.documents import Place, RowEnd
-from teacher_cache.format.keys import CORPUS_ROWS_KEY, POSITIONS_FOLDER
+from teacher_cache.format.keys import BOOKMARKS_FOLDER, CORPUS_ROWS_KEY
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.format.sealed import Record, canonical_json, digest, load_json
 from teacher_cache.store.base import Store, read_if_there
 
-KEY = re.compile(rf"{POSITIONS_FOLDER}/(\d{{12}})\.json", re.ASCII)
+KEY = re.compile(rf"{BOOKMARKS_FOLDER}/(\d{{12}})\.json", re.ASCII)
 
 
 class Hint(Record):
@@ -73,7 +73,7 @@ class Positions:
 
         What is damaged, or of another corpus, another tokenizer or other rows, is passed over.
         """
-        rows = (position_row(f"{POSITIONS_FOLDER}/{name}") for name in self._store.names(POSITIONS_FOLDER))
+        rows = (position_row(f"{BOOKMARKS_FOLDER}/{name}") for name in self._store.names(BOOKMARKS_FOLDER))
         for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
             data = read_if_there(self._store, position_key(known))
             position = None if data is None else _parse_position(data, position_key(known), self._basis)
@@ -118,7 +118,7 @@ def positions_basis(manifest: Manifest) -> str:
 
 def position_key(row: int) -> str:
     """Key of a row's position."""
-    return f"{POSITIONS_FOLDER}/{row:012d}.json"
+    return f"{BOOKMARKS_FOLDER}/{row:012d}.json"
 
 
 def position_row(key: str) -> int | None:

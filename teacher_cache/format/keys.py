@@ -7,7 +7,7 @@ TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
 CORPUS_FOLDER = "corpus"
 CORPUS_ROWS_KEY = f"{CORPUS_FOLDER}/rows.json"
-POSITIONS_FOLDER = f"{CORPUS_FOLDER}/positions"
+BOOKMARKS_FOLDER = f"{CORPUS_FOLDER}/positions"  # its name in format version 1
 LOCKS_FOLDER = ".locks"
 GROUP_KEY = "zarr.json"
 
