@@ -1,4 +1,4 @@
-"""`teacher-cache`: parse, call, print, exit code."""
+"""The command line of `teacher-cache`: build, plan, inspect, verify, repair and synth."""
 
 from pathlib import Path
 from typing import Annotated
@@ -13,25 +13,25 @@ from delta_common.settings_file import load_settings
 
 app = App(
     name="teacher-cache",
-    help="Run a teacher once over a corpus and keep, per token, what a student needs of it.",
+    help="Run a teacher once over a corpus and store, per token, what a student needs to learn from it.",
 )
 
-Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Settings as `--section.key VALUE`.")]
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Any setting, as `--section.key VALUE`.")]
 
 
 @app.command
 def build(config: Path, *overrides: Overrides, out: str | None = None, shards: str | None = None) -> int:
-    """Build a cache, or continue one: corpus → rows → teacher → targets → shards.
+    """Build a cache, or continue one that was stopped; run the same command again.
 
     Parameters
     ----------
     config
         YAML file with the settings; configs/ has complete examples.
     out
-        Folder of the cache, or its URL: s3://BUCKET/PREFIX, gs:// or az://. Overrides `out` in the settings.
+        Folder or URL of the cache: a path, s3://BUCKET/PREFIX, gs://… or az://…. Overrides `out` in the settings.
     shards
-        Build only these shards, as A:B without B: for a batch array, whose jobs share nothing but the cache's path.
-        Several processes without it share the work too: `torchrun --nproc-per-node N -m teacher_cache build ...`.
+        Build only shards A to B - 1, written A:B: for the jobs of a batch array. Not needed for several processes that
+        run at the same time, which share the shards among them: `torchrun --nproc-per-node N -m teacher_cache build …`.
     """
     from teacher_cache.build.job import build as build_cache
     from teacher_cache.settings import BuildSettings
@@ -50,16 +50,16 @@ def build(config: Path, *overrides: Overrides, out: str | None = None, shards: s
 
 @app.command
 def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
-    """Say what a build will take - tokens, bytes by array, time, error - from a short calibration; writes nothing.
+    """Estimate a build from a short trial: tokens, bytes by array, time, error. Writes nothing.
 
     Parameters
     ----------
     config
         YAML file with the settings, as for build.
     out
-        Folder or URL the cache would go to; its disk's free space is shown.
+        Folder or URL the cache would be written to; free space on its disk is shown.
     json
-        Print JSON in place of tables.
+        Print JSON instead of tables.
     """
     from teacher_cache.build.plan import make_plan, render_plan
     from teacher_cache.settings import BuildSettings
@@ -81,24 +81,24 @@ def inspect(
     rows: str | None = None,
     compare: str | None = None,
 ) -> int:
-    """Show what a cache holds, one row of it as text, all of it as a page, or how it differs from another.
+    """Show what a cache holds: a summary, one row as text, a page for a browser, or how it differs from another cache.
 
     Parameters
     ----------
     path
-        Folder or URL of the cache; it may be unfinished.
+        Folder or URL of the cache, finished or not.
     json
-        Print JSON in place of tables.
+        Print JSON instead of tables.
     row
-        Show this row: each token beside the teacher's first choices.
+        Show this row: each token with the teacher's most likely next tokens.
     tokens
-        Positions of the row or of the page's rows to show, as A:B.
+        Show only positions A to B - 1 of a row or of the page's rows, written A:B.
     html
-        Write a page for a browser to this file; it needs no network.
+        Write a page for a browser to this file; opening it needs no network.
     rows
-        Rows whose text the page shows, as A,B,C; a few spread ones where not given.
+        Rows whose text the page shows, written A,B,C. Default: a few, spread over the cache.
     compare
-        Folder of another cache: show what differs in settings and content.
+        Folder or URL of another cache: show how settings and content differ.
     """
     from teacher_cache.inspect import summary as view
     from teacher_cache.inspect.compare import compare_caches, render_comparison
@@ -107,12 +107,7 @@ def inspect(
     from teacher_cache.read.cache import open_cache
 
     _require_one_view(row=row, html=html, compare=compare)
-    if json and html is not None:
-        raise UserError("--json and --html: a page is no JSON; give one of them")
-    if rows is not None and html is None:
-        raise UserError(f"--rows {rows}: chooses the rows of a page; give --html FILE too, or --row N")
-    if tokens is not None and row is None and html is None:
-        raise UserError(f"--tokens {tokens}: belongs to rows; give --row N or --html FILE too")
+    _require_its_view(json=json, row=row, tokens=tokens, html=html, rows=rows)
     cache = open_cache(path, allow_unfinished=True)
     if html is not None:
         print(write_page(cache, html, parse_rows(rows), parse_span(tokens) if tokens else None))
@@ -134,6 +129,16 @@ def _require_one_view(**views: object) -> None:
         raise UserError(f"{' and '.join(given)}: each shows something else; give one of them")
 
 
+def _require_its_view(*, json: bool, row: int | None, tokens: str | None, html: Path | None, rows: str | None) -> None:
+    """Refuse options that say something about a view which is not shown."""
+    if json and html is not None:
+        raise UserError("--json and --html: a page is not JSON; give one of them")
+    if rows is not None and html is None:
+        raise UserError(f"--rows {rows}: chooses the rows of a page; give --html FILE too, or --row N")
+    if tokens is not None and row is None and html is None:
+        raise UserError(f"--tokens {tokens}: belongs to rows; give --row N or --html FILE too")
+
+
 @app.command
 def verify(
     path: str,
@@ -144,22 +149,24 @@ def verify(
     teacher_rows: int = 32,
     json: bool = False,
 ) -> int:
-    """Check a cache: every object there, in its size, with its digest. Exit code 0 sound, 1 unsound, 2 bad usage.
+    """Check that every object of a cache is present and as it was written.
+
+    Exit code 0: sound; 1: not sound; 2: the check could not start.
 
     Parameters
     ----------
     path
         Folder or URL of the cache.
     deep
-        Decode everything too, and check that it can be true.
+        Also decode everything and check that the values are possible.
     teacher
-        Run the teacher on some rows too, and compare.
+        Also run the teacher on some rows and compare.
     teacher_model
-        Where the teacher is now, if not where the manifest says; implies --teacher.
+        Folder or name of the teacher, if it has moved since the build; implies --teacher.
     teacher_rows
-        About so many rows are run through the teacher, spread over the cache.
+        Run about this many rows through the teacher, spread over the cache.
     json
-        Print JSON in place of a table.
+        Print JSON instead of a table.
     """
     from teacher_cache.store.open import open_existing
     from teacher_cache.verify.objects import verify as verify_bytes
@@ -183,7 +190,7 @@ def verify(
 
 @app.command
 def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -> int:
-    """Put damaged shards of a cache into quarantine and build them again, from the settings that made it.
+    """Move the damaged shards of a cache into a quarantine folder and build them again.
 
     Parameters
     ----------
@@ -192,7 +199,7 @@ def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -
     config
         YAML file with the settings the cache was built with.
     deep
-        Find damage by decoding everything too, not by digests alone.
+        Also find damage by decoding everything, not by digests alone.
     """
     from teacher_cache.settings import BuildSettings
     from teacher_cache.verify.repair import repair as repair_cache
@@ -219,7 +226,7 @@ def synth(
     rows_per_shard: int = 64,
     seed: int = 0,
 ) -> int:
-    """Write a valid synthetic cache without a teacher: for CI, and for sizing disks.
+    """Write a valid cache of made-up data without a teacher, to try the tools or to measure disk space.
 
     Parameters
     ----------
@@ -228,19 +235,19 @@ def synth(
     rows
         Rows in the cache.
     seq_len
-        Positions a row.
+        Positions per row.
     vocab_size
-        Tokens in the vocabulary.
+        Number of tokens in the vocabulary.
     top_k
-        Largest logits kept with certainty a position.
+        Largest logits kept per position.
     samples
-        Most entries drawn from the rest a position; 0 keeps the top k only.
+        Up to this many of the other logits are sampled per position; 0 keeps only the largest.
     hidden_size
         Width of the hidden states.
     rows_per_shard
-        Rows in a shard.
+        Rows per shard.
     seed
-        The same seed and sizes give the same bytes.
+        Seed of the random data: the same seed and sizes give the same bytes.
     """
     from teacher_cache.build.synthetic import make_synthetic_cache
 

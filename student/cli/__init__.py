@@ -1,1 +1,1 @@
-"""The command lines of the student's side."""
+"""The command lines of the student: train, evaluate, report, export, generate."""

@@ -1,7 +1,7 @@
-"""`student-eval`: parse, call, print, exit code."""
+"""The command line of `student-eval`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cyclopts import App
 
@@ -10,6 +10,8 @@ from delta_common.errors import UserError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from rich.table import Table
 
     from delta_common.progress import ProgressLine
     from student.evaluate.held_out import HeldOut, Scores
@@ -22,20 +24,21 @@ app = App(name="student-eval")
 
 @app.default
 def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = None, json: bool = False) -> int:
-    """Measure a trained student on held-out text, by document, beside its teacher where a cache knows it.
+    """Measure a trained student on held-out text, next to its teacher where a cache holds the teacher's targets.
 
-    Every number comes with a 95 % interval from resampling documents.
+    Every number has a 95 % interval, from resampling documents.
 
     Parameters
     ----------
     student
-        Folder of a finished training run, or of an export.
+        Folder of a finished student-train run, or of a student-export.
     cache
-        Folder or URL of a cache of held-out text by the same teacher.
+        Folder or URL of a cache of held-out text, built with the same teacher.
     corpus
-        Text to measure without the teacher, rows made as those of `--cache`, or of the cache trained on.
+        Text file, folder or data set to measure without the teacher. It is cut into rows like those of `--cache`, or
+        else of the cache trained on.
     json
-        Print JSON in place of a table, with each document's means.
+        Print JSON instead of a table, including each document's means.
     """
     from delta_common.console import print_json, print_tables
     from student.train.processes import quiet_deepspeed
@@ -57,7 +60,7 @@ def main() -> None:
 
 
 def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["HeldOut", str]:
-    """What was measured, and on what."""
+    """The measurements, and the name of what they were taken on."""
     import torch
 
     from delta_common.progress import ProgressLine
@@ -90,7 +93,7 @@ def _counted(rows: "Iterable[CachedRows]", line: "ProgressLine") -> "Iterator[Ca
         line.update(done, "rows")
 
 
-def _table(found: "HeldOut", subject: str) -> Any:
+def _table(found: "HeldOut", subject: str) -> "Table":
     from rich.table import Table
 
     from student.run.measure_words import ADAPTIVE_WORDS, MEASURE_WORDS
@@ -121,23 +124,21 @@ def _cell(scores: "Scores", name: str, form: str) -> str:
 def _notes(found: "HeldOut") -> list[str]:
     notes = []
     if 1 < len(found.by_document) < FEW_DOCUMENTS:
-        notes.append(
-            f"{len(found.by_document)} documents are few: the intervals are rough, and more likely too narrow."
-        )
+        notes.append(f"{len(found.by_document)} documents are few: the intervals are rough, and probably too narrow.")
     if found.student.kl is not None and found.student.kl.at_least:
-        notes.append("KL: this cache keeps the top_k and one bucket for all others, which sees less than there is.")
+        notes.append("KL is a lower bound: this cache keeps the top_k and one bucket for all others.")
     teacher = found.teacher and found.teacher.cross_entropy
     if teacher and teacher.low is None and len(found.by_document) > 1:
         notes.append(
-            "The teacher's cross-entropy is a bound: some next tokens were not kept."
+            "The teacher's cross-entropy is a lower bound: some next tokens were not kept."
             if teacher.at_least
-            else "The teacher's cross-entropy is the cache's own mean; documents' are not known, for some next tokens "
-            "were not kept."
+            else "The teacher's cross-entropy is the mean over the whole cache and has no interval, because some next "
+            "tokens were not kept."
         )
     return notes
 
 
-def _as_json(found: "HeldOut", subject: str) -> dict[str, Any]:
+def _as_json(found: "HeldOut", subject: str) -> dict[str, object]:
     from dataclasses import asdict
 
     return {"measured_on": subject} | asdict(found)

@@ -1,4 +1,4 @@
-"""`student-export`: parse, call, print, exit code."""
+"""The command line of `student-export`."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ def export(run: Path, *, out: Path, cache: str | None = None) -> int:
     Parameters
     ----------
     run
-        Folder of a finished student-train.
+        Folder of a finished student-train run.
     out
-        Folder for the model; must be new, empty, or an earlier export, which is replaced.
+        Folder to write the model to. It must be new or empty, or hold an earlier export, which is replaced.
     cache
-        Folder or URL of the cache trained on, if it is no longer where it was.
+        Folder or URL of the cache trained on, if it has moved since.
     """
     from delta_common.progress import byte_size
     from student.export.write import export_student

@@ -1,4 +1,4 @@
-"""`student-generate`: parse, call, print, exit code."""
+"""The command line of `student-generate`."""
 
 import sys
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from student.inference.load import ExportedStudent
 
 TOGETHER = 8
-"""Prompts continued as one batch."""
+"""Prompts per batch."""
 
 app = App(name="student-generate")
 
@@ -32,26 +32,26 @@ def generate(
     seed: int = 0,
     max_new_tokens: int = 128,
 ) -> int:
-    """Continue prompts with an exported student; text is printed as it comes.
+    """Continue prompts with an exported student; text is printed as it is generated.
 
-    Memory and the time a token takes do not grow with the text. A prompt may be of any length.
+    Memory and time per token do not grow with the text. A prompt may have any length.
 
     Parameters
     ----------
     export
-        Folder of student-export.
+        Folder that student-export wrote.
     prompt
-        Text to continue; may be given several times.
+        Text to continue; may be given more than once.
     prompts
-        Text file with a prompt in every line that is not empty.
+        Text file with one prompt per line; empty lines are skipped.
     temperature
-        0 takes the likeliest token every time; above it tokens are drawn, more evenly the higher it is.
+        0 always takes the most likely token. Above 0, tokens are sampled; higher values sample more evenly.
     top_p
-        Draw from the likeliest tokens that have this probability together.
+        Sample only from the most likely tokens that together have this probability, above 0 and up to 1.
     seed
-        Decides what is drawn: the same for the same prompt at the same place.
+        Seed of the sampling: the same seed and prompts give the same text.
     max_new_tokens
-        Tokens after each prompt, if the text does not end before.
+        Longest continuation, in tokens; a text may end earlier.
     """
     from student.inference.generate import Sampling
 
@@ -98,7 +98,7 @@ def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
 def _write(
     student: "ExportedStudent", texts: Sequence[str], sampling: "Sampling", max_new_tokens: int, number: int
 ) -> None:
-    """Continue texts together, and print each as soon as those before it are printed."""
+    """Continue texts as one batch, and print each as soon as all texts before it are printed."""
     from student.inference.generate import continue_prompts
     from student.inference.text_stream import TextStream
     from student.inference.tokenizer import encode_prompt
@@ -128,7 +128,7 @@ def _write(
 
 
 class _InOrder:
-    """Prints texts one after another, an empty line between, the first that has not ended as it grows."""
+    """Prints texts in order, separated by an empty line; the first unfinished text is printed as it grows."""
 
     def __init__(self, beginnings: Sequence[str]) -> None:
         self._kept = list(beginnings)

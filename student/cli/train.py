@@ -1,4 +1,4 @@
-"""`student-train`: parse, call, print, exit code."""
+"""The command line of `student-train`."""
 
 import errno
 import sys
@@ -26,25 +26,25 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Path | None = None) -> int:
     """Train an xLSTM student from a cache of its teacher, by δ-distillation.
 
-    One process as it is; several with `torchrun --nproc-per-node N -m student` in front. Run the same command
-    again after a stop: it continues from the newest checkpoint.
+    Run the same command again after a stop: it continues from the newest checkpoint. To train with several
+    processes, write `torchrun --nproc-per-node N -m student` in place of `student-train`.
 
-    Any setting of the config file can be given as `--section.key VALUE`, such as `--training.epochs 3
+    Every setting of the config file can also be given as `--section.key VALUE`, such as `--training.epochs 3
     --optimizer.learning-rate 1e-4 --evaluation.cache caches/held-out`.
 
     Parameters
     ----------
     cache
-        Folder or URL of the cache, as `teacher-cache build` wrote it.
+        Folder or URL of a cache that `teacher-cache build` wrote.
     config
-        YAML file with the settings; configs/ has complete examples. Without it the paper's.
+        YAML file with the settings; configs/ has complete examples. Default: the paper's settings.
     out
-        Folder for checkpoints, metrics and the trained parameters; `runs/NAME-OF-CACHE` if not given.
+        Local folder for checkpoints, metrics and the trained parameters. Default: `runs/NAME-OF-CACHE`.
     """
     from student.settings import TrainSettings
 
     if ":/" in str(out):
-        raise UserError(f"--out {out}: checkpoints go to a local folder; give one")
+        raise UserError(f"--out {out}: checkpoints are written to a local folder; give a local path")
     settings = load_settings(TrainSettings, config, overrides)
     settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
     _run(settings, cache, out or Path("runs") / _name(cache))
@@ -81,7 +81,7 @@ def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
 
 
 def _name(cache: str) -> str:
-    """The last part of a folder or URL."""
+    """The last part of a path or URL."""
     return cache.rstrip("/").rpartition("/")[2] if "://" in cache else Path(cache).resolve().name
 
 

@@ -284,7 +284,7 @@ def test_bad_input_of_student_eval_is_one_line(
         (["runs/damaged_metrics"], "metrics.jsonl: not readable as lines of JSON objects; is it damaged?"),
         (["runs/damaged_costs"], "costs.jsonl: not what student-train writes there; is it damaged?"),
         (["runs/student", "--out", "/proc/nowhere/page.html"], "/proc/nowhere/page.html: cannot be written"),
-        (["runs/student"] * 19, "19 runs: a chart tells 18 apart at most; leave some out"),
+        (["runs/student"] * 19, "19 runs: a chart can show at most 18; leave some out"),
     ],
 )
 def test_bad_input_of_student_report_is_one_line(

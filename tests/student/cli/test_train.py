@@ -1,0 +1,104 @@
+"""`student-train` without training: where it writes, which files it finds, and disks that are full."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from delta_common.errors import UserError
+from student.cli import train as module
+from student.settings import TrainSettings
+from student.train import job, processes
+
+
+class Asked(list[tuple[TrainSettings, str, Path]]):
+    """What would have been trained, with the error to raise in its place."""
+
+    error: OSError | None = None
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    given = Asked()
+
+    @contextmanager
+    def joined_processes() -> Iterator[SimpleNamespace]:
+        yield SimpleNamespace(rank=1)
+
+    def run_job(settings: TrainSettings, cache: str, out: Path, joined: object) -> None:
+        given.append((settings, cache, out))
+        if given.error is not None:
+            raise given.error
+
+    monkeypatch.setattr(processes, "joined_processes", joined_processes)
+    monkeypatch.setattr(job, "run_job", run_job)
+    return given
+
+
+def run(*words: Path | str) -> int:
+    code = module.app([str(word) for word in words], result_action="return_value", exit_on_error=False)
+    assert isinstance(code, int)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("cache", "name"), [("caches/small", "small"), ("caches/small/", "small"), ("s3://bucket/prefix/big/", "big")]
+)
+def test_a_run_is_named_after_its_cache(asked: Asked, cache: str, name: str) -> None:
+    assert run("--cache", cache) == 0
+    ((_, said, out),) = asked
+    assert (said, out) == (cache, Path("runs") / name)
+
+
+def test_settings_come_from_the_file_and_the_command_line(asked: Asked, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("training: {epochs: 3}\noptimizer: {learning_rate: 0.5}\n")
+    assert run("--cache", "c", "--config", config, "--out", "o", "--optimizer.learning-rate", "0.25") == 0
+    ((settings, _, out),) = asked
+    assert (settings.training.epochs, settings.optimizer.learning_rate, out) == (3, 0.25, Path("o"))
+
+
+@pytest.mark.parametrize("is_beside", [True, False])
+def test_a_deepspeed_file_is_looked_for_beside_the_settings_first(
+    asked: Asked, tmp_path: Path, is_beside: bool
+) -> None:
+    (tmp_path / "c.yaml").write_text("deepspeed: zero.json\n")
+    if is_beside:
+        (tmp_path / "zero.json").write_text("{}")
+    assert run("--cache", "c", "--config", tmp_path / "c.yaml") == 0
+    assert asked[0][0].deepspeed == (tmp_path / "zero.json" if is_beside else Path("zero.json"))
+
+
+def test_checkpoints_need_a_local_folder(asked: Asked) -> None:
+    with pytest.raises(UserError, match="--out s3:/b/c: checkpoints are written to a local folder; give a local path"):
+        run("--cache", "c", "--out", "s3://b/c")
+    assert asked == []
+
+
+def test_a_full_disk_is_said_in_one_sentence(asked: Asked) -> None:
+    asked.error = OSError(errno.ENOSPC, "No space left on device", "there/file")
+    with pytest.raises(UserError, match=r"there/file: cannot be written \(No space left on device\); make room"):
+        run("--cache", "c")
+
+
+def test_other_errors_of_the_system_stay_what_they_are(asked: Asked) -> None:
+    asked.error = OSError(errno.EIO, "Input/output error")
+    with pytest.raises(OSError, match="Input/output error"):
+        run("--cache", "c")
+
+
+def test_help_lists_every_setting_with_its_default(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["student-train", "--help"])
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(module.app, "help_epilogue", None)
+    with pytest.raises(SystemExit) as stop:
+        module.main()
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "--training.epochs" in said
+    assert "--evaluation.cache" in said
