@@ -13,7 +13,6 @@ from delta_common.errors import UserError
 from teacher_cache.read.cache import Cache
 
 CHOICES_SHOWN = 5
-
 _HIDDEN_CATEGORIES = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")
 
 

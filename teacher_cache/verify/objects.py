@@ -170,7 +170,7 @@ def _unlisted(manifest: Manifest, sizes: dict[str, int], expected: Iterable[str]
 
 def _hint_faults(store: Store, manifest: Manifest, keys: list[str]) -> Iterator[Fault]:
     for key in unsound_hints(store, manifest, keys):
-        yield Fault("hint", key, None, "not as it was written, or of another corpus; builds pass over it")
+        yield Fault("hint", key, None, "not as it was written, or of another corpus; builds ignore it")
 
 
 def _object_fault(store: Store, key: str, expected: _Expected, size: int | None) -> Fault | None:

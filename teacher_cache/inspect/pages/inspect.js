@@ -68,7 +68,7 @@ function chanceOfNext(position, temperature, z, unseen, rest) {
 
 // Words.
 
-/** A share in per cent, three digits of it or two. */
+/** A share in per cent, with two or three digits. */
 function percent(chance) {
   const share = 100 * chance;
   if (share >= 9.95) return `${share.toFixed(1)}%`;
@@ -86,7 +86,7 @@ function make(name, attributes = {}, ...children) {
   return made;
 }
 
-/** A number as it is shown, with all its digits for those who count with it. */
+/** A number as words, with its precise value for programs. */
 const quantity = (value, words) => make("data", { value: value.toPrecision(9) }, words);
 
 // The text.
