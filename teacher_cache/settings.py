@@ -1,12 +1,13 @@
 """The settings of a build; the docstring under a field is its help text."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from delta_common.settings_file import FrozenSettings
 from teacher_cache.format.manifest import HiddenLayout, TargetLayout
-from teacher_cache.format.nodes import node_temperatures
+from teacher_cache.format.nodes import LOWEST_TEMPERATURE, MOST_NODES, node_temperatures, nodes_needed
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -33,8 +34,9 @@ class CorpusSettings(FrozenSettings):
 
     source: str
     """Hub data set, or a local file, folder or glob of Parquet, JSONL (.gz, .zst) or text files."""
-    format: Literal["auto", "parquet", "jsonl", "text", "hub"] = "auto"
-    """`auto` goes by the files' endings; a source that is no local path is a Hub data set."""
+    format: str = "auto"
+    """`auto` goes by the files' endings, and takes a source that is no local path for a Hub data set; or `parquet`,
+    `jsonl`, `text`, `hub`."""
     subset: str | None = None
     """Configuration of a Hub data set, such as `sample-10BT`."""
     split: str = "train"
@@ -45,6 +47,8 @@ class CorpusSettings(FrozenSettings):
     """Column or key that holds a document's text."""
     id_column: str = "id"
     """Column or key that names a document; without it a document is named by its file and place."""
+    special_tokens: Literal["text", "control"] = "text"
+    """What a special token's name inside a document is, such as `<|endoftext|>`: its letters, or the token itself."""
     max_documents: PositiveInt | None = None
     """Stop after this many documents."""
 
@@ -93,8 +97,15 @@ class TargetSettings(FrozenSettings):
     @model_validator(mode="after")
     def _temperatures_and_shares_fit(self) -> Self:
         low, high = self.temperatures
-        if not 0 < low < high:
-            raise ValueError(f"temperatures {low:g} to {high:g}: the first must be above 0 and below the second")
+        if not 0 < low < high < math.inf:
+            raise ValueError(
+                f"temperatures {low:g} to {high:g}: the first must be above 0 and below the second, both finite"
+            )
+        if self.mode == "sparse" and low < LOWEST_TEMPERATURE:
+            raise ValueError(
+                f"temperatures {low:g} to {high:g}: the mass of the rest cannot be interpolated below T = "
+                f"{LOWEST_TEMPERATURE:g}; begin at {LOWEST_TEMPERATURE:g} or above, or set targets.mode to exact"
+            )
         for temperature, share in self.proposal:
             if not low <= temperature <= high:
                 raise ValueError(
@@ -119,7 +130,7 @@ class TargetSettings(FrozenSettings):
             proposal=() if exact or not samples else self.proposal,
             seed=self.seed,
             value_dtype=self.value_dtype,
-            node_temperatures=node_temperatures(*self.temperatures, self.nodes),
+            node_temperatures=node_temperatures(*self.temperatures, self.nodes or nodes_needed(*self.temperatures)),
             exact_hidden=self.exact_hidden if exact else "none",
         )
 

@@ -1,5 +1,6 @@
 """A document, its place in the corpus, its tokens: what readers of a corpus give, and what rows are cut from."""
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,9 @@ from numpy.typing import NDArray
 
 from delta_common.errors import UserError
 from teacher_cache.settings import CorpusSettings
+
+
+SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -79,4 +83,15 @@ def make_document(text: Any, name: Any, settings: CorpusSettings, *, place: str,
             f"{where}: {settings.text_column!r} of {place} is a {type(text).__name__}, not text; "
             "set corpus.text_column to a column of text"
         )
-    return Document(place if name is None else str(name), text or "")
+    found = SURROGATE.search(text or "")
+    if found is not None:
+        raise UserError(
+            f"{where}: {settings.text_column!r} of {place} has half a surrogate pair at character {found.start()}, which "
+            "is no text; replace it by U+FFFD, or remove the document"
+        )
+    return Document(_readable(place if name is None else str(name)), text or "")
+
+
+def _readable(name: str) -> str:
+    """A document's name with nothing in it that could not be stored or printed."""
+    return name.encode("utf-8", "replace").decode()

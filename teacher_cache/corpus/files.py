@@ -129,11 +129,11 @@ def read_jsonl(where: str, settings: CorpusSettings, start: Place) -> Iterator[P
 def _json_document(line: bytes, settings: CorpusSettings, where: str, number: int) -> Document:
     at = f"{where}:{number}"
     try:
-        record = json.loads(line.decode("utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{at}: not JSON: {error}; mend or remove the line") from error
+        record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{at}: not UTF-8 text: {error}; mend or remove the line") from error
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or lists without end
+        raise UserError(f"{at}: not JSON: {reason(error)}; mend or remove the line") from error
     if not isinstance(record, dict):
         raise UserError(f"{at}: expected an object, got a {type(record).__name__}; mend or remove the line")
     require_column(settings, list(record), at)
@@ -170,7 +170,7 @@ class _Forward(io.BufferedReader):
 def read_text(where: str, _settings: CorpusSettings, start: Place) -> Iterator[Placed]:
     """The file is one document."""
     try:
-        with open(where, encoding="utf-8") as file:
+        with open(where, encoding="utf-8-sig") as file:
             yield start, Document(_name(where), file.read())
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not readable as UTF-8 text: {error}; repair or remove the file") from error

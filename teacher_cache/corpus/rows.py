@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from delta_common.tokenizer import own_prefix
 from teacher_cache.corpus.documents import Document, Place, Placed, RowEnd, Tokenized
+from teacher_cache.corpus.long_text import PIECE, encode_long
 from teacher_cache.settings import RowSettings
 
 DOCUMENTS_AT_ONCE = 256
@@ -111,26 +112,38 @@ def _starts(tokens: NDArray[np.uint32]) -> NDArray[np.bool_]:
     return starts
 
 
-def tokenize(documents: Iterable[Placed], tokenizer: PreTrainedTokenizerBase, eos_token_id: int) -> Iterator[Tokenized]:
-    """Documents that have text as tokens, in order; a group at a time, on as many cores as the tokenizer takes."""
+def tokenize(
+    documents: Iterable[Placed], tokenizer: PreTrainedTokenizerBase, eos_token_id: int, *, special_as_text: bool = True
+) -> Iterator[Tokenized]:
+    """Documents that have text as tokens, in order; a group at a time, on as many cores as the tokenizer takes.
+
+    With `special_as_text` the name of a special token inside a document is its letters, not the token.
+    """
     prefix = own_prefix(tokenizer)
     for group in _groups(placed for placed in documents if placed[1].text):
-        for (place, _), ids in zip(group, _encode(tokenizer, [document.text for _, document in group]), strict=True):
-            yield Tokenized(place, np.array([*prefix, *ids, eos_token_id], np.uint32))
+        texts = [document.text for _, document in group]
+        for (place, _), ids in zip(group, _encode(tokenizer, texts, special_as_text), strict=True):
+            yield Tokenized(place, np.concatenate([np.array(prefix, np.uint32), ids, np.array([eos_token_id], np.uint32)]))
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, texts: list[str]) -> Iterator[list[int]]:
-    """Token ids of texts, as the tokenizer's call gives them, without what else that computes."""
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, texts: list[str], special_as_text: bool
+) -> Iterator[NDArray[np.uint32]]:
+    """Token ids (n,) of each text, as the tokenizer's call gives them, without what else that computes."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         # Not verbose: documents longer than the teacher's context are cut into rows here, no reason to warn.
-        encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False)
-        yield from encoded["input_ids"]
+        encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=special_as_text)
+        yield from (np.array(ids, np.uint32) for ids in encoded["input_ids"])
         return
     backend.no_truncation()
     backend.no_padding()
+    backend.encode_special_tokens = special_as_text
+    if max(map(len, texts)) > PIECE:
+        yield from (encode_long(backend, text) for text in texts)
+        return
     for encoding in backend.encode_batch_fast(texts, add_special_tokens=False):
-        yield encoding.ids
+        yield np.array(encoding.ids, np.uint32)
 
 
 def _groups(documents: Iterable[Placed]) -> Iterator[list[Placed]]:

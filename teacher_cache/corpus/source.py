@@ -16,12 +16,15 @@ from teacher_cache.corpus.retries import with_retries
 from teacher_cache.settings import CorpusSettings
 
 Format = FileFormat | Literal["hub"]
+FORMATS: dict[str, Format] = {"parquet": "parquet", "jsonl": "jsonl", "text": "text", "hub": "hub"}
 
 ENDINGS: dict[str, FileFormat] = {
     ".parquet": "parquet",
     ".jsonl": "jsonl",
     ".jsonl.gz": "jsonl",
     ".jsonl.zst": "jsonl",
+    ".json.gz": "jsonl",
+    ".json.zst": "jsonl",
     ".txt": "text",
 }
 
@@ -35,7 +38,7 @@ class Corpus:
     def documents(self, start: Place = BEGINNING) -> Iterator[Placed]:
         """Documents in the corpus' own order from `start` on; files in the order of their names.
 
-        Those without text are passed on. Errors that may pass are waited out, see `corpus_retries`. Raises `UserError`
+        Those without text are passed on. Errors that may pass are waited out, see `retries`. Raises `UserError`
         naming the file or option when the source, a column, a row or a line is at fault.
         """
         most = self._settings.max_documents
@@ -65,7 +68,11 @@ def describe_corpus(settings: CorpusSettings) -> dict[str, Any]:
 
     Local files are named without their folder, so that a corpus may move.
     """
-    described: dict[str, Any] = {"text_column": settings.text_column, "max_documents": settings.max_documents}
+    described: dict[str, Any] = {
+        "text_column": settings.text_column,
+        "max_documents": settings.max_documents,
+        "special_tokens": settings.special_tokens,
+    }
     if _format_of(settings) == "hub":
         hub = {"source": settings.source, "subset": settings.subset, "split": settings.split}
         return {**hub, "revision": hub_revision(settings), "order": "the stream's own", **described}
@@ -74,10 +81,12 @@ def describe_corpus(settings: CorpusSettings) -> dict[str, Any]:
 
 
 def _format_of(settings: CorpusSettings) -> Format:
+    if settings.format in FORMATS:
+        return FORMATS[settings.format]
     if settings.format != "auto":
-        return settings.format
+        raise UserError(f"corpus.format {settings.format}: must be auto, {', '.join(FORMATS)}")
     local = _matching_files(settings.source)
-    if not local and Path(settings.source).is_dir():
+    if not local and _path(settings.source).is_dir():
         raise UserError(
             f"corpus.source {settings.source}: no file of that folder ends in {', '.join(ENDINGS)}; check the path"
         )
@@ -99,7 +108,7 @@ def _format_of(settings: CorpusSettings) -> Format:
 
 def _local_files(settings: CorpusSettings) -> list[Path]:
     kind = _format_of(settings)
-    whole_folder = Path(settings.source).is_dir()
+    whole_folder = _path(settings.source).is_dir()
     files = [f for f in _matching_files(settings.source) if not whole_folder or _ending(f) == kind]
     if not files:
         raise UserError(f"corpus.source {settings.source}: no {kind} file there; check the path or corpus.format")
@@ -107,18 +116,33 @@ def _local_files(settings: CorpusSettings) -> list[Path]:
 
 
 def _matching_files(source: str) -> list[Path]:
-    path = Path(source)
-    if path.is_file():
-        return [path]
-    if path.is_dir():
-        return sorted(f for f in path.rglob("*") if f.is_file() and _ending(f) is not None)
-    return sorted(Path(match) for match in glob.glob(source, recursive=True) if Path(match).is_file())
+    path = _path(source)
+    try:
+        if path.is_file():
+            return [path]
+        if path.is_dir():
+            return sorted(f for f in path.rglob("*") if _ending(f) is not None and not _hidden(f, path) and f.is_file())
+        return sorted(Path(match) for match in glob.glob(str(path), recursive=True) if Path(match).is_file())
+    except OSError as error:
+        raise UserError(f"corpus.source {source}: cannot be looked at ({error.strerror}); check its rights") from error
+
+
+def _path(source: str) -> Path:
+    return Path(source).expanduser()
+
+
+def _hidden(file: Path, folder: Path) -> bool:
+    """Whether a file or a folder on the way to it begins with a dot, as editors' copies and checkpoints do."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 
 def _ending(path: Path) -> FileFormat | None:
-    return next((kind for ending, kind in ENDINGS.items() if path.name.endswith(ending)), None)
+    return next((kind for ending, kind in ENDINGS.items() if path.name.lower().endswith(ending)), None)
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); check the file") from error

@@ -12,6 +12,29 @@ from numpy.typing import NDArray
 from delta_common.errors import UserError
 
 ROUNDING = 1e-9
+MOST_NODES = 11
+"""More nodes make the polynomial worse again: it magnifies the rounding of what is stored, 0.003 nats at 13."""
+LOWEST_TEMPERATURE = 0.5
+"""Below it no polynomial through so many nodes follows the log-mass: 0.2 nats off at T = 0.25 to 4."""
+
+
+def nodes_needed(lowest: float, highest: float) -> int:
+    """Nodes for a range of temperatures, so that log Z is right to 0.005 nats from T = 1 up.
+
+    Measured on SmolLM2-135M's logits: 5 nodes are off by 0.002 nats at worst from 1 to 2; 11 by 0.004 from 1 to 20, by
+    0.002 from 0.5 to 2 and by 0.04 from 0.5 to 4.
+    """
+    return 5 if 1 / lowest - 1 / highest <= 0.5 + ROUNDING and lowest >= 1 else MOST_NODES
+
+
+def expected_error(nodes: Sequence[float]) -> float:
+    """About the largest error of log Z between nodes (nats) for text, from the same measurement."""
+    low, high, count = min(nodes), max(nodes), len(nodes)
+    if low >= 1:
+        return 0.002 if high <= 2 and count >= 5 else (0.005 if count >= 9 else 0.05)
+    if low >= LOWEST_TEMPERATURE:
+        return (0.002 if high <= 2 else 0.04) if count >= 9 else 0.2
+    return 0.7
 
 
 def node_temperatures(lowest: float, highest: float, count: int) -> tuple[float, ...]:
