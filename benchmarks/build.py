@@ -71,7 +71,11 @@ class Work:
     @torch.inference_mode()
     def teacher(self) -> dict[str, float]:
         """The bare teacher over all rows."""
-        rows = list(CorpusRows(self._settings, self._teacher).take(range(self._manifest.rows.count)))
+        rows = list(
+            CorpusRows(self._settings, self._teacher.tokenizer, self._manifest.tokenizer).take(
+                range(self._manifest.rows.count)
+            )
+        )
         tokens = torch.from_numpy(np.stack([row.tokens for row in rows]).astype(np.int64))
         with self._timed() as figures:
             for batch in batches(len(tokens), self._settings.compute.rows_at_once):
@@ -82,7 +86,7 @@ class Work:
 
     def prepare(self, out: str) -> dict[str, float]:
         """A cache's metadata."""
-        self._writer = CacheWriter(open_store(out), self._manifest, self._files)
+        self._writer = CacheWriter.open(open_store(out), self._manifest, self._files)
         write = self._writer.write_shard
 
         def timed(*arguments: Any) -> object:

@@ -7,7 +7,7 @@ averaged states in int8; reading with a tokenizer at half a million tokens a sec
 GPT-2; they are taken for as many of Qwen's, which has the larger vocabulary and makes somewhat fewer.
 """
 
-from teacher_cache.build.extent import Costs, Extent
+from teacher_cache.build.plan import Costs, Extent
 
 SEQ_LEN = 512
 LOGITS = {"logits/ids": 61.0, "logits/values": 27.0, "logits/log_mass": 9.0, "tokens": 2.0, "starts": 0.1, "mask": 0.1}

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from delta_common.settings_file import FrozenSettings
 from teacher_cache.format.manifest import HiddenLayout, TargetLayout
-from teacher_cache.format.nodes import LOWEST_TEMPERATURE, MOST_NODES, node_temperatures, nodes_needed
+from teacher_cache.format.nodes import LOWEST_TEMPERATURE, node_temperatures, nodes_needed
 
 PositiveInt = Annotated[int, Field(ge=1)]
 

@@ -1,23 +1,19 @@
-"""The writer side on one page: corpus → rows → teacher → targets → shards."""
+"""The builder on one page: corpus → rows → teacher → targets → shards.
 
-import os
-import platform
+`build` settles what is asked for, `_build_shards` does it; what is computed of a batch is in `compute`.
+"""
+
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-import numcodecs
-import torch
-import transformers
-import zarr
-
 from delta_common.background import Background
 from delta_common.errors import UserError
-from delta_common.progress import ProgressLine, byte_size
 from teacher_cache.build.background_writes import ShardWrites
 from teacher_cache.build.compute import computed_batches
+from teacher_cache.build.progress_words import BuildProgress
 from teacher_cache.build.request import (
     make_manifest,
     recorded_batch_size,
@@ -27,7 +23,7 @@ from teacher_cache.build.request import (
 )
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
-from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter
+from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, environment
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.codec import encoding_beside_other_work
@@ -41,7 +37,7 @@ from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 
 SHARDS_AHEAD = 3
-"""Shards whose rows are read before they are asked for: more than one, for other builders may take the next."""
+"""Read this many shards ahead; another builder may claim the next one."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +67,7 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     require_fit(settings, teacher)
     settings, writer = _open_writer(store, settings, teacher)
     if settings.rows.count is None:
-        writer.positions().save_length(writer.manifest.rows.count)
+        writer.bookmarks().save_length(writer.manifest.rows.count)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
     built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
@@ -94,7 +90,7 @@ def _open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tup
                 raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
         settings = with_batch_size(settings, teacher)
         files = teacher.files()
-        return settings, CacheWriter(store, make_manifest(settings, teacher, files, store), files)
+        return settings, CacheWriter.open(store, make_manifest(settings, teacher, files, store), files)
 
 
 def _require_within(shards: range, count: int) -> None:
@@ -103,16 +99,21 @@ def _require_within(shards: range, count: int) -> None:
 
 
 def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
-    """Build the shards that nobody else does; how many those were.
+    """Build each pending shard that no other process has claimed; return their number.
 
-    Rows are read ahead and the shard before is encoded and written while one is computed.
+    Rows are read ahead, and the shard before is encoded and written while one is computed.
     """
     manifest = writer.manifest
-    progress = _Progress(manifest, pending)
+    progress = BuildProgress(manifest, pending)
     with (
-        Background(_read(manifest, CorpusRows(settings, teacher, writer.positions()), pending), SHARDS_AHEAD) as read,
+        Background(
+            read_shards(
+                manifest, CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, writer.bookmarks()), pending
+            ),
+            SHARDS_AHEAD,
+        ) as read,
         encoding_beside_other_work(),
-        ShardWrites(writer, _environment(teacher)) as writes,
+        ShardWrites(writer, environment(teacher.device)) as writes,
         progress.line,
     ):
         for shard, rows in read:
@@ -125,7 +126,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
                     writes.raise_failure()
                     progress.add(count, positions, writes.bytes)
 
-                arrays, statistics = _compute_shard(teacher, manifest, shard, rows, after_batch)
+                arrays, statistics = compute_shard(teacher, manifest, shard, rows, after_batch)
                 writes.finish()
                 writes.start(shard, arrays.by_name, statistics, claim.pop_all())
         writes.finish()
@@ -133,19 +134,7 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     return writes.shards
 
 
-def build_shards_serially(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
-    """`_build_shards` one thing after another: its twin."""
-    built = 0
-    for shard, rows in _read(writer.manifest, CorpusRows(settings, teacher, writer.positions()), pending):
-        with writer.claim(shard) as mine:
-            if mine:
-                arrays, statistics = _compute_shard(teacher, writer.manifest, shard, rows, lambda *_: None)
-                writer.write_shard(shard, arrays.by_name, statistics, _environment(teacher))
-                built += 1
-    return built
-
-
-def _compute_shard(
+def compute_shard(
     teacher: Teacher,
     manifest: Manifest,
     shard: int,
@@ -160,43 +149,12 @@ def _compute_shard(
     return arrays, statistics.sums
 
 
-def _read(
+def read_shards(
     manifest: Manifest, corpus_rows: CorpusRows, pending: list[int]
 ) -> Generator[tuple[int, list[TokenRow]], None, None]:
     """Shards with their rows."""
     for shard in pending:
         yield shard, list(corpus_rows.take(manifest.shard_rows(shard)))
-
-
-class _Progress:
-    """What the progress line says of a build."""
-
-    def __init__(self, manifest: Manifest, pending: list[int]) -> None:
-        self._total = manifest.rows.count
-        self._done = self._total - sum(len(manifest.shard_rows(shard)) for shard in pending)
-        self._positions, self._started = 0, time.monotonic()
-        shown = os.environ.get("RANK", "0") == "0"
-        self.line = ProgressLine("build", total=self._total, done=self._done, shown=shown)
-
-    def pass_over(self, rows: int) -> None:
-        """Rows that another process computes."""
-        self._done += rows
-
-    def add(self, rows: int, positions: int, written: int) -> None:
-        """Rows computed, their counted positions, and the bytes written so far."""
-        self._done += rows
-        self._positions += positions
-        if self._done < self._total:
-            self._show(written)
-
-    def end(self, written: int) -> None:
-        """The last words, when all is written."""
-        if self._done >= self._total:
-            self._show(written)
-
-    def _show(self, written: int) -> None:
-        speed = self._positions / (time.monotonic() - self._started)
-        self.line.update(self._done, f"rows · {speed:,.0f} tokens/s · {byte_size(written)} written")
 
 
 def _is_already_built(store: Store, settings: BuildSettings) -> bool:
@@ -206,17 +164,3 @@ def _is_already_built(store: Store, settings: BuildSettings) -> bool:
         return False
     same_extent = settings.rows.count in (None, existing.rows.count)
     return same_extent and is_intact(store, existing) and open_cache(store.path, allow_unfinished=True).is_finished
-
-
-def _environment(teacher: Teacher) -> dict[str, str]:
-    """What a shard was computed with: rounding may differ where this does."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "zarr": zarr.__version__,
-        "numcodecs": numcodecs.__version__,
-        "device": torch.cuda.get_device_name() if teacher.device.type == "cuda" else platform.machine(),
-        "threads": str(torch.get_num_threads()),
-        "cores": str(os.cpu_count()),
-    }

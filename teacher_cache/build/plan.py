@@ -3,6 +3,7 @@
 import math
 import shutil
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from torch import Tensor
 
 from delta_common.progress import byte_size, duration
 from teacher_cache.build.compute import batches, compute_batch
-from teacher_cache.build.extent import Costs, Extent
 from teacher_cache.build.request import make_manifest, require_fit, with_batch_size
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
@@ -29,6 +29,72 @@ from teacher_cache.targets.keep import KeptTargets, keep_targets
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 
+OBJECTS_BESIDE = 2
+"""Of each shard beside its arrays: the commit record, and the position it begins at in the corpus."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What was measured, each a token but for the last two."""
+
+    read: float
+    """Seconds to read and tokenise."""
+    compute: float
+    """Seconds of the teacher and the targets."""
+    encode: float
+    """Seconds to encode, by one thread in the background."""
+    bytes_by_array: Mapping[str, float]
+    load_seconds: float
+    """Of the teacher, at every start."""
+    teacher_bytes: int
+    """Embedding, LM head and tokenizer, once a cache."""
+
+    @property
+    def stages(self) -> dict[str, float]:
+        return {"reading": self.read, "teacher and targets": self.compute, "encoding": self.encode}
+
+
+@dataclass(frozen=True)
+class Extent:
+    """A whole build by one device; n of them take an n-th of the hours."""
+
+    tokens: float
+    shards: int
+    objects: int
+    bytes: float
+    seconds: float
+    """With one start."""
+    tokens_per_second: float
+    bound_by: str
+    """The stage that the others wait for."""
+    shares: dict[str, float]
+    """Each stage's share of the time of all."""
+    write_rate: float
+    """Bytes a second that the disk must take."""
+    restart_seconds: float
+    """What a stop costs on average: loading the teacher, and half a shard again."""
+
+    @classmethod
+    def of(cls, costs: Costs, *, tokens: float, shards: int, overlapping: bool) -> "Extent":
+        """`overlapping` stages run beside each other, as with a GPU; on a CPU they share its cores."""
+        stages = costs.stages
+        whole = sum(stages.values())
+        seconds = max(stages.values()) if overlapping else whole
+        per_token = sum(costs.bytes_by_array.values())
+        return cls(
+            tokens=tokens,
+            shards=shards,
+            objects=shards * (len(costs.bytes_by_array) + OBJECTS_BESIDE),
+            bytes=per_token * tokens + costs.teacher_bytes,
+            seconds=seconds * tokens + costs.load_seconds,
+            tokens_per_second=1 / seconds,
+            bound_by=max(stages, key=lambda name: stages[name]),
+            shares={name: took / whole for name, took in stages.items()},
+            write_rate=per_token / seconds,
+            restart_seconds=costs.load_seconds + seconds * tokens / shards / 2,
+        )
+
+
 CALIBRATION_BATCHES = 2
 ERROR_POSITIONS = 256
 STEP_TOKENS = 16_384
@@ -36,7 +102,7 @@ STEP_TOKENS = 16_384
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """A build's extent and cost, extrapolated from a few rows."""
 
     rows: int
@@ -57,7 +123,7 @@ class Plan:
         return asdict(self)
 
 
-def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
+def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
     """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` as `build` would."""
     started = time.monotonic()
     teacher = load_teacher(settings.teacher)
@@ -65,7 +131,7 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
     require_fit(settings, teacher)
     settings = with_batch_size(settings, teacher)
     files = teacher.files()
-    count = settings.rows.count or CorpusRows(settings, teacher).count()
+    count = settings.rows.count or CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity()).count()
     sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.rows_at_once))
     arrays, read_seconds, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
     encode_seconds, by_key = _encode(arrays)
@@ -80,7 +146,7 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> Plan:
     )
     shards = -(-count // settings.compute.rows_per_shard)
     overlapping = teacher.device.type == "cuda"
-    return Plan(
+    return BuildPlan(
         rows=count,
         extent=Extent.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping),
         load_seconds=load_seconds,
@@ -107,7 +173,7 @@ def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> t
     """The calibration's rows, and the seconds to read and to compute them; one row warms up before time is taken."""
     arrays = ShardArrays.empty(manifest, manifest.shard_rows(0))
     started = time.monotonic()
-    arrays.put_rows(CorpusRows(settings, teacher).take(arrays.rows))
+    arrays.put_rows(CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity()).take(arrays.rows))
     reading = time.monotonic() - started
     compute_batch(teacher, arrays, slice(0, 1), ShardStatistics(manifest.targets))
     started = time.monotonic()
@@ -172,7 +238,7 @@ def _free_bytes(out: str | Path | None) -> int | None:
     return shutil.disk_usage(existing).free
 
 
-def render_plan(plan: Plan) -> Group:
+def render_plan(plan: BuildPlan) -> Group:
     """The plan as tables for a terminal."""
     facts = Table(box=None, show_header=False)
     facts.add_column(style="bold")

@@ -2,7 +2,7 @@
 
 from delta_common.errors import UserError
 from teacher_cache.build.writer import manifest_differences
-from teacher_cache.corpus.bookmarks import Positions
+from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
@@ -54,9 +54,9 @@ def make_manifest(
     )
     if settings.rows.count is not None:
         return manifest
-    positions = None if store is None else Positions(store, manifest)
-    kept = None if positions is None else positions.length()
-    count = kept or CorpusRows(settings, teacher, positions).count()
+    bookmarks = None if store is None else Bookmarks(store, manifest)
+    kept = None if bookmarks is None else bookmarks.length()
+    count = kept or CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, bookmarks).count()
     return manifest.model_copy(update={"rows": _row_layout(settings, count)})
 
 

@@ -93,7 +93,7 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path | str:
     frozen = save({"embedding.weight": source.embedding.cpu(), "lm_head.weight": source.head.cpu()})
     files = {FROZEN_WEIGHTS_KEY: frozen}
     store = open_store(path)
-    writer = CacheWriter(store, _manifest(settings, files), files)
+    writer = CacheWriter.open(store, _manifest(settings, files), files)
     for shard in writer.pending_shards():
         with writer.claim(shard) as mine:
             if mine:

@@ -1,13 +1,19 @@
 """A cache being written: its metadata, then shard by shard, each counted only from its commit record on."""
 
+import os
+import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
+import numcodecs
+import torch
+import transformers
+import zarr
 from numpy.typing import NDArray
 
 from delta_common.differences import differences
-from teacher_cache.corpus.bookmarks import Positions
+from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
@@ -23,23 +29,31 @@ METADATA_PATIENCE = 120.0
 
 
 class CacheWriter:
-    """Creates a cache or continues one with the same manifest, and publishes finished shards."""
+    """Publishes the shards of a cache whose metadata is there; `CacheWriter.open` makes one."""
 
-    def __init__(self, store: Store, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> None:
-        """`teacher_files` are the objects under `teacher/`, by key; the manifest comes to list them.
-
-        Raises `CacheError` when the folder holds something else, or a cache made with other settings.
-        """
+    def __init__(self, store: Store, manifest: Manifest, array_documents: Mapping[str, bytes]) -> None:
         self._store = store
-        self._documents = describe_arrays(manifest)
-        objects = {**teacher_files, **self._documents}
-        self.manifest = manifest.model_copy(update={"files": {key: digest(data) for key, data in objects.items()}})
-        self._refuse_other_content()
+        self._documents = array_documents
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, store: Store, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> Self:
+        """Create the cache, or continue one with the same manifest: publish what its metadata lacks, under a lock.
+
+        `teacher_files` are the objects under `teacher/`, by key; the writer's manifest lists them. Whole shards are
+        kept where the cache grows or shrinks. Raises `CacheError` when the folder holds something else, or a cache made
+        with other settings.
+        """
+        documents = describe_arrays(manifest)
+        objects = {**teacher_files, **documents}
+        files = {key: digest(data) for key, data in objects.items()}
+        manifest = _continued(store, manifest.model_copy(update={"files": files}))
         with store.lock("metadata", patience=METADATA_PATIENCE) as held:
             if not held:
                 raise CacheError(f"{store.where('')}: another builder holds its metadata; run the same command again")
-            self._publish_metadata(objects)
-            self._drop_commits_of_other_extent()
+            _publish_metadata(store, manifest, objects)
+            _drop_commits_of_other_extent(store, manifest)
+        return cls(store, manifest, documents)
 
     def pending_shards(self) -> list[int]:
         """Shards without a commit record, in order."""
@@ -50,9 +64,9 @@ class CacheWriter:
         """Pending shards that nobody is making: their builders died. In an object store this may take a minute."""
         return [shard for shard in self.pending_shards() if self._store.is_abandoned(_lock_name(shard))]
 
-    def positions(self) -> Positions:
+    def bookmarks(self) -> Bookmarks:
         """Where in the corpus shards begin, as far as builders have got."""
-        return Positions(self._store, self.manifest)
+        return Bookmarks(self._store, self.manifest)
 
     @property
     def is_finished(self) -> bool:
@@ -104,36 +118,40 @@ class CacheWriter:
                 "run teacher-cache repair when all builders have ended"
             )
 
-    def _refuse_other_content(self) -> None:
-        path, names = self._store.path, self._store.names()
-        existing = read_manifest(self._store)
-        if existing is None:
-            ours = {key.partition("/")[0] for key in self.manifest.files} | {COMMITS_FOLDER, CORPUS_FOLDER}
-            if names - ours:
-                raise CacheError(f"{path}: a folder with other content; choose another --out or an empty folder")
-            return
-        changed = manifest_differences(existing, self.manifest)
-        if changed:
-            raise CacheError(
-                f"{path}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
-            )
-        if existing.rows.count == self.manifest.rows.count and is_intact(self._store, existing):
-            self.manifest = existing  # maybe by another version of Zarr, which says the same in other bytes
 
-    def _publish_metadata(self, objects: Mapping[str, bytes]) -> None:
-        """Publish what is absent or differs: the group's document, last, makes it a cache."""
-        wanted = {key: data for key, data in objects.items() if digest(data) == self.manifest.files[key]}
-        for key, data in {**wanted, GROUP_KEY: describe_group(self.manifest)}.items():
-            self._store.remove_leftovers(key)
-            if read_if_there(self._store, key) != data:
-                self._store.publish(key, data)
+def _continued(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest to go on with: the existing cache's where it says the same. Raises `CacheError` if it does not."""
+    existing = read_manifest(store)
+    if existing is None:
+        ours = {key.partition("/")[0] for key in manifest.files} | {COMMITS_FOLDER, CORPUS_FOLDER}
+        if store.names() - ours:
+            raise CacheError(f"{store.path}: a folder with other content; choose another --out or an empty folder")
+        return manifest
+    changed = manifest_differences(existing, manifest)
+    if changed:
+        raise CacheError(
+            f"{store.path}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
+        )
+    # The existing one may be by another version of Zarr, which says the same in other bytes.
+    same = existing.rows.count == manifest.rows.count and is_intact(store, existing)
+    return existing if same else manifest
 
-    def _drop_commits_of_other_extent(self) -> None:
-        """A cache that grew or shrank keeps its whole shards; a last shard of other length is built anew."""
-        keys = list(self._store.sizes(COMMITS_FOLDER))
-        for key, data in zip(keys, self._store.read_all(keys), strict=True):
-            if not covers(parse_commit(data, key, self.manifest, self._store.where(key)), self.manifest):
-                self._store.remove(key)
+
+def _publish_metadata(store: Store, manifest: Manifest, objects: Mapping[str, bytes]) -> None:
+    """Publish what is absent or differs; the group's document comes last and makes it a cache."""
+    wanted = {key: data for key, data in objects.items() if digest(data) == manifest.files[key]}
+    for key, data in {**wanted, GROUP_KEY: describe_group(manifest)}.items():
+        store.remove_leftovers(key)
+        if read_if_there(store, key) != data:
+            store.publish(key, data)
+
+
+def _drop_commits_of_other_extent(store: Store, manifest: Manifest) -> None:
+    """A cache that grew or shrank keeps its whole shards; a last shard of another length is built anew."""
+    keys = list(store.sizes(COMMITS_FOLDER))
+    for key, data in zip(keys, store.read_all(keys), strict=True):
+        if not covers(parse_commit(data, key, manifest, store.where(key)), manifest):
+            store.remove(key)
 
 
 def _lock_name(shard: int) -> str:
@@ -150,3 +168,17 @@ def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
         for key, old, new in differences(existing.to_json(), wanted.to_json())
         if key != "rows.count" and not (key.startswith("files.") and is_metadata_key(key))
     ]
+
+
+def environment(device: torch.device) -> dict[str, str]:
+    """What a shard was computed with: rounding may differ where this does."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "zarr": zarr.__version__,
+        "numcodecs": numcodecs.__version__,
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else platform.machine(),
+        "threads": str(torch.get_num_threads()),
+        "cores": str(os.cpu_count()),
+    }

@@ -1,20 +1,19 @@
 """Where in the corpus rows begin, kept beside the cache: hints, so that nobody reads what lies before them again."""
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_cache.corpus.documents import Place, RowEnd
+from teacher_cache.corpus.documents import Cursor, RowEnd
 from teacher_cache.format.keys import BOOKMARKS_FOLDER, CORPUS_ROWS_KEY
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.format.sealed import Record, canonical_json, digest, load_json
+from teacher_cache.format.sealed import Record, SealError, canonical_json, digest, parse_sealed, seal
 from teacher_cache.store.base import Store, read_if_there
 
 KEY = re.compile(rf"{BOOKMARKS_FOLDER}/(\d{{12}})\.json", re.ASCII)
@@ -24,12 +23,7 @@ class Hint(Record):
     """What has been found out about a corpus, for whoever comes next; wrong for another basis."""
 
     basis: str
-    """`positions_basis` of the cache."""
-
-    def to_bytes(self) -> bytes:
-        """The hint as it is stored: JSON, with a digest of itself."""
-        content = self.model_dump(mode="json")
-        return json.dumps({**content, "digest": digest(canonical_json(content))}, indent=1).encode()
+    """`bookmarks_basis` of the cache."""
 
 
 class CorpusLength(Hint):
@@ -38,11 +32,11 @@ class CorpusLength(Hint):
     rows: int
 
 
-class Position(Hint):
+class Bookmark(Hint):
     """Where a row begins: in a document of the corpus, behind so many of its tokens."""
 
     row: int
-    place: Place
+    place: Cursor
     used: int
     """Tokens of the document that belong to rows before; of packed rows the last of those is this one's first too."""
     tokens: str
@@ -57,38 +51,38 @@ class Position(Hint):
 HintT = TypeVar("HintT", bound=Hint)
 
 
-class Positions:
-    """The positions of one cache, a small object each, so that any number of builders may write them."""
+class Bookmarks:
+    """The bookmarks of one cache, a small object each, so that any number of builders may write them."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
-        self._store, self._basis = store, positions_basis(manifest)
+        self._store, self._basis = store, bookmarks_basis(manifest)
         self._seen: set[int] = set()
         self.rows_apart = manifest.rows.rows_per_shard
-        """Positions are kept of rows that begin a shard."""
+        """Bookmarks are kept of rows that begin a shard."""
         self.revision: str | None = manifest.corpus.get("revision")
         """Commit of the Hub data set that the rows are made of."""
 
-    def between(self, after: int, row: int) -> Iterator[Position]:
-        """Positions of rows above `after` and not above `row`, the last first.
+    def between(self, after: int, row: int) -> Iterator[Bookmark]:
+        """Bookmarks of rows above `after` and not above `row`, the last first.
 
         What is damaged, or of another corpus, another tokenizer or other rows, is passed over.
         """
-        rows = (position_row(f"{BOOKMARKS_FOLDER}/{name}") for name in self._store.names(BOOKMARKS_FOLDER))
+        rows = (bookmark_row(f"{BOOKMARKS_FOLDER}/{name}") for name in self._store.names(BOOKMARKS_FOLDER))
         for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
-            data = read_if_there(self._store, position_key(known))
-            position = None if data is None else _parse_position(data, position_key(known), self._basis)
-            if position is not None:
-                yield position
+            data = read_if_there(self._store, bookmark_key(known))
+            bookmark = None if data is None else _parse_bookmark(data, bookmark_key(known), self._basis)
+            if bookmark is not None:
+                yield bookmark
 
     def save(self, row: int, end: RowEnd) -> None:
         """Keep where a row begins, if it begins a shard: where the row before it ends."""
         if row % self.rows_apart or row in self._seen:
             return
         document = end.document
-        position = Position(
+        bookmark = Bookmark(
             row=row, place=document.place, used=end.used, tokens=_tokens_digest(document.tokens), basis=self._basis
         )
-        self._publish(position_key(row), position.to_bytes())
+        self._publish(bookmark_key(row), seal(bookmark))
         self._seen.add(row)
 
     def length(self) -> int | None:
@@ -99,67 +93,64 @@ class Positions:
 
     def save_length(self, rows: int) -> None:
         """Keep how many rows the whole corpus gives."""
-        self._publish(CORPUS_ROWS_KEY, CorpusLength(basis=self._basis, rows=rows).to_bytes())
+        self._publish(CORPUS_ROWS_KEY, seal(CorpusLength(basis=self._basis, rows=rows)))
 
     def _publish(self, key: str, data: bytes) -> None:
         self._store.remove_leftovers(key)
         if read_if_there(self._store, key) != data:
-            # Nobody holds a lock here: another writer of the same position may have taken this one's for a leftover.
+            # Nobody holds a lock here: another writer of the same bookmark may have taken this one's for a leftover.
             with suppress(FileNotFoundError):
                 self._store.publish(key, data)
 
 
-def positions_basis(manifest: Manifest) -> str:
+def bookmarks_basis(manifest: Manifest) -> str:
     """sha256 of what decides where rows begin: corpus, tokenizer, row length and mode, nothing else of the cache."""
     corpus, tokenizer, rows = manifest.corpus, manifest.tokenizer, manifest.rows
     content = [corpus, tokenizer.sha256, tokenizer.eos_token_id, rows.mode, rows.seq_len]
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
-def position_key(row: int) -> str:
-    """Key of a row's position."""
+def bookmark_key(row: int) -> str:
+    """Key of a row's bookmark."""
     return f"{BOOKMARKS_FOLDER}/{row:012d}.json"
 
 
-def position_row(key: str) -> int | None:
-    """The row whose position is at `key`, None where that is no key of a position."""
+def bookmark_row(key: str) -> int | None:
+    """The row whose bookmark is at `key`, None where that is no key of a bookmark."""
     found = KEY.fullmatch(key)
     return int(found[1]) if found else None
 
 
 def is_hint_key(key: str) -> bool:
-    """Whether a key is that of a position, or of the corpus' length."""
-    return key == CORPUS_ROWS_KEY or position_row(key) is not None
+    """Whether a key is that of a bookmark, or of the corpus' length."""
+    return key == CORPUS_ROWS_KEY or bookmark_row(key) is not None
 
 
 def unsound_hints(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
     """Those of `keys` whose objects are no hints for this cache; a build passes over them."""
-    basis = positions_basis(manifest)
+    basis = bookmarks_basis(manifest)
     found = zip(keys, store.read_all(keys), strict=True)
     return [key for key, data in found if _parse_any(data, key, basis) is None]
 
 
 def _parse_any(data: bytes, key: str, basis: str) -> Hint | None:
-    return _parse(CorpusLength, data, basis) if key == CORPUS_ROWS_KEY else _parse_position(data, key, basis)
+    return _parse(CorpusLength, data, basis) if key == CORPUS_ROWS_KEY else _parse_bookmark(data, key, basis)
 
 
-def _parse_position(data: bytes, key: str, basis: str) -> Position | None:
-    position = _parse(Position, data, basis)
-    if position is None or position_key(position.row) != key:
+def _parse_bookmark(data: bytes, key: str, basis: str) -> Bookmark | None:
+    bookmark = _parse(Bookmark, data, basis)
+    if bookmark is None or bookmark_key(bookmark.row) != key:
         return None
-    numbers = [position.used, *(number for number in asdict(position.place).values() if isinstance(number, int))]
-    return position if min(numbers) >= 0 else None
+    numbers = [bookmark.used, *(number for number in asdict(bookmark.place).values() if isinstance(number, int))]
+    return bookmark if min(numbers) >= 0 else None
 
 
 def _parse(kind: type[HintT], data: bytes, basis: str) -> HintT | None:
     try:
-        content: Any = load_json(data)
-        written = content.pop("digest", None) if isinstance(content, dict) else None
-        hint = kind.model_validate(content)
-    except ValueError:
+        hint = parse_sealed(kind, data)
+    except SealError:
         return None
-    sound = hint.basis == basis and digest(canonical_json(hint.model_dump(mode="json"))) == written
-    return hint if sound else None
+    return hint if hint.basis == basis else None
 
 
 def _tokens_digest(tokens: NDArray[np.uint32]) -> str:

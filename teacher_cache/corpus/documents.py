@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from delta_common.errors import UserError
 from teacher_cache.settings import CorpusSettings
 
-
 SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -24,7 +23,7 @@ class Document:
 
 
 @dataclass(frozen=True)
-class Place:
+class Cursor:
     """Where a document is, so that a reader can begin there."""
 
     document: int = 0
@@ -39,16 +38,16 @@ class Place:
     """What a stream of the datasets package says of itself there; None at its beginning."""
 
 
-BEGINNING = Place()
+BEGINNING = Cursor()
 
-Placed = tuple[Place, Document]
+Placed = tuple[Cursor, Document]
 
 
 @dataclass(frozen=True)
 class Reader:
     """Documents of one corpus from a place on; `seeks` where getting there costs about nothing."""
 
-    read: Callable[[Place], Iterator[Placed]]
+    read: Callable[[Cursor], Iterator[Placed]]
     seeks: bool
 
 
@@ -56,7 +55,7 @@ class Reader:
 class Tokenized:
     """A document's tokens (n,) uint32, and where the document is."""
 
-    place: Place
+    place: Cursor
     tokens: NDArray[np.uint32]
 
 
@@ -86,8 +85,8 @@ def make_document(text: Any, name: Any, settings: CorpusSettings, *, place: str,
     found = SURROGATE.search(text or "")
     if found is not None:
         raise UserError(
-            f"{where}: {settings.text_column!r} of {place} has half a surrogate pair at character {found.start()}, which "
-            "is no text; replace it by U+FFFD, or remove the document"
+            f"{where}: {settings.text_column!r} of {place} has half a surrogate pair at character {found.start()}, "
+            "which is no text; replace it by U+FFFD, or remove the document"
         )
     return Document(_readable(place if name is None else str(name)), text or "")
 

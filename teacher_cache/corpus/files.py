@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import Document, Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.documents import Cursor, Document, Placed, Reader, make_document, require_column
 from teacher_cache.settings import CorpusSettings
 
 FileFormat = Literal["parquet", "jsonl", "text"]
@@ -27,10 +27,12 @@ PACKED = (".gz", ".zst")
 
 def file_reader(files: Sequence[str], kind: FileFormat, settings: CorpusSettings) -> Reader:
     """A reader of paths or URLs; packed files have to be unpacked from their beginning."""
-    return Reader(partial(read_files, files, kind, settings), seeks=not any(where.endswith(PACKED) for where in files))
+    return Reader(
+        partial(read_files, files, kind, settings), seeks=not any(where.lower().endswith(PACKED) for where in files)
+    )
 
 
-def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
     """Documents of paths or URLs, one after another, from `start` on.
 
     Raises `UserError` naming file and row, its cause the error met, when something cannot be read.
@@ -41,10 +43,10 @@ def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings,
         for place, document in _READERS[kind](files[number], settings, begin):
             yield place, document
             count = place.document + 1
-        begin = Place(document=count, file=number + 1)
+        begin = Cursor(document=count, file=number + 1)
 
 
-def read_parquet(where: str, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+def read_parquet(where: str, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
     """A document a row; row groups before `start` are not touched."""
     row, place = start.item, start
     try:
@@ -111,7 +113,7 @@ def _open_parquet(where: str) -> Iterator[pq.ParquetFile]:
         yield file
 
 
-def read_jsonl(where: str, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+def read_jsonl(where: str, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
     """A document a line; lines before `start` are passed over unread, unpacked where the file is packed."""
     place = start
     try:
@@ -148,9 +150,9 @@ def _open_lines(path: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
     except OSError as error:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); check the file") from error
     with raw:
-        if path.endswith(".gz"):
+        if path.lower().endswith(".gz"):
             yield gzip.GzipFile(fileobj=raw)
-        elif path.endswith(".zst"):
+        elif path.lower().endswith(".zst"):
             # Arrow's reader raises where the file is cut short; zstandard's would end there as if that were all.
             yield _Forward(pa.CompressedInputStream(raw, "zstd"))
         else:
@@ -167,7 +169,7 @@ class _Forward(io.BufferedReader):
         return done
 
 
-def read_text(where: str, _settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+def read_text(where: str, _settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
     """The file is one document."""
     try:
         with open(where, encoding="utf-8-sig") as file:
@@ -176,7 +178,7 @@ def read_text(where: str, _settings: CorpusSettings, start: Place) -> Iterator[P
         raise UserError(f"{where}: not readable as UTF-8 text: {error}; repair or remove the file") from error
 
 
-_READERS: dict[FileFormat, Callable[[str, CorpusSettings, Place], Iterator[Placed]]] = {
+_READERS: dict[FileFormat, Callable[[str, CorpusSettings, Cursor], Iterator[Placed]]] = {
     "parquet": read_parquet,
     "jsonl": read_jsonl,
     "text": read_text,

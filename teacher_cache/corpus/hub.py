@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import Place, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.documents import Cursor, Placed, Reader, make_document, require_column
 from teacher_cache.corpus.files import file_reader, reason
 from teacher_cache.settings import CorpusSettings
 
@@ -34,7 +34,7 @@ def hub_reader(settings: CorpusSettings) -> Reader:
     return file_reader([str(where) for where in found[settings.split]], "parquet", settings)
 
 
-def _read_stream(builder: Any, settings: CorpusSettings, start: Place) -> Iterator[Placed]:
+def _read_stream(builder: Any, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
     """The stream knows how to go on from a state of its own, at worst from the beginning of the file that is in."""
     place = start
     try:

@@ -15,8 +15,8 @@ def encode_long(backend: Any, text: str, piece: int = PIECE, overlap: int = OVER
     """Token ids (n,) of a text of any length, the same as of the whole at once.
 
     Pieces overlap. Both give the same tokens for nearly all of the overlap, since a tokenizer looks at what is near;
-    they are joined in the middle of where they agree. Where two pieces do not agree over a quarter of the overlap, as in
-    a single word of a million letters, the whole is encoded at once.
+    they are joined in the middle of where they agree. Where two pieces do not agree over a quarter of the overlap, as
+    in a single word of a million letters, the whole is encoded at once.
 
     Args:
         backend: a `tokenizers.Tokenizer`; it says which characters a token stands for.

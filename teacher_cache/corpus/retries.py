@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pyarrow as pa
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import Place, Placed
+from teacher_cache.corpus.documents import Cursor, Placed
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)
 """Seconds before each further try: 3 minutes in all. A document that comes through begins them anew."""
@@ -21,7 +21,7 @@ PASSING_STATUS = {408, 425, 429}
 LASTING = (ValueError, TypeError, LookupError, ImportError, NotImplementedError, pa.ArrowException)
 
 
-def with_retries(read: Callable[[Place], Iterator[Placed]], start: Place, *, remote: bool) -> Iterator[Placed]:
+def with_retries(read: Callable[[Cursor], Iterator[Placed]], start: Cursor, *, remote: bool) -> Iterator[Placed]:
     """What `read` gives from `start` on; after an error that may pass it goes on behind the last document given.
 
     An error before the first document is the caller's at once: a name or a connection that was never right.
@@ -44,7 +44,7 @@ def with_retries(read: Callable[[Place], Iterator[Placed]], start: Place, *, rem
             failures += 1
 
 
-def _behind(read: Callable[[Place], Iterator[Placed]], last: Placed) -> Iterator[Placed]:
+def _behind(read: Callable[[Cursor], Iterator[Placed]], last: Placed) -> Iterator[Placed]:
     place, document = last
     documents = read(place)
     again = next(documents, None)

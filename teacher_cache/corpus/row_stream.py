@@ -1,31 +1,40 @@
-"""The corpus of a build as rows in order: counted, or taken a shard at a time from wherever a position is known."""
+"""The corpus of a build as rows in order: counted, or taken a shard at a time from wherever a bookmark is known."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
+from transformers import PreTrainedTokenizerBase
+
 from delta_common.errors import UserError
-from teacher_cache.corpus.bookmarks import Position, Positions
-from teacher_cache.corpus.documents import BEGINNING, RowEnd
+from teacher_cache.corpus.bookmarks import Bookmark, Bookmarks
+from teacher_cache.corpus.documents import BEGINNING, Placed, RowEnd, Tokenized
 from teacher_cache.corpus.rows import TokenRow, cut_rows, tokenize
 from teacher_cache.corpus.source import Corpus
+from teacher_cache.format.manifest import TokenizerIdentity
 from teacher_cache.settings import BuildSettings
-from teacher_cache.teacher.model import Teacher
 
 
 class CorpusRows:
     """The corpus as rows; for one thread at a time.
 
-    Rows asked for in ascending order are read in one go. With `positions` reading begins at the last one known, and
+    Rows asked for in ascending order are read in one go. With `bookmarks` reading begins at the last one known, and
     those that are passed are kept.
     """
 
-    def __init__(self, settings: BuildSettings, teacher: Teacher, positions: Positions | None = None) -> None:
-        self._positions = positions
-        pinned = {"revision": positions.revision} if positions and positions.revision else {}
+    def __init__(
+        self,
+        settings: BuildSettings,
+        tokenizer: PreTrainedTokenizerBase,
+        identity: TokenizerIdentity,
+        bookmarks: Bookmarks | None = None,
+    ) -> None:
+        self._bookmarks = bookmarks
+        pinned = {"revision": bookmarks.revision} if bookmarks and bookmarks.revision else {}
         self._source = settings.corpus.source
         self._corpus = Corpus(settings.corpus.model_copy(update=pinned))
+        self._special_as_text = settings.corpus.special_tokens == "text"
         self._settings = settings.rows
-        self._tokenizer, self._identity = teacher.tokenizer, teacher.tokenizer_identity()
+        self._tokenizer, self._identity = tokenizer, identity
         self._next_row = 0
         self._rows = self._from_beginning()
 
@@ -52,36 +61,47 @@ class CorpusRows:
         """Rows up to `row`, from where reading is."""
         for taken, end in islice(self._rows, max(0, row - self._next_row)):
             self._next_row += 1
-            if self._positions is not None:
-                self._positions.save(self._next_row, end)
+            if self._bookmarks is not None:
+                self._bookmarks.save(self._next_row, end)
             yield taken
 
     def _approach(self, row: int) -> None:
-        """Go on from where reading is, or from a known position that is nearer to `row`."""
+        """Go on from where reading is, or from a known bookmark that is nearer to `row`."""
         if row < self._next_row:
             self._rows, self._next_row = self._from_beginning(), 0
         if row == self._next_row or (self._next_row and not self._corpus.seeks):
             return
-        for position in self._positions.between(self._next_row, row) if self._positions else ():
-            rows = self._from(position)
+        for bookmark in self._bookmarks.between(self._next_row, row) if self._bookmarks else ():
+            rows = self._from(bookmark)
             if rows is not None:
-                self._rows, self._next_row = rows, position.row
+                self._rows, self._next_row = rows, bookmark.row
                 return
 
     def _from_beginning(self) -> Iterator[tuple[TokenRow, RowEnd]]:
         documents = self._corpus.documents(BEGINNING)
-        tokenized = tokenize(documents, self._tokenizer, self._identity.eos_token_id)
-        return cut_rows(tokenized, self._settings, self._identity.pad_token_id)
+        return cut_rows(self._tokenized(documents), self._settings, self._identity.pad_token_id)
 
-    def _from(self, position: Position) -> Iterator[tuple[TokenRow, RowEnd]] | None:
-        """Rows from a position on, None where the corpus does not have there what it says."""
-        eos = self._identity.eos_token_id
-        documents = self._corpus.documents(position.place)
+    def _from(self, bookmark: Bookmark) -> Iterator[tuple[TokenRow, RowEnd]] | None:
+        """Rows from a bookmark on, None where the corpus does not have there what it says."""
+        documents = self._corpus.documents(bookmark.place)
         try:
-            first = list(tokenize(islice(documents, 1), self._tokenizer, eos))
+            first = list(self._tokenized(islice(documents, 1)))
         except UserError:  # what is wrong with the corpus itself shows again on the way from further ahead
             return None
-        if not first or not position.holds(first[0].tokens, self._settings.mode):
+        if not first or not bookmark.holds(first[0].tokens, self._settings.mode):
             return None
-        tokenized = chain(first, tokenize(documents, self._tokenizer, eos))
-        return cut_rows(tokenized, self._settings, self._identity.pad_token_id, position.used)
+        tokenized = chain(first, self._tokenized(documents))
+        return cut_rows(tokenized, self._settings, self._identity.pad_token_id, bookmark.used)
+
+    def _tokenized(self, documents: Iterable[Placed]) -> Iterator[Tokenized]:
+        """Documents as tokens, each of which the teacher has a row of its LM head for."""
+        eos, rows = self._identity.eos_token_id, self._identity.vocab_size
+        for document in tokenize(documents, self._tokenizer, eos, special_as_text=self._special_as_text):
+            largest = int(document.tokens.max())
+            if largest >= rows:
+                raise UserError(
+                    f"corpus.source {self._source}: a document has the token {largest}, "
+                    f"{self._tokenizer.convert_ids_to_tokens(largest)!r}, but the teacher knows {rows} tokens only; "
+                    "set corpus.special_tokens to text, or remove the document"
+                )
+            yield document

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from delta_common.tokenizer import own_prefix
-from teacher_cache.corpus.documents import Document, Place, Placed, RowEnd, Tokenized
+from teacher_cache.corpus.documents import Cursor, Document, Placed, RowEnd, Tokenized
 from teacher_cache.corpus.long_text import PIECE, encode_long
 from teacher_cache.settings import RowSettings
 
@@ -46,7 +46,7 @@ def iter_rows(
     stream so that a row begins with the last token of the one before: every token is a label exactly once. Only
     the last row is padded. `document` gives each document a row. A document without text gives nothing.
     """
-    placed = ((Place(number), document) for number, document in enumerate(documents))
+    placed = ((Cursor(number), document) for number, document in enumerate(documents))
     return (row for row, _ in cut_rows(tokenize(placed, tokenizer, eos_token_id), settings, pad_token_id))
 
 
@@ -123,7 +123,9 @@ def tokenize(
     for group in _groups(placed for placed in documents if placed[1].text):
         texts = [document.text for _, document in group]
         for (place, _), ids in zip(group, _encode(tokenizer, texts, special_as_text), strict=True):
-            yield Tokenized(place, np.concatenate([np.array(prefix, np.uint32), ids, np.array([eos_token_id], np.uint32)]))
+            yield Tokenized(
+                place, np.concatenate([np.array(prefix, np.uint32), ids, np.array([eos_token_id], np.uint32)])
+            )
 
 
 def _encode(

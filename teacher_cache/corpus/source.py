@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed, Reader
+from teacher_cache.corpus.documents import BEGINNING, Cursor, Document, Placed, Reader
 from teacher_cache.corpus.files import FileFormat, file_reader
 from teacher_cache.corpus.hub import hub_reader, hub_revision
 from teacher_cache.corpus.retries import with_retries
@@ -35,7 +35,7 @@ class Corpus:
     def __init__(self, settings: CorpusSettings) -> None:
         self._settings = settings
 
-    def documents(self, start: Place = BEGINNING) -> Iterator[Placed]:
+    def documents(self, start: Cursor = BEGINNING) -> Iterator[Placed]:
         """Documents in the corpus' own order from `start` on; files in the order of their names.
 
         Those without text are passed on. Errors that may pass are waited out, see `retries`. Raises `UserError`

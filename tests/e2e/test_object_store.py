@@ -261,7 +261,7 @@ def test_a_second_builder_of_the_same_shard_finds_it_done_or_says_that_it_differ
     make_synthetic_cache(url, **vars(settings))
     commit = open_store(url).read("commits/00000.json")
     cache, frozen = open_cache(url), "teacher/frozen.safetensors"
-    writer = CacheWriter(open_store(url), cache.manifest, {frozen: open_store(url).read(frozen)})
+    writer = CacheWriter.open(open_store(url), cache.manifest, {frozen: open_store(url).read(frozen)})
     arrays, statistics = teacher.shard(cache.manifest, range(8))
     writer.write_shard(0, arrays.by_name, statistics.sums, {"torch": "another"})
     assert open_store(url).read("commits/00000.json") == commit, "the first record stays"

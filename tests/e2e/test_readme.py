@@ -26,7 +26,9 @@ from tests.helpers import ROOT
 README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-LAUNCHER = re.compile(r"^torchrun (?:--[a-z-]+ \S+ )*--nproc-per-node \d+ (?:--[a-z-]+ \S+ )*-m (student|teacher_cache)\b")
+LAUNCHER = re.compile(
+    r"^torchrun (?:--[a-z-]+ \S+ )*--nproc-per-node \d+ (?:--[a-z-]+ \S+ )*-m (student|teacher_cache)\b"
+)
 APPS = {
     module.app.name[0]: module.app
     for module in (cache_cli, student_cli, eval_cli, export_cli, generate_cli, report_cli)

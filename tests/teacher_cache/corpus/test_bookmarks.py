@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from delta_common.errors import UserError
 from teacher_cache.corpus import retries
-from teacher_cache.corpus.documents import BEGINNING, Document, Place, Placed
+from teacher_cache.corpus.documents import BEGINNING, Cursor, Document, Placed
 from teacher_cache.corpus.files import file_reader
 from teacher_cache.corpus.retries import PAUSES, may_pass, with_retries
 from teacher_cache.corpus.source import Corpus
@@ -98,17 +98,17 @@ def test_a_remote_file_whose_reads_fail_now_and_then_gives_the_same_documents(
     assert max(pauses) < 10
 
 
-def breaking(error: Callable[[], Exception], at: int, times: int) -> Callable[[Place], Iterator[Placed]]:
+def breaking(error: Callable[[], Exception], at: int, times: int) -> Callable[[Cursor], Iterator[Placed]]:
     """Reads ten documents; the one at `at` raises so many times."""
     left = [times]
 
-    def read(start: Place) -> Iterator[Placed]:
+    def read(start: Cursor) -> Iterator[Placed]:
         for number in range(start.document, 10):
             if number == at and left[0]:
                 left[0] -= 1
                 cause = error()
                 raise UserError(f"corpus: cannot be read: {cause}; remedy") from cause
-            yield Place(document=number), Document(str(number), f"text {number}")
+            yield Cursor(document=number), Document(str(number), f"text {number}")
 
     return read
 
@@ -170,7 +170,7 @@ def test_what_may_pass(error: Exception | None, from_network: bool, from_disk: b
 def test_a_document_that_is_another_after_the_connection_dropped_is_named(pauses: list[float]) -> None:
     readings = itertools.count()
 
-    def read(start: Place) -> Iterator[Placed]:
+    def read(start: Cursor) -> Iterator[Placed]:
         reading = next(readings)
         yield start, Document("a", f"text of reading {reading}")
         raise UserError("dropped") from TimeoutError()

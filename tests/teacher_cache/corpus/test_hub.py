@@ -15,7 +15,7 @@ import pytest
 from delta_common.errors import UserError
 from teacher_cache.corpus import files as corpus_files
 from teacher_cache.corpus import retries
-from teacher_cache.corpus.documents import Place
+from teacher_cache.corpus.documents import Cursor
 from teacher_cache.corpus.source import Corpus, describe_corpus, iter_documents
 from teacher_cache.settings import CorpusSettings
 
@@ -61,8 +61,8 @@ def settings(root: Path | str, **more: Any) -> CorpusSettings:
     return CorpusSettings.model_validate({"source": str(root), "format": "hub", "subset": SUBSET, **more})
 
 
-def as_stored(place: Place) -> Place:
-    return Place(**json.loads(json.dumps(asdict(place))))
+def as_stored(place: Cursor) -> Cursor:
+    return Cursor(**json.loads(json.dumps(asdict(place))))
 
 
 @pytest.mark.parametrize("kind", ["fineweb", "lines"])

@@ -1,4 +1,4 @@
-"""Rows are the same whoever begins where, with or without positions, sound or not; and little is read to begin."""
+"""Rows are the same whoever begins where, with or without bookmarks, sound or not; and little is read to begin."""
 
 import gzip
 import json
@@ -7,8 +7,7 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from hypothesis import strategies as st
 from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.corpus import files, retries
-from teacher_cache.corpus.bookmarks import Positions, position_key
+from teacher_cache.corpus.bookmarks import Bookmarks, bookmark_key
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.keys import CORPUS_FOLDER, CORPUS_ROWS_KEY
@@ -28,13 +27,11 @@ from teacher_cache.format.manifest import Manifest, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
-from teacher_cache.teacher.model import Teacher
 from teacher_cache.verify.objects import verify
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 IDENTITY = TokenizerIdentity(sha256="0", vocab_size=257, eos_token_id=EOS, pad_token_id=EOS, has_files=True)
-TEACHER = cast(Teacher, SimpleNamespace(tokenizer=TOKENIZER, tokenizer_identity=lambda: IDENTITY))
 A_SHARD = 4
 
 
@@ -136,15 +133,15 @@ def test_rows_are_those_of_the_simple_twin_whoever_begins_where(
     folder = tmp_path_factory.mktemp("rows")
     settings = asked(write_corpus(folder / "corpus", texts, ending, group=2), seq_len, mode)
     expected = twin(texts, seq_len, mode)
-    plain = CorpusRows(settings, TEACHER)
+    plain = CorpusRows(settings, TOKENIZER, IDENTITY)
     assert not expected or plain.count() == len(expected)
     whole = list(plain.take(range(len(expected))))
     assert tokens(whole) == expected
     store = LocalStore(folder / "cache")
-    one = CorpusRows(settings, TEACHER, Positions(store, describes(manifest, settings)))
+    one = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, describes(manifest, settings)))
     for shard in shards:
         wanted = range(A_SHARD * shard, min(A_SHARD * (shard + 1), len(expected)))
-        fresh = CorpusRows(settings, TEACHER, Positions(store, describes(manifest, settings)))
+        fresh = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, describes(manifest, settings)))
         if len(wanted):
             assert same(list(one.take(wanted)), whole[wanted.start : wanted.stop])
             assert same(list(fresh.take(wanted)), whole[wanted.start : wanted.stop])
@@ -157,7 +154,7 @@ def built_once(
     folder = tmp_path_factory.mktemp("built")
     settings = asked(write_corpus(folder / "corpus", words(400)))
     described = describes(manifest, settings)
-    rows = CorpusRows(settings, TEACHER, Positions(LocalStore(folder / "cache"), described))
+    rows = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(LocalStore(folder / "cache"), described))
     return settings, folder / "cache", described, list(rows.take(range(rows.count())))
 
 
@@ -165,7 +162,7 @@ def built_once(
 def built(
     built_once: tuple[BuildSettings, Path, Manifest, list[TokenRow]], tmp_path: Path
 ) -> tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]]:
-    """Settings, the store of a cache with the positions of all its shards, and its rows."""
+    """Settings, the store of a cache with the bookmarks of all its shards, and its rows."""
     settings, cache, described, whole = built_once
     return settings, LocalStore(Path(shutil.copytree(cache, tmp_path / "cache"))), described, whole
 
@@ -177,10 +174,12 @@ def test_a_restart_reads_what_it_needs_and_little_more(
     assert len(whole) > 500
     read = counted(monkeypatch)
     wanted = range(500, 504)
-    assert same(list(CorpusRows(settings, TEACHER, Positions(store, described)).take(wanted)), whole[500:504])
+    assert same(
+        list(CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described)).take(wanted)), whole[500:504]
+    )
     assert len(read) <= 20
     read.clear()
-    assert same(list(CorpusRows(settings, TEACHER).take(wanted)), whole[500:504])
+    assert same(list(CorpusRows(settings, TOKENIZER, IDENTITY).take(wanted)), whole[500:504])
     assert len(read) > 200
 
 
@@ -189,8 +188,10 @@ def test_what_a_builder_far_ahead_passes_is_kept_for_others(
 ) -> None:
     settings, known, described, whole = built
     store = LocalStore(tmp_path / "other")
-    assert same(list(CorpusRows(settings, TEACHER, Positions(store, described)).take(range(80, 84))), whole[80:84])
-    expected = {position_key(row): known.read(position_key(row)) for row in range(A_SHARD, 85, A_SHARD)}
+    assert same(
+        list(CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described)).take(range(80, 84))), whole[80:84]
+    )
+    expected = {bookmark_key(row): known.read(bookmark_key(row)) for row in range(A_SHARD, 85, A_SHARD)}
     assert {key: store.read(key) for key in store.sizes()} == expected
 
 
@@ -199,7 +200,7 @@ def test_builders_that_take_turns_read_each_document_about_once(
 ) -> None:
     settings, _, described, whole = built
     store = LocalStore(tmp_path / "other")
-    builders = [CorpusRows(settings, TEACHER, Positions(store, described)) for _ in range(4)]
+    builders = [CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described)) for _ in range(4)]
     read = counted(monkeypatch)
     for shard in range(len(whole) // A_SHARD):
         wanted = range(shard * A_SHARD, (shard + 1) * A_SHARD)
@@ -217,8 +218,8 @@ def test_what_has_to_be_unpacked_up_to_a_position_is_read_on_instead_but_for_the
         path.unlink()
     settings = asked(source)
     store, described = LocalStore(tmp_path / "cache"), describes(manifest, settings)
-    whole = list(CorpusRows(settings, TEACHER, Positions(store, described)).take(range(400)))
-    rows = CorpusRows(settings, TEACHER, Positions(store, described))
+    whole = list(CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described)).take(range(400)))
+    rows = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described))
     read = counted(monkeypatch)
     assert same(list(rows.take(range(300, 304))), whole[300:304])
     assert len(read) <= 20
@@ -240,7 +241,7 @@ def test_rows_come_from_the_commit_that_the_manifest_names(
     settings = asked(Path("owner/name"), revision="main")
     described = describes(manifest, settings, corpus={"revision": "0123abc"})
     with pytest.raises(UserError, match="offline"):
-        list(CorpusRows(settings, TEACHER, Positions(LocalStore(tmp_path), described)).take(range(4)))
+        list(CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(LocalStore(tmp_path), described)).take(range(4)))
     assert asked_for == ["0123abc"]
 
 
@@ -283,8 +284,8 @@ def test_a_position_that_is_not_true_changes_no_row(
 ) -> None:
     settings, store, described, whole = built
     for row in range(400, 501, A_SHARD):
-        store.publish(position_key(row), {**UNSOUND, **MISLEADING}[damage](store.read(position_key(row))))
-    taken = list(CorpusRows(settings, TEACHER, Positions(store, described)).take(range(500, 504)))
+        store.publish(bookmark_key(row), {**UNSOUND, **MISLEADING}[damage](store.read(bookmark_key(row))))
+    taken = list(CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described)).take(range(500, 504)))
     assert same(taken, whole[500:504])
 
 
@@ -299,8 +300,8 @@ def test_positions_of_other_rows_are_passed_over(
         "tokenizer": {"tokenizer": IDENTITY.model_copy(update={"sha256": "1"})},
         "corpus": {"corpus": {"source": "elsewhere"}},
     }[changed]
-    assert list(Positions(store, described).between(0, 500))
-    assert not list(Positions(store, described.model_copy(update=other)).between(0, 500))
+    assert list(Bookmarks(store, described).between(0, 500))
+    assert not list(Bookmarks(store, described.model_copy(update=other)).between(0, 500))
 
 
 def test_positions_do_not_depend_on_what_else_a_cache_holds(
@@ -310,7 +311,7 @@ def test_positions_do_not_depend_on_what_else_a_cache_holds(
     teacher = described.teacher.model_copy(update={"name": "another"})
     shards = described.rows.model_copy(update={"rows_per_shard": 100, "count": 7})
     other = described.model_copy(update={"teacher": teacher, "rows": shards})
-    assert next(Positions(store, other).between(0, 500)).row == 500
+    assert next(Bookmarks(store, other).between(0, 500)).row == 500
 
 
 def test_builders_at_once_write_the_same_positions(
@@ -321,7 +322,7 @@ def test_builders_at_once_write_the_same_positions(
 
     def work() -> None:
         try:
-            rows = CorpusRows(settings, TEACHER, Positions(store, described))
+            rows = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described))
             assert same(list(rows.take(range(200))), whole[:200])
         except BaseException as error:
             failures.append(error)
@@ -333,7 +334,7 @@ def test_builders_at_once_write_the_same_positions(
         thread.join()
     assert not failures
     assert {key: store.read(key) for key in store.sizes()} == {
-        position_key(row): known.read(position_key(row)) for row in range(A_SHARD, 201, A_SHARD)
+        bookmark_key(row): known.read(bookmark_key(row)) for row in range(A_SHARD, 201, A_SHARD)
     }
     assert not list((tmp_path / "other").rglob(".*"))
 
@@ -353,7 +354,7 @@ def test_rows_are_the_same_when_reading_breaks_off_now_and_then(
     monkeypatch.setattr(files, "make_document", dropping)
     monkeypatch.setattr(retries.time, "sleep", lambda seconds: None)
     for start in (4, 300):
-        rows = CorpusRows(settings, TEACHER, Positions(store, described))
+        rows = CorpusRows(settings, TOKENIZER, IDENTITY, Bookmarks(store, described))
         assert same(list(rows.take(range(start, start + 100))), whole[start : start + 100])
 
 
@@ -361,8 +362,8 @@ def test_a_corpus_that_ends_too_early_says_where(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]],
 ) -> None:
     settings, store, described, whole = built
-    for positions in (None, Positions(store, described)):
-        rows = CorpusRows(settings, TEACHER, positions)
+    for bookmarks in (None, Bookmarks(store, described)):
+        rows = CorpusRows(settings, TOKENIZER, IDENTITY, bookmarks)
         with pytest.raises(UserError, match=rf"ends after {len(whole)} rows, .* set rows\.count to {len(whole)} or"):
             list(rows.take(range(len(whole) - 2, len(whole) + 2)))
 
@@ -371,20 +372,20 @@ def test_a_corpus_that_ends_too_early_says_where(
 def test_a_corpus_without_text_is_named_when_its_rows_are_counted(texts: list[str | None], tmp_path: Path) -> None:
     settings = asked(write_corpus(tmp_path / "corpus", texts))
     with pytest.raises(UserError, match=r"corpus\.source .*: no document has text; check corpus\.text_column"):
-        CorpusRows(settings, TEACHER).count()
+        CorpusRows(settings, TOKENIZER, IDENTITY).count()
 
 
 def test_the_length_of_a_corpus_is_kept_for_the_same_rows_only(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]],
 ) -> None:
     _, store, described, _ = built
-    positions = Positions(store, described)
-    assert positions.length() is None
-    positions.save_length(77)
-    assert Positions(store, described).length() == 77
-    assert Positions(store, described.model_copy(update={"corpus": {}})).length() is None
+    bookmarks = Bookmarks(store, described)
+    assert bookmarks.length() is None
+    bookmarks.save_length(77)
+    assert Bookmarks(store, described).length() == 77
+    assert Bookmarks(store, described.model_copy(update={"corpus": {}})).length() is None
     store.publish(CORPUS_ROWS_KEY, store.read(CORPUS_ROWS_KEY).replace(b"77", b"78"))
-    assert Positions(store, described).length() is None
+    assert Bookmarks(store, described).length() is None
 
 
 def test_verify_knows_positions_and_names_those_that_are_none(
@@ -392,14 +393,24 @@ def test_verify_knows_positions_and_names_those_that_are_none(
 ) -> None:
     cache = Path(shutil.copytree(synthetic_cache, tmp_path / "copy"))
     store, settings = LocalStore(cache), built[0]
-    positions = Positions(store, open_cache(cache).manifest)
-    rows = CorpusRows(settings, TEACHER, positions)
+    bookmarks = Bookmarks(store, open_cache(cache).manifest)
+    rows = CorpusRows(settings, TOKENIZER, IDENTITY, bookmarks)
     list(rows.take(range(16)))
-    assert [row for row in (8, 16) if (cache / position_key(row)).is_file()] == [8, 16]
-    positions.save_length(16)
+    assert [row for row in (8, 16) if (cache / bookmark_key(row)).is_file()] == [8, 16]
+    bookmarks.save_length(16)
     assert verify(store).is_sound
     assert verify(store).objects == len([path for path in cache.rglob("*") if path.is_file()])
-    (cache / position_key(16)).write_bytes((cache / position_key(16)).read_bytes()[:-4])
+    (cache / bookmark_key(16)).write_bytes((cache / bookmark_key(16)).read_bytes()[:-4])
     (cache / CORPUS_FOLDER / "notes.txt").write_text("mine")
     found = {(fault.kind, fault.key) for fault in verify(store).faults}
-    assert found == {("hint", position_key(16)), ("stray", f"{CORPUS_FOLDER}/notes.txt")}
+    assert found == {("hint", bookmark_key(16)), ("stray", f"{CORPUS_FOLDER}/notes.txt")}
+
+
+def test_a_token_the_teacher_has_no_row_for_is_refused(tmp_path: Path) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<image>"], special_tokens=True)
+    source = write_corpus(tmp_path / "texts", ["plain text", "one <image> here"] * 4)
+    as_text = CorpusRows(asked(source), tokenizer, IDENTITY)
+    assert as_text.count() > 3
+    with pytest.raises(UserError, match=r"has the token 257, '<image>', but the teacher knows 257 tokens only"):
+        CorpusRows(asked(source, special_tokens="control"), tokenizer, IDENTITY).count()

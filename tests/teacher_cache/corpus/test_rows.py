@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from teacher_cache.corpus.documents import Document
-from teacher_cache.corpus.rows import DOCUMENTS_AT_ONCE, TokenRow, iter_rows
+from teacher_cache.corpus.documents import Cursor, Document
+from teacher_cache.corpus.rows import DOCUMENTS_AT_ONCE, TokenRow, iter_rows, tokenize
 from teacher_cache.settings import RowSettings
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
@@ -228,3 +228,11 @@ def test_documents_longer_than_the_tokenizers_limit_are_whole_and_raise_no_warni
     finally:
         transformers.removeHandler(caplog.handler)
     assert without_padding(rows[0]) == tokens_of(text)
+
+
+@pytest.mark.parametrize(("as_text", "control"), [(True, 0), (False, 1)])
+def test_a_special_tokens_name_in_a_document_is_its_letters_unless_told(as_text: bool, control: int) -> None:
+    placed = [(Cursor(0), Document("a", "before <|endoftext|> after"))]
+    (document,) = tokenize(placed, byte_tokenizer(), EOS, special_as_text=as_text)
+    assert (document.tokens[:-1] == EOS).sum() == control
+    assert byte_tokenizer().decode(document.tokens[:-1]) == "before <|endoftext|> after"

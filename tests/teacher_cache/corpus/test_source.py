@@ -308,3 +308,70 @@ def test_settings_refuse_what_they_do_not_know() -> None:
         CorpusSettings(source="a.txt", max_documents=0)
     with pytest.raises(ValueError, match="column"):
         CorpusSettings.model_validate({"source": "a.txt", "column": "text"})
+
+
+def texts_of(source: Path, **fields: Any) -> list[str]:
+    return [document.text for document in iter_documents(CorpusSettings(source=str(source), **fields))]
+
+
+def test_hidden_files_and_folders_are_no_documents(tmp_path: Path) -> None:
+    for place in ("a.txt", ".hidden.txt", ".ipynb_checkpoints/a.txt", "deep/.git/b.txt", "deep/b.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(place)
+    assert texts_of(tmp_path) == ["a.txt", "deep/b.txt"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfhello")
+    (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "first"}\n{"text": "second"}\n')
+    assert texts_of(tmp_path / "a.txt") == ["hello"]
+    assert texts_of(tmp_path / "b.jsonl") == ["first", "second"]
+
+
+@pytest.mark.parametrize("name", ["c4.json.gz", "UP.JSONL.GZ"])
+def test_packed_lines_go_by_other_names_too(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b'{"text": "packed"}\n'))
+    assert texts_of(tmp_path) == texts_of(tmp_path, format="jsonl") == ["packed"]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"text": "bad \\ud83d here"}', "half a surrogate pair at character 4, which is no text"),
+        (b'{"text": "x", "n": ' + b"9" * 5000 + b"}", "not JSON: Exceeds the limit"),
+        (b'{"text": "x", "n": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", "not JSON: "),
+    ],
+)
+def test_a_line_that_is_no_document_is_named(line: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "good"}\n' + line + b"\n")
+    with pytest.raises(UserError, match=rf"a.jsonl:2: .*{said}"):
+        texts_of(tmp_path / "a.jsonl")
+
+
+def test_half_a_surrogate_in_a_name_does_not_stop_a_document(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "ok \\ud83d\\ude00", "id": "\\ud83d"}\n')
+    (document,) = iter_documents(CorpusSettings(source=str(tmp_path / "a.jsonl")))
+    assert (document.text, document.id) == ("ok 😀", "?")
+
+
+def test_an_unknown_format_names_those_there_are(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("x")
+    with pytest.raises(UserError, match=r"corpus.format csv: must be auto, parquet, jsonl, text, hub"):
+        texts_of(tmp_path, format="csv")
+
+
+def test_the_home_folder_may_be_meant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.txt").write_text("at home")
+    assert texts_of(Path("~/a.txt")) == ["at home"]
+
+
+def test_a_file_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.txt").write_text("x")
+
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UserError, match=r"a.txt: cannot be opened \(Permission denied\)"):
+        describe_corpus(CorpusSettings(source=str(tmp_path)))

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from teacher_cache.format.nodes import derivative_weights, interpolation_weights, node_temperatures
+from teacher_cache.format.nodes import (
+    MOST_NODES,
+    derivative_weights,
+    expected_error,
+    interpolation_weights,
+    node_temperatures,
+    nodes_needed,
+)
 
 NODES = node_temperatures(1.0, 2.0, 5)
 temperatures = st.floats(1.0, 2.0)
@@ -34,3 +41,30 @@ def test_at_a_node_the_stored_mass_is_taken_as_it_is(index: int) -> None:
 def test_a_temperature_outside_the_range_is_refused_by_name(temperature: float) -> None:
     with pytest.raises(UserError, match="outside the cached range 1 to 2"):
         interpolation_weights(NODES, temperature)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "count"),
+    [(1, 2, 5), (1.0, 1.5, 5), (1, 4, MOST_NODES), (0.5, 2, MOST_NODES), (0.9, 1.2, MOST_NODES)],
+)
+def test_a_wider_range_takes_more_nodes(low: float, high: float, count: int) -> None:
+    assert nodes_needed(low, high) == count
+
+
+@pytest.mark.parametrize(("low", "high"), [(1.0, 2.0), (1.0, 4.0), (1.0, 20.0), (0.5, 2.0), (0.5, 4.0)])
+def test_log_z_between_the_nodes_is_as_right_as_is_said(low: float, high: float) -> None:
+    """Logits like a language model's, a bulk and a tail of likely tokens above it, of which the largest 8 are kept."""
+    random = np.random.default_rng(0)
+    logits = np.sort(np.concatenate([random.normal(0, 2, 40_000), random.gumbel(6, 2, 60)]))
+    top, rest = logits[-8:] - logits[-1], logits[:-8] - logits[-1]
+    nodes = node_temperatures(low, high, nodes_needed(low, high))
+    kept = np.array([np.log(np.exp(rest / t).sum()) for t in nodes])
+    for t in np.geomspace(low, high, 40):
+        found = np.logaddexp(kept @ interpolation_weights(nodes, float(t)), np.log(np.exp(top / t).sum()))
+        true = np.logaddexp(np.log(np.exp(rest / t).sum()), np.log(np.exp(top / t).sum()))
+        assert abs(found - true) <= expected_error(nodes)
+
+
+def test_fewer_nodes_are_said_to_be_worse() -> None:
+    assert expected_error(node_temperatures(1, 20, 3)) > expected_error(node_temperatures(1, 20, MOST_NODES))
+    assert expected_error(node_temperatures(0.1, 2, 9)) > 0.1
