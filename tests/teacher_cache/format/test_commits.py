@@ -51,6 +51,8 @@ def test_a_shard_counts_while_the_cache_has_its_rows() -> None:
     assert covers(record, manifest)
     assert not covers(record, changed(manifest, "rows", count=6))
     assert not covers(record, changed(manifest, "rows", count=4))
+    nothing = record.model_copy(update={"rows": 0})
+    assert not covers(nothing, changed(manifest, "rows", count=4)), "there is no such shard"
     assert covers(golden_record(shard=0), changed(manifest, "rows", count=400))
 
 

@@ -39,7 +39,7 @@ PARTS = [
     (RangeByteRequest(10, 20), DATA[10:20]),
     (OffsetByteRequest(90), DATA[90:]),
     (SuffixByteRequest(5), DATA[-5:]),
-    (SuffixByteRequest(500), DATA),
+    (SuffixByteRequest(150), DATA),
     (None, DATA),
 ]
 

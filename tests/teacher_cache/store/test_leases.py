@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from typing import Any
 
 import obstore
 import pytest
@@ -116,6 +117,29 @@ def test_a_lock_that_could_not_be_renewed_is_not_trusted(store: MemoryStore, mon
         lease.require()
     lease.end()
     assert read_version(store, KEY, KEY) is not None, "it may be another's by now, so it is left to expire"
+
+
+def test_a_lock_that_was_not_renewed_lately_is_renewed_before_it_is_removed(
+    store: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A removal has no condition: just before the lease runs out it could hit another's lock."""
+    beats: list[object] = []
+
+    def note(*arguments: Any) -> object:
+        beats.append(json.loads(arguments[2])["beat"])
+        return put_if(*arguments)
+
+    for idle, expected in ((0.0, []), (0.6 * LEASE, [1])):
+        lease = locks(store).acquire(KEY, 0)
+        assert lease is not None
+        lease._ending.set()
+        lease._thread.join()
+        time.sleep(idle)
+        with monkeypatch.context() as patch:
+            patch.setattr("teacher_cache.store.leases.put_if", note)
+            lease.end()
+        assert beats == expected
+        assert read_version(store, KEY, KEY) is None
 
 
 def test_a_store_that_ignores_conditions_is_refused(store: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> None:
