@@ -1,12 +1,15 @@
 """What every command line shares: words parsed, errors in one line, exit codes, nothing slow imported for help."""
 
+import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 from cyclopts import App
 
-from delta_common.command import EXIT_STOPPED, EXIT_USAGE, run_app, run_command
+from delta_common.command import EXIT_NO_READER, EXIT_STOPPED, EXIT_UNFORESEEN, EXIT_USAGE, run_app, run_command
 from delta_common.errors import UserError
 
 app = App(name="tool")
@@ -72,12 +75,85 @@ def test_a_stop_says_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "tool: stopped; run the same command again to continue\n"
 
 
-def test_other_errors_are_not_hidden() -> None:
+def test_an_unforeseen_error_is_one_line_that_names_its_traceback(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise ZeroDivisionError("by\nnothing")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert run_command("tool", fail) == EXIT_UNFORESEEN
+    (report,) = tmp_path.iterdir()
+    said = capsys.readouterr().err
+    assert said.startswith("tool: unforeseen error: ZeroDivisionError: by nothing ")
+    assert said.endswith(f"{report}\n")
+    assert said.count("\n") == 1
+    assert "Traceback (most recent call last)" in report.read_text()
+    assert "raise ZeroDivisionError" in report.read_text()
+
+
+def test_without_a_temporary_folder_the_traceback_is_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def fail() -> int:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
-        run_command("tool", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    assert run_command("tool", fail) == EXIT_UNFORESEEN
+    assert capsys.readouterr().err.startswith("Traceback (most recent call last)")
+
+
+def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command("tool", lambda: len((tmp_path / "none").read_bytes())) == EXIT_USAGE
+    said = capsys.readouterr().err
+    assert said.startswith(f"tool: error: {tmp_path / 'none'}: No such file or directory; ")
+    assert said.count("\n") == 1
+
+
+PRINTS = "lambda: print('ü☃' * 100_000)"
+PRINTS_A_TABLE = "lambda: print_tables(*['ü☃'] * 100_000)"
+
+
+def shell(command: str, redirection: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command under bash; the last word of stdout is its exit code."""
+    script = (
+        "import sys; from delta_common.command import run_command; from delta_common.console import print_tables; "
+        f"sys.exit(run_command('tool', {command}))"
+    )
+    line = f'"{sys.executable}" -c "{script}" {redirection}; echo " ${{PIPESTATUS[0]}}"'
+    return subprocess.run(
+        ["bash", "-c", line], capture_output=True, text=True, env=os.environ | {"PYTHONUNBUFFERED": ""} | variables
+    )
+
+
+@pytest.mark.parametrize("command", [PRINTS, PRINTS_A_TABLE])
+def test_a_reader_that_had_enough_hears_nothing(command: str) -> None:
+    done = shell(command, "| (head -c 2; sleep 0.01)")
+    assert done.stdout.split() == ["ü", str(EXIT_NO_READER)]
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", [PRINTS, PRINTS_A_TABLE, "lambda: print(1)"])
+def test_output_on_a_full_disk_is_one_line(command: str) -> None:
+    done = shell(command, "> /dev/full")
+    assert done.stdout.split() == [str(EXIT_USAGE)]
+    assert done.stderr.startswith("tool: error: No space left on device; ")
+    assert done.stderr.count("\n") == 1
+
+
+def test_output_that_is_closed_is_not_missed() -> None:
+    done = shell("lambda: print(1) or print_tables('2') or print(3, file=sys.stderr)", ">&-")
+    assert (done.stdout.split(), done.stderr) == (["0"], "3\n")
+    done = shell("lambda: print(1) or print(3, file=sys.stderr)", "2>&-")
+    assert (done.stdout.split(), done.stderr) == (["1", "0"], "")
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_any_character_can_be_printed_in_any_encoding(variables: dict[str, str]) -> None:
+    words = "'\\xfc\\udcff'"
+    done = shell(f"lambda: print({words}) or print({words}, file=sys.stderr)", "", PYTHONCOERCECLOCALE="0", **variables)
+    assert done.stdout.split() == ["\\xfc\\udcff", "0"]
+    assert done.stderr == "\\xfc\\udcff\n"
 
 
 @pytest.mark.parametrize(
