@@ -42,6 +42,7 @@ def test_data_cannot_end_its_element() -> None:
     assert "</script><!--" not in written
     (embedded,) = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', written, re.DOTALL)
     assert embedded.isascii()
+    assert not set("<>&") & set(embedded)
     assert json.loads(embedded) == said
 
 

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from teacher_cache.format.commits import commit_key
+from teacher_cache.format.commits import commit_key, parse_commit
 from teacher_cache.format.errors import CacheFormatError
+from teacher_cache.format.keys import CORPUS_ROWS_KEY
+from teacher_cache.format.sealed import seal
+from teacher_cache.read.cache import open_cache
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.objects import Fault, Findings, verify
 from tests.helpers.damageable import contents
@@ -89,6 +92,23 @@ def test_a_record_of_another_shard_is_a_fault(copy: Path) -> None:
     shutil.copy(copy / commit_key(0), copy / commit_key(1))
     (fault,) = verify(LocalStore(copy)).faults
     assert (fault.kind, fault.shard) == ("commit", 1)
+
+
+def test_a_record_of_fewer_rows_than_its_shard_is_a_fault(copy: Path) -> None:
+    store, key = LocalStore(copy), commit_key(1)
+    record = parse_commit(store.read(key), key, open_cache(copy).manifest, key)
+    store.publish(key, seal(record.model_copy(update={"rows": record.rows - 1})))
+    findings = verify(store)
+    assert findings.faults == [Fault("commit", key, 1, "covers 7 rows from 8")]
+    assert findings.shards_done == 2
+
+
+def test_a_damaged_bookmark_is_a_hint_that_builds_ignore(copy: Path) -> None:
+    bookmark = copy / CORPUS_ROWS_KEY
+    bookmark.parent.mkdir(parents=True, exist_ok=True)
+    bookmark.write_text("{}")
+    findings = verify(LocalStore(copy))
+    assert [(fault.kind, fault.key) for fault in findings.faults] == [("hint", CORPUS_ROWS_KEY)]
 
 
 def test_an_object_that_cannot_be_read_is_a_fault(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
