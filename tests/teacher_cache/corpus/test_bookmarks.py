@@ -1,181 +1,79 @@
-"""Reading a corpus from any place in it, and on after errors that pass."""
+"""Where shards begin is kept beside the cache, believed only of the same corpus, and never needed."""
 
-import errno
-import gzip
-import itertools
-import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
-import fsspec
-import pyarrow as pa
-import pyarrow.parquet as pq
+import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from delta_common.errors import UserError
-from teacher_cache.corpus import retries
-from teacher_cache.corpus.documents import BEGINNING, Cursor, Document, Placed
-from teacher_cache.corpus.files import file_reader
-from teacher_cache.corpus.retries import PAUSES, may_pass, with_retries
-from teacher_cache.corpus.source import Corpus
-from teacher_cache.settings import CorpusSettings
+from teacher_cache.corpus.bookmarks import Bookmarks, bookmark_key, bookmark_row, is_hint_key, unsound_hints
+from teacher_cache.corpus.documents import Cursor, RowEnd, Tokenized
+from teacher_cache.format.keys import CORPUS_ROWS_KEY
+from teacher_cache.format.manifest import Manifest
+from teacher_cache.store.local import LocalStore
+from tests.helpers.golden import changed, golden_manifest
 
-files_of_texts = st.lists(st.lists(st.none() | st.text(max_size=8), max_size=6), min_size=1, max_size=4)
-endings = st.sampled_from(["parquet", "jsonl", "jsonl.gz", "jsonl.zst", "txt"])
-
-
-def write_files(folder: Path, texts: list[list[str | None]], ending: str, group: int) -> None:
-    for number, inside in enumerate(texts):
-        path = folder / f"{number}.{ending}"
-        blank = "\n" * (number % 2)
-        data = "".join(blank + json.dumps({"text": text}) + "\n" for text in inside).encode()
-        if ending == "parquet":
-            pq.write_table(pa.table({"text": pa.array(inside, pa.string())}), path, row_group_size=group)
-        elif ending == "txt":
-            path.write_text("".join(text or "" for text in inside), encoding="utf-8", newline="")
-        elif ending == "jsonl.zst":
-            path.write_bytes(pa.compress(data, codec="zstd", asbytes=True))
-        else:
-            path.write_bytes(gzip.compress(data) if ending == "jsonl.gz" else data)
-
-
-@settings(deadline=None)
-@given(texts=files_of_texts, ending=endings, group=st.integers(1, 4), most=st.none() | st.integers(1, 9))
-def test_reading_from_a_documents_place_gives_it_and_all_behind(
-    tmp_path_factory: pytest.TempPathFactory, texts: list[list[str | None]], ending: str, group: int, most: int | None
-) -> None:
-    folder = tmp_path_factory.mktemp("corpus")
-    write_files(folder, texts, ending, group)
-    corpus = Corpus(CorpusSettings(source=str(folder), max_documents=most))
-    placed = list(corpus.documents())
-    assert [place.document for place, _ in placed] == list(range(len(placed)))
-    if ending != "txt":
-        assert [document.text for _, document in placed] == [text or "" for text in itertools.chain(*texts)][:most]
-    for place, _ in placed:
-        assert list(corpus.documents(place)) == placed[place.document :]
+TOKENS = np.arange(30, dtype=np.uint32)
+END = RowEnd(Tokenized(Cursor(document=5, file=1, item=2), TOKENS), used=12)
 
 
 @pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Pauses that would have been made."""
-    made: list[float] = []
-    monkeypatch.setattr(retries.time, "sleep", made.append)
-    return made
+def manifest() -> Manifest:
+    return changed(golden_manifest("sampled"), "rows", count=40, rows_per_shard=4, rows_per_chunk=4)
 
 
 @pytest.fixture
-def remote() -> Iterator[str]:
-    """A Parquet file that fsspec alone can open."""
-    where = "memory://corpus/000_00000.parquet"
-    table = pa.table({"text": [f"document {i} " + "x" * 200 for i in range(300)]})
-    with fsspec.open(where, "wb") as file:
-        pq.write_table(table, file, row_group_size=20, compression="none")
-    yield where
-    fsspec.filesystem("memory").rm("/corpus", recursive=True)
+def store(tmp_path: Path) -> LocalStore:
+    return LocalStore(tmp_path)
 
 
-def test_a_remote_file_whose_reads_fail_now_and_then_gives_the_same_documents(
-    remote: str, pauses: list[float], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reader = file_reader([remote, remote], "parquet", CorpusSettings(source="a/b"))
-    expected = list(reader.read(BEGINNING))
-    assert len(expected) == 600
-    memory = fsspec.filesystem("memory").store["/corpus/000_00000.parquet"]
-    read, reads = type(memory).read, itertools.count(1)
-
-    def dropping(self: Any, *sizes: int) -> bytes:
-        if next(reads) % 9 == 0:
-            raise ConnectionError("peer closed connection")
-        return read(self, *sizes)
-
-    monkeypatch.setattr(type(memory), "read", dropping)
-    assert list(with_retries(reader.read, BEGINNING, remote=True)) == expected
-    assert pauses
-    assert max(pauses) < 10
+def test_a_shards_first_row_is_kept_and_found_by_others(store: LocalStore, manifest: Manifest) -> None:
+    one = Bookmarks(store, manifest)
+    for row in (4, 5, 8):
+        one.save(row, END)
+    found = list(Bookmarks(store, manifest).between(0, 11))
+    assert [bookmark.row for bookmark in found] == [8, 4], "the last first, rows inside a shard not kept"
+    assert (found[0].place, found[0].used) == (END.document.place, 12)
+    assert [bookmark.row for bookmark in one.between(4, 8)] == [8]
 
 
-def breaking(error: Callable[[], Exception], at: int, times: int) -> Callable[[Cursor], Iterator[Placed]]:
-    """Reads ten documents; the one at `at` raises so many times."""
-    left = [times]
-
-    def read(start: Cursor) -> Iterator[Placed]:
-        for number in range(start.document, 10):
-            if number == at and left[0]:
-                left[0] -= 1
-                cause = error()
-                raise UserError(f"corpus: cannot be read: {cause}; remedy") from cause
-            yield Cursor(document=number), Document(str(number), f"text {number}")
-
-    return read
+def test_a_bookmark_holds_only_for_the_document_it_was_made_in(store: LocalStore, manifest: Manifest) -> None:
+    marks = Bookmarks(store, manifest)
+    marks.save(4, END)
+    (bookmark,) = marks.between(0, 4)
+    assert bookmark.holds(TOKENS, "packed")
+    assert not bookmark.holds(TOKENS + 1, "packed")
+    assert not bookmark.holds(TOKENS, "document"), "tokens are left of it"
 
 
-def status(code: int) -> Exception:
-    error = RuntimeError(f"status {code}")
-    error.response = SimpleNamespace(status_code=code)  # type: ignore[attr-defined]
-    return error
+def test_bookmarks_of_another_corpus_or_damaged_ones_are_passed_over(store: LocalStore, manifest: Manifest) -> None:
+    Bookmarks(store, manifest).save(4, END)
+    other = changed(manifest, "rows", seq_len=manifest.seq_len + 1)
+    assert list(Bookmarks(store, other).between(0, 8)) == []
+    data = store.read(bookmark_key(4))
+    assert unsound_hints(store, manifest, [bookmark_key(4)]) == []
+    store.publish(bookmark_key(4), data.replace(b'"used": 12', b'"used": 13'))
+    assert list(Bookmarks(store, manifest).between(0, 8)) == []
+    assert unsound_hints(store, manifest, [bookmark_key(4)]) == [bookmark_key(4)]
 
 
-@pytest.mark.parametrize("times", [1, len(PAUSES)])
-def test_pauses_grow_until_it_works_again(times: int, pauses: list[float]) -> None:
-    documents = list(with_retries(breaking(TimeoutError, 4, times), BEGINNING, remote=True))
-    assert [document.id for _, document in documents] == [str(number) for number in range(10)]
-    assert pauses == list(PAUSES[:times])
+def test_a_bookmark_under_another_rows_key_is_none(store: LocalStore, manifest: Manifest) -> None:
+    Bookmarks(store, manifest).save(4, END)
+    store.publish(bookmark_key(8), store.read(bookmark_key(4)))
+    assert [bookmark.row for bookmark in Bookmarks(store, manifest).between(0, 8)] == [4]
 
 
-def test_after_three_minutes_the_error_is_named_with_the_document_and_the_tries(pauses: list[float]) -> None:
-    documents = with_retries(breaking(lambda: status(503), 4, 99), BEGINNING, remote=True)
-    assert len(list(itertools.islice(documents, 4))) == 4
-    with pytest.raises(UserError, match=r"status 503; remedy \(tried 9 times over 181 s behind document 3; the same"):
-        next(documents)
-    assert sum(pauses) == 181
+def test_the_number_of_rows_is_kept(store: LocalStore, manifest: Manifest) -> None:
+    marks = Bookmarks(store, manifest)
+    assert marks.length() is None
+    marks.save_length(17)
+    assert Bookmarks(store, manifest).length() == 17
+    store.publish(CORPUS_ROWS_KEY, b"{}")
+    assert marks.length() is None
 
 
-def test_an_error_before_the_first_document_is_named_at_once(pauses: list[float]) -> None:
-    with pytest.raises(UserError, match=r"remedy$"):
-        next(with_retries(breaking(TimeoutError, 0, 1), BEGINNING, remote=True))
-    assert not pauses
-
-
-@pytest.mark.parametrize(
-    ("error", "from_network", "from_disk"),
-    [
-        (TimeoutError(), True, False),
-        (ConnectionResetError(errno.ECONNRESET, "reset"), True, True),
-        (OSError(errno.EIO, "i/o error"), True, True),
-        (OSError(errno.ESTALE, "stale file handle"), True, True),
-        (OSError(errno.ENOENT, "no such file"), False, False),
-        (OSError("Unexpected end of stream"), True, False),
-        (status(500), True, False),
-        (status(429), True, False),
-        (status(404), False, False),
-        (status(403), False, False),
-        (ValueError("bad"), False, False),
-        (KeyError("text"), False, False),
-        (pa.ArrowInvalid("corrupt page"), False, False),
-        (FileNotFoundError("gone"), False, False),
-        (type("ReadError", (Exception,), {})("httpx"), True, False),
-        (None, False, False),
-    ],
-    ids=repr,
-)
-def test_what_may_pass(error: Exception | None, from_network: bool, from_disk: bool) -> None:
-    assert may_pass(error, remote=True) == from_network
-    assert may_pass(error, remote=False) == from_disk
-
-
-def test_a_document_that_is_another_after_the_connection_dropped_is_named(pauses: list[float]) -> None:
-    readings = itertools.count()
-
-    def read(start: Cursor) -> Iterator[Placed]:
-        reading = next(readings)
-        yield start, Document("a", f"text of reading {reading}")
-        raise UserError("dropped") from TimeoutError()
-
-    documents = with_retries(read, BEGINNING, remote=True)
-    next(documents)
-    with pytest.raises(UserError, match=r"document a: is another one now .* set corpus\.revision"):
-        next(documents)
+def test_keys_are_told_from_others() -> None:
+    assert bookmark_row(bookmark_key(123)) == 123
+    assert bookmark_row("corpus/positions/12.json") is None
+    assert is_hint_key(CORPUS_ROWS_KEY)
+    assert is_hint_key(bookmark_key(0))
+    assert not is_hint_key("corpus/positions/x")

@@ -1,14 +1,9 @@
 """The sum over layers: in turn or several at once, the same to the bit."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
 from teacher_cache.teacher.layer_sum import LayerSum
-from tests.helpers import ROOT
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -25,11 +20,3 @@ def test_it_is_the_sum_in_float32_and_leaves_states_alone(dtype: torch.dtype) ->
 def test_nothing_has_no_sum() -> None:
     with pytest.raises(ValueError, match="no states"):
         LayerSum().sum()
-
-
-def test_the_kernel_adds_in_turn() -> None:
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    pytest.importorskip("triton")
-    command = [sys.executable, "-m", "tests.gpu.layer_sum_twin", "cpu"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT)
-    assert done.stdout == "equal\n", done.stderr

@@ -1,0 +1,85 @@
+"""Settings become a manifest, and say how they differ from the cache that is there."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from delta_common.errors import UserError
+from teacher_cache.build.request import make_manifest, recorded_batch_size, require_fit, settings_differences
+from teacher_cache.settings import BuildSettings
+from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.model import Teacher
+from tests.helpers.e2e_corpus import write_text_corpus
+
+
+@pytest.fixture(scope="module")
+def base(tiny_teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return {
+        "teacher": {"model": str(tiny_teacher), "dtype": "float32"},
+        "corpus": {"source": str(write_text_corpus(tmp_path_factory.mktemp("request")))},
+        "rows": {"seq_len": 16, "count": 8},
+        "compute": {"batch_size": 4, "rows_per_shard": 12},
+    }
+
+
+@pytest.fixture(scope="module")
+def teacher(base: dict[str, Any]) -> Teacher:
+    return load_teacher(settings(base).teacher)
+
+
+def settings(base: dict[str, Any], section: str = "rows", **fields: Any) -> BuildSettings:
+    return BuildSettings.model_validate(base | {section: base.get(section, {}) | fields})
+
+
+def test_a_manifest_says_what_was_asked_for(base: dict[str, Any], teacher: Teacher) -> None:
+    manifest = make_manifest(settings(base), teacher, {"teacher/a": b"1"})
+    assert (manifest.rows.count, manifest.rows.rows_per_chunk) == (8, 6)
+    assert manifest.compute == {"batch_size": 4}
+    assert manifest.corpus["special_tokens"] == "text"
+    assert list(manifest.files) == ["teacher/a"]
+    counted = make_manifest(settings(base, count=None), teacher, {})
+    assert counted.rows.count > 100, "the whole corpus, counted"
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "key"),
+    [
+        ("teacher", {"dtype": "bfloat16"}, "teacher.dtype"),
+        ("rows", {"seq_len": 15}, "rows.seq_len"),
+        ("targets", {"top_k": 3}, "targets.top_k"),
+        ("hidden", {"mean": "int8"}, "hidden.mean"),
+        ("compute", {"batch_size": 2}, "compute.batch_size"),
+        ("corpus", {"max_documents": 3}, "corpus.max_documents"),
+        ("corpus", {"special_tokens": "control"}, "corpus.special_tokens"),
+    ],
+)
+def test_what_other_settings_would_make_is_named(
+    base: dict[str, Any], teacher: Teacher, section: str, fields: dict[str, Any], key: str
+) -> None:
+    existing = make_manifest(settings(base), teacher, {})
+    assert settings_differences(existing, settings(base)) == []
+    (difference,) = settings_differences(existing, settings(base, section, **fields))
+    assert difference.startswith(f"{key}: the cache has ")
+
+
+def test_a_batch_size_found_once_is_kept(base: dict[str, Any], teacher: Teacher) -> None:
+    existing = make_manifest(settings(base), teacher, {})
+    auto = settings(base, "compute", batch_size="auto")
+    assert recorded_batch_size(auto, existing).compute.rows_at_once == 4
+    assert recorded_batch_size(auto, None).compute.batch_size == "auto"
+
+
+@pytest.mark.parametrize(
+    ("section", "fields", "said"),
+    [
+        ("targets", {"top_k": 300}, "targets.top_k 300: larger than the teacher's vocabulary of 257; set it to 257"),
+        ("rows", {"seq_len": 129}, "rows.seq_len 129: longer than the teacher's context of 128; set it to 128"),
+    ],
+)
+def test_what_the_teacher_cannot_give_is_refused(
+    base: dict[str, Any], teacher: Teacher, section: str, fields: dict[str, Any], said: str
+) -> None:
+    require_fit(settings(base), teacher)
+    with pytest.raises(UserError, match=said):
+        require_fit(settings(base, section, **fields), teacher)
