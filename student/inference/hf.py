@@ -5,16 +5,17 @@ model, so a folder loads by itself.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
-from torch.nn.functional import pad
+from torch import Tensor, nn
 from transformers.generation import GenerationMixin
-from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
 
 from student.inference.hf_config import DistilXLSTMConfig
+from student.inference.hf_inputs import document_starts, ends_in_padding, require_known
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenWeights
 from student.model.state import select_rows
@@ -30,6 +31,8 @@ class StudentState:
 
     recurrent: RecurrentState
     length: int
+    ended: bool = False
+    """Whether a row ended in padding, after which nothing can follow."""
     is_compileable = False
     is_croppable = False
 
@@ -45,6 +48,7 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
 
     config_class = DistilXLSTMConfig
     base_model_prefix = "student"
+    supports_gradient_checkpointing = True
     _is_stateful = True
 
     def __init__(self, config: DistilXLSTMConfig) -> None:
@@ -54,11 +58,14 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         )
         self.post_init()
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
         past_key_values: StudentState | None = None,
+        inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
@@ -66,34 +73,40 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (B, T, V), or of the last `logits_to_keep` positions, from tokens (B, T).
 
-        Rows may be padded on the left, where `attention_mask` is 0; each gives the logits it would give alone. After
-        padding on the right a row cannot be continued, but the logits before it are right. `labels` (B, T) are the
-        tokens themselves, with -100 where none counts; with them the result has a `loss`. Raises `ValueError` for
-        padding between tokens, and for padding on the right where `use_cache` is given as true.
+        Rows may be padded on the left, where `attention_mask` is 0; each gives the logits it would give alone. Where
+        `position_ids` are 0 a document begins, which gives the logits it would give alone. After padding on the right
+        a row cannot be continued, but the logits before it are right. `labels` (B, T) are the tokens themselves, with
+        -100 where none counts; with them the result has a `loss`. Raises `ValueError` for padding between tokens, where
+        `use_cache` is given as true for padding on the right, for going on after it, and for what a student has not.
         """
-        wanted = self.config.use_cache and not self.training if use_cache is None else use_cache
-        starts = _document_starts(attention_mask, input_ids.shape[1], past_key_values)
-        state = None
-        if wanted or past_key_values is not None:
-            _require_an_end(attention_mask, wanted=bool(use_cache))
-            hidden_states, state = self._advance(input_ids, past_key_values, starts)
-        else:
-            hidden_states = self.student(input_ids, starts)
+        found = self.base_model(
+            input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
+        )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.student.logits(hidden_states[:, kept])
+        logits = self.student.logits(found.last_hidden_state[:, kept])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=state)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=found.past_key_values)
 
-    def _advance(self, tokens: Tensor, past: StudentState | None, starts: Tensor | None) -> tuple[Tensor, StudentState]:
-        if past is None:
-            hidden_states, recurrent = self.student.prefill(tokens, None, starts)
-            return hidden_states, StudentState(recurrent, tokens.shape[1])
-        if tokens.shape[1] == 1 and starts is None:
-            hidden_states, past.recurrent = self.student.step(tokens, past.recurrent)
-        else:
-            hidden_states, past.recurrent = self.student.prefill(tokens, past.recurrent, starts)
-        past.length += tokens.shape[1]
-        return hidden_states, past
+    @property
+    def base_model(self) -> "StudentBackbone":
+        """The student without its LM head, for callers who apply that themselves."""
+        return StudentBackbone(self)
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The LM head over real tokens: a view of the frozen matrix, for reading only."""
+        head = self.student.head
+        with torch.device("meta"):
+            view = nn.Linear(head.weight.shape[1], head.weight.shape[0], bias=head.bias is not None)
+        view.weight = nn.Parameter(head.weight, requires_grad=False)
+        if head.bias is not None:
+            view.bias = nn.Parameter(head.bias, requires_grad=False)
+        return view
+
+    def get_input_embeddings(self) -> NoReturn:
+        raise NotImplementedError(
+            "get_input_embeddings: a student's embedding is its teacher's, frozen, and no module: read "
+            "model.student.embedding; it cannot be replaced or resized"
+        )
 
     @classmethod
     def _supports_default_dynamic_cache(cls) -> bool:
@@ -101,6 +114,55 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
 
     def _init_weights(self, module: Any) -> None:
         """Do nothing: xlstm's modules initialise themselves."""
+
+
+@dataclass(frozen=True)
+class StudentBackbone:
+    """Tokens to hidden states after the last norm, called as transformers calls a model without its LM head."""
+
+    model: DistilXLSTMForCausalLM
+
+    def __call__(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: StudentState | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """As the model's `forward`, with the hidden states (B, T, d) in place of logits."""
+        config, past = self.model.config, past_key_values
+        outputs = ("output_hidden_states", "output_attentions")
+        require_known(past, StudentState, inputs_embeds, {n: kwargs.get(n, getattr(config, n, False)) for n in outputs})
+        if input_ids is None:
+            raise ValueError("input_ids: missing")
+        wanted = config.use_cache and not self.model.training if use_cache is None else use_cache
+        length = None if past is None else past.length
+        starts = document_starts(attention_mask, position_ids, input_ids, length, kwargs)
+        if not wanted and past is None:
+            return BaseModelOutputWithPast(last_hidden_state=self.model.student(input_ids, starts))
+        ended = ends_in_padding(attention_mask)
+        if (ended and use_cache) or (past is not None and past.ended):
+            raise ValueError(
+                "attention_mask: rows are padded on the right, and cannot go on from there; pad on the left"
+            )
+        hidden_states, state = self._advance(input_ids, past, starts)
+        state.ended = ended
+        return BaseModelOutputWithPast(last_hidden_state=hidden_states, past_key_values=state)
+
+    def _advance(self, tokens: Tensor, past: StudentState | None, starts: Tensor | None) -> tuple[Tensor, StudentState]:
+        student = self.model.student
+        if past is None:
+            hidden_states, recurrent = student.prefill(tokens, None, starts)
+            return hidden_states, StudentState(recurrent, tokens.shape[1])
+        if tokens.shape[1] == 1 and starts is None:
+            hidden_states, past.recurrent = student.step(tokens, past.recurrent)
+        else:
+            hidden_states, past.recurrent = student.prefill(tokens, past.recurrent, starts)
+        past.length += tokens.shape[1]
+        return hidden_states, past
 
 
 def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
@@ -112,23 +174,3 @@ def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
         lm_head_bias=torch.zeros(config.padded_vocab_size) if config.head_bias else None,
         vocab_size=config.vocab_size,
     )
-
-
-def _document_starts(mask: Tensor | None, length: int, past: StudentState | None) -> Tensor | None:
-    """Where the rows begin (B, length), from a mask over these positions or over all so far; None without padding.
-
-    A row begins where its mask turns to 1; there the student forgets the padding.
-    """
-    if mask is None or (past is not None and length == 1) or bool(mask.all()):
-        return None
-    seen = mask.bool()
-    goes_on = past is not None and seen.shape[1] == length
-    starts = seen & ~pad(seen[:, :-1], (1, 0), value=goes_on)
-    if bool((starts.sum(1) > 1).any()) or (goes_on and bool(starts.any())):
-        raise ValueError("attention_mask: a row has padding between its tokens; pad on the left")
-    return starts[:, -length:]
-
-
-def _require_an_end(mask: Tensor | None, *, wanted: bool) -> None:
-    if wanted and mask is not None and not bool(mask[:, -1].all()):
-        raise ValueError("attention_mask: rows are padded on the right, and cannot go on from there; pad on the left")

@@ -1,6 +1,6 @@
 """`config.json` of an exported student: the shapes of the stack and the frozen matrices, and where they come from."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers.configuration_utils import PreTrainedConfig
 
@@ -11,7 +11,9 @@ class DistilXLSTMConfig(PreTrainedConfig):
     """Configuration of `DistilXLSTMForCausalLM`; the shape's numbers are those of `StudentShape`."""
 
     model_type = "distil_xlstm"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    auto_map: ClassVar[dict[str, str]] = {}
+    """No code comes with an export. Trainers that load by path ask."""
 
     vocab_size: int = 256
     """Real tokens: the number of logits."""

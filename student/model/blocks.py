@@ -4,6 +4,8 @@ Parameters are those of xlstm's modules, whose own `forward` is the naive twin o
 student's configuration sets to 0, and convolutions of size 0, which it excludes, are left out.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -26,13 +28,21 @@ RecurrentState = dict[str, Any]
 
 
 def run_stack(
-    stack: "xLSTMBlockStack", x: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
+    stack: "xLSTMBlockStack",
+    x: Tensor,
+    state: RecurrentState | None = None,
+    document_start: Tensor | None = None,
+    checkpoint: Callable[..., Any] | None = None,
 ) -> tuple[Tensor, RecurrentState]:
-    """Outputs (B, T, d) of all blocks and the last norm for inputs (B, T, d), and the state for `stack.step`."""
+    """Outputs (B, T, d) of all blocks and the last norm for inputs (B, T, d), and the state for `stack.step`.
+
+    With `checkpoint`, torch's or one like it, blocks are computed again in the backward pass instead of remembered.
+    """
+    run = run_block if checkpoint is None else partial(checkpoint, run_block)
     before, after = state or {}, {}
     for number, block in enumerate(stack.blocks):
         name = f"block_{number}"
-        x, after[name] = run_block(block, x, before.get(name, {}), document_start)
+        x, after[name] = run(block, x, before.get(name, {}), document_start)
     return stack.post_blocks_norm(x), after
 
 

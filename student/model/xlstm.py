@@ -5,8 +5,9 @@ The stack holds xlstm's modules, and parameters have xlstm's names. `student.mod
 the layout of its parameters is the same everywhere, so a checkpoint moves between CPU and GPU.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,9 @@ class XLSTMStudent(nn.Module):
     embedding: Tensor
     lm_head: Tensor | None
     lm_head_bias: Tensor | None
+    gradient_checkpointing = False
+    """Whether training computes blocks again in the backward pass; transformers sets both by these names."""
+    _gradient_checkpointing_func: Callable[..., Any] | None = None
 
     def __init__(
         self,
@@ -81,7 +85,11 @@ class XLSTMStudent(nn.Module):
         embedded = functional.embedding(tokens, self.embedding)
         if self.kernels == "naive":
             return _one_by_one(self.stack, embedded, document_start)
-        return run_stack(self.stack, embedded, document_start=document_start)[0]
+        checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
+        if checkpoint is not None:
+            # torch's older way to checkpoint gives gradients only where an input asks for one.
+            embedded.requires_grad_()
+        return run_stack(self.stack, embedded, document_start=document_start, checkpoint=checkpoint)[0]
 
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None

@@ -1,11 +1,14 @@
 """An export as a transformers model: padding, the state it carries on, its loss."""
 
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from transformers import DynamicCache, Trainer, TrainingArguments
 
 from student.inference.hf import StudentState
 from tests.helpers.small_students import small_model, tokens_of
@@ -50,6 +53,14 @@ def test_masks_that_a_recurrence_cannot_follow_are_refused(mask: list[list[int]]
         small_model()(tokens_of(1, 4), attention_mask=torch.tensor(mask), use_cache=True)
 
 
+def test_a_state_after_right_padding_cannot_go_on() -> None:
+    model, mask = small_model(), torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    with torch.no_grad():
+        state = model(tokens_of(2, 4), attention_mask=mask).past_key_values
+        with pytest.raises(ValueError, match="on the right, and cannot go on"):
+            model(tokens_of(2, 1), past_key_values=state)
+
+
 def test_right_padding_leaves_the_positions_before_it_alone() -> None:
     model, tokens = small_model().double(), tokens_of(1, 6)
     with torch.no_grad():
@@ -76,3 +87,106 @@ def test_loss_and_its_gradients_are_those_of_the_next_tokens() -> None:
     assert torch.allclose(found.double(), expected, rtol=1e-6)
     for one, other in zip(ours, theirs, strict=True):
         assert torch.allclose(one, other, rtol=0, atol=1e-5 * max(1.0, float(other.abs().max())))
+
+
+def packed(*lengths: int) -> tuple[Tensor, Tensor]:
+    """Tokens (1, T) of documents of these lengths, and their positions."""
+    return tokens_of(1, sum(lengths), seed=7), torch.cat([torch.arange(length) for length in lengths])[None]
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_packed_documents_equal_themselves_alone(use_cache: bool) -> None:
+    model, (tokens, positions) = small_model().double(), packed(5, 1, 6)
+    with torch.no_grad():
+        found = model(tokens, position_ids=positions, use_cache=use_cache).logits
+        alone = [model(part).logits for part in tokens.split([5, 1, 6], dim=1)]
+    assert torch.allclose(found, torch.cat(alone, dim=1), rtol=0, atol=1e-9)
+
+
+def test_a_document_may_begin_where_a_text_goes_on() -> None:
+    model, (tokens, positions) = small_model().double(), packed(5, 4)
+    with torch.no_grad():
+        state = model(tokens[:, :5]).past_key_values
+        found = model(tokens[:, 5:6], position_ids=positions[:, 5:6], past_key_values=state).logits
+        assert torch.allclose(found, model(tokens[:, 5:6]).logits, rtol=0, atol=1e-9)
+
+
+def test_blocks_computed_again_give_the_same_gradients() -> None:
+    tokens = tokens_of(2, 8)
+
+    def gradients(reentrant: bool | None) -> list[Tensor]:
+        model = small_model().double().train()
+        if reentrant is not None:
+            model.activation_checkpointing_enable({"use_reentrant": reentrant})
+        model(tokens, labels=tokens).loss.backward()
+        return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+
+    for ours in (gradients(True), gradients(False)):
+        for one, other in zip(ours, gradients(None), strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-12)
+
+
+def test_a_tuple_comes_back_where_one_is_asked_for() -> None:
+    model, tokens = small_model(), tokens_of(1, 4)
+    with torch.no_grad():
+        logits, state = model(input_ids=tokens, return_dict=False)
+    assert logits.shape[:2] == (1, 4)
+    assert isinstance(state, StudentState)
+
+
+def test_the_head_applied_to_the_base_models_states_gives_the_logits() -> None:
+    model, tokens = small_model(head_bias=True), tokens_of(1, 4)
+    model.student.lm_head_bias = torch.randn(model.config.padded_vocab_size, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        states = model.base_model(input_ids=tokens, use_cache=False).last_hidden_state
+        assert torch.equal(model.get_output_embeddings()(states), model(tokens, use_cache=False).logits)
+
+
+def test_transformers_own_trainer_trains_and_evaluates(tmp_path: Path) -> None:
+    rows = [{"input_ids": row, "labels": row} for row in tokens_of(4, 6)]
+    settings = TrainingArguments(
+        str(tmp_path),
+        report_to=[],
+        use_cpu=True,
+        max_steps=2,
+        save_strategy="no",
+        activation_checkpointing=True,
+        seed=1,
+    )
+    model = small_model()
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer = Trainer(model=model, args=settings, train_dataset=rows, eval_dataset=rows)
+    trainer.train()
+    assert all(not torch.equal(one, other) for one, other in zip(before, model.parameters(), strict=True))
+    with torch.no_grad():
+        expected = float(model.eval()(tokens_of(4, 6), labels=tokens_of(4, 6)).loss)
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"past_key_values": DynamicCache()}, "past_key_values: a student keeps no DynamicCache"),
+        ({"inputs_embeds": torch.zeros(1, 4, 32)}, "inputs_embeds: .* give input_ids"),
+        ({"output_hidden_states": True}, "output_hidden_states: a student returns none"),
+        ({"output_attentions": True}, "output_attentions: a student returns none"),
+        ({"position_ids": torch.arange(3)[None]}, r"position_ids: of shape \(1, 3\); give \(1, 4\)"),
+        ({"cu_seq_lens_q": torch.tensor([0, 2, 4])}, "cu_seq_lens_q: .* give them too"),
+        ({"attention_mask": torch.zeros(1, 1, 4, 4)}, r"attention_mask: of shape \(1, 1, 4, 4\)"),
+        ({"input_ids": None}, "input_ids: missing"),
+    ],
+)
+def test_what_a_student_cannot_take_is_one_line(given: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        small_model()(**{"input_ids": tokens_of(1, 4), **given})
+
+
+def test_outputs_asked_for_by_the_configuration_are_refused_too() -> None:
+    with pytest.raises(ValueError, match="output_hidden_states: a student returns none"):
+        small_model(output_hidden_states=True)(tokens_of(1, 4))
+
+
+def test_the_embedding_cannot_be_had_as_a_module() -> None:
+    for asked in (lambda model: model.get_input_embeddings(), lambda model: model.resize_token_embeddings(50)):
+        with pytest.raises(NotImplementedError, match=r"read model\.student\.embedding"):
+            asked(small_model())

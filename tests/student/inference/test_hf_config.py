@@ -33,3 +33,10 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     assert (again.vocab_size, again.padded_vocab_size, again.tokenizer_sha256) == (40, 48, "ab")
     assert again.provenance == provenance
     assert again.shape == config.shape
+
+
+def test_trainers_that_ask_for_an_exports_code_are_told_of_none(tmp_path: Path) -> None:
+    DistilXLSTMConfig().save_pretrained(tmp_path)
+    config = DistilXLSTMConfig.from_pretrained(tmp_path)
+    assert config.auto_map == {}
+    assert "auto_map" not in config.to_dict()
