@@ -11,31 +11,35 @@ process of its own above what that process held before: resident memory on a CPU
 """
 
 import argparse
-import json
-import platform
-import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
 
-from benchmarks.step import SIZES, Sizes, make_teacher
-from delta_common.settings_file import load_settings
+from benchmarks.harness import (
+    Taken,
+    figures_parser,
+    in_turns,
+    median_wall,
+    peak_bytes,
+    peak_of_process,
+    setup,
+    synchronize,
+    wall_ratio,
+    words,
+    write_json,
+)
+from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher
 from student.inference.generate import read_prompts
 from student.model.frozen import FrozenWeights
-from student.model.shape import TeacherDims, resolve_shape
 from student.model.state import state_bytes
-from student.model.xlstm import XLSTMStudent, build_student
-from student.settings import TrainSettings
+from student.model.xlstm import XLSTMStudent
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 CONTEXTS = {"demo": (512, 4096, 16384), "paper": (512, 4096, 16384), "tiny": (16, 64)}
 PEAK_STEPS = 3
 
@@ -51,19 +55,19 @@ class Case:
 
 def make_student(sizes: Sizes, device: torch.device, seed: int) -> XLSTMStudent:
     """A student of the configuration's shape, with random frozen matrices."""
-    settings = load_settings(TrainSettings, CONFIGS / sizes.config)
-    shape = resolve_shape(settings.model, TeacherDims(sizes.width, sizes.teacher_layers, sizes.teacher_heads))
     embedding = torch.randn(sizes.vocab, sizes.width, generator=torch.Generator().manual_seed(seed))
-    student = build_student(shape, FrozenWeights(embedding, None, None, sizes.vocab), context_length=1, seed=seed)
-    return student.to(device).eval()
+    frozen = FrozenWeights(embedding, None, None, sizes.vocab)
+    return random_student(sizes, frozen, context_length=1, seed=seed).to(device).eval()
 
 
 def student_case(student: XLSTMStudent, sizes: Sizes, context: int, device: torch.device) -> Case:
     """The student after a prompt of random tokens."""
     prompt = torch.randint(0, sizes.vocab, (context,), generator=torch.Generator().manual_seed(context)).tolist()
-    begun = now(device)
+    synchronize(device)
+    began = time.perf_counter()
     _, state = read_prompts(student, [prompt])
-    case = Case(lambda token: token, state_bytes(state), now(device) - begun)
+    synchronize(device)
+    case = Case(lambda token: token, state_bytes(state), time.perf_counter() - began)
 
     def step(token: Tensor) -> Tensor:
         nonlocal state
@@ -90,66 +94,43 @@ def teacher_case(teacher: Any, sizes: Sizes, context: int, device: torch.device)
     return Case(step, 2 * sizes.teacher_layers * torch.Size(shape).numel() * teacher.dtype.itemsize)
 
 
-def load_teacher(sizes: Sizes, device: torch.device, seed: int) -> Any:
-    """In the precision it is used in."""
-    return make_teacher(sizes, seed, device).to(torch.bfloat16 if device.type == "cuda" else torch.float32)
+def time_steps(cases: dict[str, Case], device: torch.device, repeats: int) -> dict[str, list[Taken]]:
+    """Times of a step of each case, each on the token that its step before chose."""
+    tokens = {name: torch.zeros(1, 1, dtype=torch.long, device=device) for name in cases}
+
+    def step(name: str) -> None:
+        tokens[name] = cases[name].step(tokens[name])
+
+    return in_turns({name: partial(step, name) for name in cases}, repeats, device)
 
 
-def now(device: torch.device) -> float:
-    """The clock, when the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+def peak_of_steps(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
+    """Peak memory of building a model, reading a text, and some steps, in bytes."""
+
+    def run() -> None:
+        if model == "student":
+            case = student_case(make_student(sizes, device, seed), sizes, context, device)
+        else:
+            case = teacher_case(random_teacher(sizes, seed, device), sizes, context, device)
+        token = torch.zeros(1, 1, dtype=torch.long, device=device)
+        for _ in range(PEAK_STEPS):
+            token = case.step(token)
+
+    return peak_bytes(run, device)
 
 
-def time_steps(cases: dict[str, Case], device: torch.device, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step of each case, round by round, after one round to warm up; each begins with another case."""
-    names = list(cases)
-    times: dict[str, list[float]] = {name: [] for name in names}
-    tokens = {name: torch.zeros(1, 1, dtype=torch.long, device=device) for name in names}
-    for repeat in range(repeats + 1):
-        first = repeat % len(names)
-        for name in names[first:] + names[:first]:
-            begun = now(device)
-            tokens[name] = cases[name].step(tokens[name])
-            if repeat:
-                times[name].append(now(device) - begun)
-    return times
-
-
-def peak_bytes(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
-    """Peak memory of building a model, reading a text, and some steps, above what this process holds now."""
-    before = 0 if device.type == "cuda" else status("VmRSS")
-    if model == "student":
-        case = student_case(make_student(sizes, device, seed), sizes, context, device)
-    else:
-        case = teacher_case(load_teacher(sizes, device, seed), sizes, context, device)
-    token = torch.zeros(1, 1, dtype=torch.long, device=device)
-    for _ in range(PEAK_STEPS):
-        token = case.step(token)
-    return torch.cuda.max_memory_allocated() if device.type == "cuda" else status("VmHWM") - before
-
-
-def status(field: str) -> int:
-    """A line of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
-
-
-def peak_of_process(arguments: argparse.Namespace, model: str, context: int) -> int:
-    """`peak_bytes` in a fresh process."""
+def peak_of_case(arguments: argparse.Namespace, model: str, context: int) -> int:
+    """`peak_of_steps` in a fresh process."""
     options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
-    command = [sys.executable, "-m", "benchmarks.generate", *options, "--peak", model, str(context)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
-    return int(done.stdout.split()[-1])
+    return peak_of_process("benchmarks.generate", *options, "--peak", model, str(context))
 
 
 @torch.inference_mode()
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, by context."""
     sizes, device = SIZES[arguments.size], torch.device(arguments.device)
     contexts = CONTEXTS[arguments.size]
-    student, teacher = make_student(sizes, device, arguments.seed), load_teacher(sizes, device, arguments.seed)
+    student, teacher = make_student(sizes, device, arguments.seed), random_teacher(sizes, arguments.seed, device)
     cases = {("student", context): student_case(student, sizes, context, device) for context in contexts}
     cases |= {("teacher", context): teacher_case(teacher, sizes, context, device) for context in contexts}
     named = {f"{model}_{context}": case for (model, context), case in cases.items()}
@@ -157,21 +138,21 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     by_context = [row(arguments, named, times, context) for context in contexts]
     first, last = (times[f"student_{context}"] for context in (contexts[0], contexts[-1]))
     return {
-        "setup": setup(arguments, device),
+        "setup": setup(device, repeats=arguments.repeats, seed=arguments.seed, size=arguments.size),
         "sizes": asdict(sizes),
         "contexts": by_context,
-        "student_time_longest_over_shortest": ratio(last, first),
+        "student_time_longest_over_shortest": wall_ratio(last, first),
         "student_state_longest_over_shortest": named[f"student_{contexts[-1]}"].carried_bytes
         / named[f"student_{contexts[0]}"].carried_bytes,
     }
 
 
 def row(
-    arguments: argparse.Namespace, cases: dict[str, Case], times: dict[str, list[float]], context: int
+    arguments: argparse.Namespace, cases: dict[str, Case], times: dict[str, list[Taken]], context: int
 ) -> dict[str, Any]:
     """The figures of one context."""
     student, teacher = cases[f"student_{context}"], cases[f"teacher_{context}"]
-    seconds = {model: statistics.median(times[f"{model}_{context}"]) for model in ("student", "teacher")}
+    seconds = {model: median_wall(times[f"{model}_{context}"]) for model in ("student", "teacher")}
     assert student.prompt_seconds is not None
     return {
         "context": context,
@@ -179,39 +160,19 @@ def row(
         "teacher_seconds_a_token": seconds["teacher"],
         "student_tokens_per_second": 1 / seconds["student"],
         "teacher_tokens_per_second": 1 / seconds["teacher"],
-        "time_teacher_over_student": ratio(times[f"teacher_{context}"], times[f"student_{context}"]),
+        "time_teacher_over_student": wall_ratio(times[f"teacher_{context}"], times[f"student_{context}"]),
         "student_prompt_tokens_per_second": context / student.prompt_seconds,
         "student_state_bytes": student.carried_bytes,
         "teacher_cache_bytes": teacher.carried_bytes,
-        "student_peak_bytes": peak_of_process(arguments, "student", context),
-        "teacher_peak_bytes": peak_of_process(arguments, "teacher", context),
-    }
-
-
-def ratio(one: list[float], other: list[float]) -> float:
-    """Median over rounds."""
-    return statistics.median(a / b for a, b in zip(one, other, strict=True))
-
-
-def setup(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the figures depend on beside the code."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "repeats": arguments.repeats,
-        "seed": arguments.seed,
-        "size": arguments.size,
+        "student_peak_bytes": peak_of_case(arguments, "student", context),
+        "teacher_peak_bytes": peak_of_case(arguments, "teacher", context),
     }
 
 
 def show(figures: dict[str, Any]) -> None:
     """As a table."""
     for name in ("setup", "sizes"):
-        print(f"{name}: {', '.join(f'{key} {value}' for key, value in figures[name].items())}")
+        print(f"{name}: {words(figures[name])}")
     for name in ("student_time_longest_over_shortest", "student_state_longest_over_shortest"):
         print(f"{name} {figures[name]:.3f}")
     print()
@@ -225,31 +186,22 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group()
-    parser.set_defaults(size="demo")
-    size.add_argument(
-        "--paper", dest="size", action="store_const", const="paper", help="the paper's student and teacher, for a GPU"
-    )
-    size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="to see that it runs")
-    size.add_argument("--size", help=argparse.SUPPRESS)
+    parser = figures_parser(__doc__)
+    add_size(parser, "the paper's student and teacher, for a GPU")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts")
     parser.add_argument("--seed", type=int, default=0, help="of weights")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--peak", nargs=2, metavar=("MODEL", "CONTEXT"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         model, context = arguments.peak
         with torch.inference_mode():
-            print(
-                peak_bytes(model, int(context), SIZES[arguments.size], torch.device(arguments.device), arguments.seed)
-            )
+            device = torch.device(arguments.device)
+            print(peak_of_steps(model, int(context), SIZES[arguments.size], device, arguments.seed))
         return
-    figures = measure(arguments)
+    figures = measure_generation(arguments)
     show(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -13,23 +13,34 @@ anything; on a GPU the allocator's, the teacher there for `online` alone.
 import argparse
 import contextlib
 import importlib
-import json
-import platform
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
-from delta_common.settings_file import load_settings
+from benchmarks.harness import (
+    CPU,
+    Taken,
+    figures_parser,
+    in_turns,
+    median_wall,
+    peak_bytes,
+    peak_of_process,
+    print_figures,
+    processor_ratio,
+    setup,
+    synchronize,
+    wall_ratio,
+    words,
+    write_json,
+)
+from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher
 from student.data.batch import Batch, GlobalCounts, StepBatch
 from student.data.feed import batches_ahead
 from student.data.order import BatchReader
@@ -40,42 +51,17 @@ from student.loss.fused import fused_loss
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import read_frozen_weights
-from student.model.shape import TeacherDims, resolve_shape
-from student.model.xlstm import XLSTMStudent, build_student
-from student.settings import TrainSettings
+from student.model.xlstm import XLSTMStudent
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import TargetSettings
 
-CONFIGS = Path(__file__).parents[1] / "configs"
 STARTED = time.monotonic()
 CASES = ("ce", "cached", "exact", "online")
 COEFFICIENTS = Coefficients(alpha=0.55, temperature=1.15, beta=0.1)
 """Of most of training: the schedule falls to these within some hundred steps."""
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """A student's configuration and its batch; the teacher's body, which only `online` runs."""
-
-    config: str
-    width: int
-    vocab: int
-    rows: int
-    seq_len: int
-    teacher_layers: int
-    teacher_heads: int
-    teacher_kv_heads: int
-    teacher_ffn: int
-
-
-SIZES = {
-    "demo": Sizes("demo-student.yaml", 576, 49152, 8, 256, 30, 9, 3, 1536),
-    "paper": Sizes("paper-student.yaml", 1536, 151936, 2, 512, 28, 12, 2, 8960),
-    "tiny": Sizes("demo-student.yaml", 96, 300, 4, 16, 2, 4, 2, 96),
-}
 
 
 @dataclass(frozen=True)
@@ -142,12 +128,10 @@ def build(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online
     frozen = read_frozen_weights(
         cache.frozen_weights, padded_vocab_size=sizes.vocab, vocab_size=sizes.vocab, hidden_size=sizes.width
     )
-    settings = load_settings(TrainSettings, CONFIGS / sizes.config)
-    shape = resolve_shape(settings.model, TeacherDims(sizes.width, sizes.teacher_layers, sizes.teacher_heads))
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    student = build_student(shape, frozen, context_length=sizes.seq_len, seed=seed).to(device, dtype)
+    student = random_student(sizes, frozen, context_length=sizes.seq_len, seed=seed).to(device, dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
-    teacher = make_teacher(sizes, seed, device).to(dtype) if online else None
+    teacher = random_teacher(sizes, seed, device) if online else None
     return Bench(student, optimizer, first_batch(cache, sizes, device), first_batch(exact, sizes, device), teacher)
 
 
@@ -156,58 +140,17 @@ def first_batch(cache: Cache, sizes: Sizes, device: torch.device) -> Batch:
     return Batch.of(cache.rows(range(sizes.rows)), cache, device)
 
 
-def make_teacher(sizes: Sizes, seed: int, device: torch.device) -> Any:
-    """A Llama of random weights."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
-        hidden_size=sizes.width,
-        vocab_size=sizes.vocab,
-        num_hidden_layers=sizes.teacher_layers,
-        num_attention_heads=sizes.teacher_heads,
-        num_key_value_heads=sizes.teacher_kv_heads,
-        intermediate_size=sizes.teacher_ffn,
-        tie_word_embeddings=True,
-    )
-    with device:
-        return transformers.LlamaForCausalLM(config).eval()
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Seconds by the clock, and of this process's processors, to which others on a busy machine add nothing."""
-
-    wall: float
-    processor: float
-
-
-def taken(work: Callable[[], object], device: torch.device) -> Taken:
-    """Time of a call, until the device is done."""
-    wall, processor = time.perf_counter(), time.process_time()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return Taken(time.perf_counter() - wall, time.process_time() - processor)
-
-
 def time_cases(bench: Bench, device: torch.device, repeats: int) -> dict[str, list[Taken]]:
-    """Each case's step, round by round, after one round to warm up; each round starts with another case."""
+    """Times of each case's step."""
     cases = [case for case in CASES if case != "online" or bench.teacher is not None]
-    times: dict[str, list[Taken]] = {case: [] for case in cases}
-    for repeat in range(repeats + 1):
-        first = repeat % len(cases)
-        for case in cases[first:] + cases[:first]:
-            found = taken(lambda case=case: bench.step(case), device)
-            if repeat:
-                times[case].append(found)
-    return times
+    return in_turns({case: partial(bench.step, case) for case in cases}, repeats, device)
 
 
 def ratios(times: dict[str, list[Taken]], case: str, other: str) -> dict[str, float]:
     """Medians over rounds of what one case takes over another, by both clocks."""
-    rounds = list(zip(times[case], times[other], strict=True))
     return {
-        f"time_{case}_over_{other}": statistics.median(one.wall / two.wall for one, two in rounds),
-        f"processor_time_{case}_over_{other}": statistics.median(one.processor / two.processor for one, two in rounds),
+        f"time_{case}_over_{other}": wall_ratio(times[case], times[other]),
+        f"processor_time_{case}_over_{other}": processor_ratio(times[case], times[other]),
     }
 
 
@@ -229,8 +172,7 @@ def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.devi
                 waited, started = 0.0, time.perf_counter()
             for part in batch.on(device):
                 bench.train_on(part, "cached")
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(device)
     return waited / (time.perf_counter() - started)
 
 
@@ -247,43 +189,38 @@ def slstm_speedup(bench: Bench, sizes: Sizes, device: torch.device, repeats: int
             output, _ = sequence(cell, gates, kernels=kernels)
             torch.autograd.grad(output.square().mean(), gates)
 
-        rounds = []
-        for _ in range(repeats + 1):
-            naive, fast = (taken(lambda k=kernels: both_ways(k), device) for kernels in ("naive", "auto"))
-            rounds.append(naive.wall / fast.wall)
-        return statistics.median(rounds[1:])
+        times = in_turns({kernels: partial(both_ways, kernels) for kernels in ("naive", "auto")}, repeats, device)
+        return wall_ratio(times["naive"], times["auto"])
     return None
 
 
-def peak_on_gpu(bench: Bench, case: str) -> int:
-    """Peak memory of two steps of a case, the allocator's."""
-    torch.cuda.reset_peak_memory_stats()
+def peak_of_steps(bench: Bench, case: str, device: torch.device) -> int:
+    """Peak memory of two steps of a case, in bytes."""
+    return peak_bytes(lambda: two_steps(bench, case), device)
+
+
+def two_steps(bench: Bench, case: str) -> None:
+    """Steps after which the optimizer's states exist."""
     for _ in range(2):
         bench.step(case)
-    return torch.cuda.max_memory_allocated()
 
 
-def peak_bytes(folder: Path, sizes: Sizes, case: str, seed: int) -> int:
-    """Peak memory of building and two steps of a case on a CPU, above what this process holds now."""
-    before = _status("VmRSS")
-    bench = build(folder, sizes, torch.device("cpu"), seed, online=case == "online")
-    for _ in range(2):
-        bench.step(case)
-    return _status("VmHWM") - before
+def peak_with_building(folder: Path, sizes: Sizes, case: str, seed: int) -> int:
+    """Peak memory of building and two steps of a case on a CPU, in bytes."""
+    return peak_bytes(lambda: two_steps(build(folder, sizes, CPU, seed, online=case == "online"), case))
 
 
-def _status(field: str) -> int:
-    """A line of this process's status, in bytes."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+def peaks_on_gpu(bench: Bench, sizes: Sizes, seed: int, device: torch.device) -> tuple[dict[str, int], Bench]:
+    """Peak memory of each case; the teacher is there for `online` alone, which comes last."""
+    memory = {case: peak_of_steps(bench, case, device) for case in CASES[:-1]}
+    bench = replace(bench, teacher=random_teacher(sizes, seed, device))
+    return memory | {"online": peak_of_steps(bench, "online", device)}, bench
 
 
-def peak_of_process(folder: Path, arguments: argparse.Namespace, case: str) -> int:
-    """`peak_bytes` in a fresh process."""
+def peak_of_case(folder: Path, arguments: argparse.Namespace, case: str) -> int:
+    """`peak_with_building` in a fresh process."""
     options = ["--size", arguments.size, "--seed", str(arguments.seed), "--rows", str(sizes_of(arguments).rows)]
-    command = [sys.executable, "-m", "benchmarks.step", *options, "--peak", case, str(folder)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)  # noqa: S603 (its own command)
-    return int(done.stdout.split()[-1])
+    return peak_of_process("benchmarks.step", *options, "--peak", case, str(folder))
 
 
 def say(what: str) -> None:
@@ -297,21 +234,19 @@ def sizes_of(arguments: argparse.Namespace) -> Sizes:
     return sizes if arguments.rows is None else replace(sizes, rows=arguments.rows)
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_step(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     sizes, device, repeats = sizes_of(arguments), torch.device(arguments.device), arguments.repeats
     online = arguments.size != "paper" or device.type == "cuda"
     say("writing caches")
     make_caches(folder, sizes, 2, arguments.seed, arguments.device)
     say("memory of each case")
-    cases = [case for case in CASES if online or case != "online"]
     if device.type == "cuda":
         bench = build(folder, sizes, device, arguments.seed, online=False)
-        memory = {case: peak_on_gpu(bench, case) for case in cases[:-1]}
-        bench = replace(bench, teacher=make_teacher(sizes, arguments.seed, device).bfloat16())
-        memory["online"] = peak_on_gpu(bench, "online")
+        memory, bench = peaks_on_gpu(bench, sizes, arguments.seed, device)
     else:
-        memory = {case: peak_of_process(folder, arguments, case) for case in cases}
+        cases = [case for case in CASES if online or case != "online"]
+        memory = {case: peak_of_case(folder, arguments, case) for case in cases}
         bench = build(folder, sizes, device, arguments.seed, online=online)
     say("time of each case")
     times = time_cases(bench, device, repeats)
@@ -329,69 +264,41 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     speedup = slstm_speedup(bench, sizes, device, repeats)
     if speedup is not None:
         figures["slstm_speedup"] = speedup
-    figures["seconds"] = {case: statistics.median(step.wall for step in steps) for case, steps in times.items()}
+    figures["seconds"] = {case: median_wall(steps) for case, steps in times.items()}
     figures["peak_bytes"] = memory
-    return figures | {"setup": setup(arguments, device), "sizes": asdict(sizes), "coefficients": vars(COEFFICIENTS)}
-
-
-def setup(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """What the figures depend on beside the code."""
-    name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or platform.machine()
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    return {
-        **versions,
-        "transformers": transformers.__version__,
-        "device": f"{device.type}: {name}",
-        "threads": torch.get_num_threads(),
-        "repeats": arguments.repeats,
-        "seed": arguments.seed,
-        "size": arguments.size,
-    }
+    known = setup(device, repeats=repeats, seed=arguments.seed, size=arguments.size)
+    return figures | {"setup": known, "sizes": asdict(sizes), "coefficients": vars(COEFFICIENTS)}
 
 
 def show(figures: dict[str, Any]) -> None:
     """As a table."""
     for name in ("setup", "sizes", "coefficients"):
-        print(f"{name}: {', '.join(f'{key} {value}' for key, value in figures[name].items())}")
+        print(f"{name}: {words(figures[name])}")
     print(f"\n{'case':8} {'seconds a step':>16} {'peak MiB':>10}")
     for case, wall in figures["seconds"].items():
         print(f"{case:8} {wall:16.3f} {figures['peak_bytes'][case] / 2**20:10,.0f}")
     print()
-    for name, value in figures.items():
-        if isinstance(value, float):
-            print(f"{name:36} {value:8.3f}")
+    print_figures(figures, "8.3f", 36)
 
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    size = parser.add_mutually_exclusive_group()
-    parser.set_defaults(size="demo")
-    size.add_argument(
-        "--paper",
-        dest="size",
-        action="store_const",
-        const="paper",
-        help="the paper's student; no teacher online on a CPU",
-    )
-    size.add_argument("--tiny", dest="size", action="store_const", const="tiny", help="to see that it runs")
-    size.add_argument("--size", help=argparse.SUPPRESS)
+    parser = figures_parser(__doc__)
+    add_size(parser, "the paper's student; no teacher online on a CPU")
     parser.add_argument("--rows", type=int, help="rows in a batch, if not as many as the size has")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
     parser.add_argument("--seed", type=int, default=0, help="of weights and data")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--peak", nargs=2, metavar=("CASE", "FOLDER"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
         case, folder = arguments.peak
-        print(peak_bytes(Path(folder), sizes_of(arguments), case, arguments.seed))
+        print(peak_with_building(Path(folder), sizes_of(arguments), case, arguments.seed))
         return
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(arguments, Path(folder))
+        figures = measure_step(arguments, Path(folder))
     show(figures)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":
