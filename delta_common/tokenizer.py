@@ -8,9 +8,31 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+PARTS = ("normalizer", "pre_tokenizer", "model")
+"""Of a tokenizer's file, what decides which tokens a text has."""
+
+
 def tokenizer_digest(tokenizer: "PreTrainedTokenizerBase") -> str:
-    """sha256 of every token with its id and of the special ids, as a cache's manifest has it."""
-    content = {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
+    """sha256 of all that tokenizes, as a cache's manifest has it: every token with its id, the special ids, and the
+    normalizer, the pre-tokenizer and the merges where the tokenizer has a file of them.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    parts = {} if backend is None else json.loads(backend.to_str())
+    tokenizes = {part: parts[part] for part in PARTS if part in parts}
+    tokenizes.get("model", {}).pop("vocab", None)  # the tokens have it already
+    return _sha256(_vocabulary(tokenizer) | {"tokenizes": tokenizes})
+
+
+def is_digest_of(tokenizer: "PreTrainedTokenizerBase", digest: str | None) -> bool:
+    """Whether a digest is this tokenizer's; older caches have one of tokens and special ids alone."""
+    return digest in (tokenizer_digest(tokenizer), _sha256(_vocabulary(tokenizer)))
+
+
+def _vocabulary(tokenizer: "PreTrainedTokenizerBase") -> dict[str, object]:
+    return {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
+
+
+def _sha256(content: object) -> str:
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 

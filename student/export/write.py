@@ -21,7 +21,7 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from delta_common.errors import UserError
 from delta_common.files import STAGING_PREFIX, settle_on_disk
-from delta_common.tokenizer import tokenizer_digest
+from delta_common.tokenizer import is_digest_of, tokenizer_digest
 from student.export.card import CARD_FILE, model_card
 from student.inference.hf import DistilXLSTMForCausalLM
 from student.inference.hf_config import DistilXLSTMConfig
@@ -156,11 +156,11 @@ def _generation_config(config: DistilXLSTMConfig) -> GenerationConfig:
 def _write_tokenizer(cache: Cache, folder: Path) -> None:
     """The cache's tokenizer, set to pad on the left: a student cannot continue after padding."""
     tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder, padding_side="left")
-    found, wanted = tokenizer_digest(tokenizer), cache.manifest.tokenizer_sha256
-    if found != wanted:
+    wanted = cache.manifest.tokenizer_sha256
+    if not is_digest_of(tokenizer, wanted):
         raise UserError(
-            f"{cache.tokenizer_folder}: another tokenizer ({found[:12]}…) than the cache was built with "
-            f"({wanted[:12]}…); put the cache's own files back"
+            f"{cache.tokenizer_folder}: another tokenizer ({tokenizer_digest(tokenizer)[:12]}…) than the cache was "
+            f"built with ({wanted[:12]}…); put the cache's own files back"
         )
     tokenizer.save_pretrained(folder)
 

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
-from delta_common.tokenizer import tokenizer_digest
+from delta_common.tokenizer import is_digest_of
 from student.model.xlstm import XLSTMStudent
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def load_export(path: Path, device: torch.device) -> ExportedStudent:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: its tokenizer is not readable ({error}); {AGAIN}") from error
-    if tokenizer_digest(tokenizer) != model.config.tokenizer_sha256:
+    if not is_digest_of(tokenizer, model.config.tokenizer_sha256):
         raise UserError(f"{path}: its tokenizer is not the one the student was trained with; {AGAIN}")
     return ExportedStudent(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
 

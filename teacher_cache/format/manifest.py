@@ -51,7 +51,7 @@ class TeacherIdentity(Record):
 
 
 class TokenizerIdentity(Record):
-    """The tokenizer; `sha256` covers every token with its id, and the special tokens' ids."""
+    """The tokenizer; `sha256` covers all that tokenizes (`delta_common.tokenizer.tokenizer_digest`)."""
 
     sha256: str
     vocab_size: int

@@ -1,12 +1,16 @@
 """A tokenizer's identity, and what it puts before a text."""
 
+import hashlib
+import json
+
+from tokenizers import normalizers, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 
-from delta_common.tokenizer import own_prefix, tokenizer_digest
+from delta_common.tokenizer import is_digest_of, own_prefix, tokenizer_digest
 from tests.helpers.tokenizers_for_tests import EOS, EOS_TOKEN, byte_tokenizer
 
 
-def test_the_digest_is_of_tokens_and_special_ids_and_of_nothing_else() -> None:
+def test_the_digest_is_of_what_tokenizes_and_of_nothing_else() -> None:
     one, same = byte_tokenizer(), byte_tokenizer()
     same.padding_side, same.model_max_length = "left", 7
     assert tokenizer_digest(one) == tokenizer_digest(same)
@@ -18,6 +22,25 @@ def test_the_digest_is_of_tokens_and_special_ids_and_of_nothing_else() -> None:
     special.add_special_tokens({"bos_token": "a"})
     assert special.get_vocab() == one.get_vocab()
     assert tokenizer_digest(special) != tokenizer_digest(one)
+
+
+def test_the_digest_sees_a_replaced_part() -> None:
+    plain, normalized, split = byte_tokenizer(), byte_tokenizer(), byte_tokenizer()
+    normalized.backend_tokenizer.normalizer = normalizers.NFC()
+    split.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    assert plain.get_vocab() == normalized.get_vocab() == split.get_vocab()
+    assert len({tokenizer_digest(tokenizer) for tokenizer in (plain, normalized, split)}) == 3
+
+
+def test_a_digest_of_tokens_alone_is_still_known() -> None:
+    """As caches have it that were made before the digest covered the rest."""
+    tokenizer = byte_tokenizer()
+    content = {"tokens": tokenizer.get_vocab(), "special": tokenizer.all_special_ids}
+    older = hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode())
+    assert is_digest_of(tokenizer, older.hexdigest())
+    assert is_digest_of(tokenizer, tokenizer_digest(tokenizer))
+    assert not is_digest_of(tokenizer, "0" * 64)
+    assert not is_digest_of(tokenizer, None)
 
 
 def test_the_prefix_is_what_stands_before_the_text() -> None:
