@@ -1,5 +1,6 @@
 """The training loop, top to bottom: schedule → batch → hidden states → loss → backward → step."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -30,7 +31,7 @@ def train(run: Run, start: Progress) -> float | None:
     """Take the steps from `start` to the end; write a checkpoint now and then, and after the last.
 
     Returns the share of the steps' time that this process spent waiting for data; None where no step was left.
-    Raises `UserError` after `MOST_SKIPPED` steps in a row whose gradient was not finite.
+    Raises `UserError` after `MOST_SKIPPED` steps in a row whose gradient was not finite, or if no step had another.
     """
     done = start
     with step_log(run, start) as log, step_batches(run, start.steps) as batches:
@@ -44,8 +45,10 @@ def train(run: Run, start: Progress) -> float | None:
             done = done.after_step(applied=metrics.applied, ends_epoch=run.reader.place(done.steps + 1)[1] == 0)
             log.add(metrics, StepTime(seconds, waiting), done)
             if log.skipped_in_a_row >= MOST_SKIPPED:
-                raise UserError(_given_up(done.steps, log.skipped_in_a_row))
+                raise UserError(_given_up(done.steps, log.skipped_in_a_row, log.last))
             measure_and_keep(run, done)
+    if done.steps and not done.updates:
+        raise UserError(_given_up(done.steps, done.steps, log.last))
     return log.share_waiting()
 
 
@@ -135,8 +138,12 @@ def measure_and_keep(run: Run, done: Progress) -> None:
         save_checkpoint(run.engine, run.out, run.state(done), run.processes)
 
 
-def _given_up(step: int, skipped: int) -> str:
+def _given_up(step: int, skipped: int, last: StepMetrics | None) -> str:
+    """What to say of steps without an update; `last` is the last of them, None if an earlier call took it."""
+    terms = {} if last is None else {"cross-entropy": last.cross_entropy, "KL": last.kl, "Frobenius": last.frobenius}
+    wrong = " and ".join(name for name, value in terms.items() if not math.isfinite(value))
     return (
-        f"step {step}: the gradient has not been finite for {skipped} steps; its checkpoints are kept; "
+        f"step {step}: the gradient has not been finite for {skipped} steps{wrong and ', nor has ' + wrong}; its "
+        f"checkpoints are kept; {wrong and 'check the cache with `teacher-cache verify --deep`; if it is sound, '}"
         "train into another --out with a lower optimizer.learning_rate or another training.precision"
     )

@@ -64,10 +64,13 @@ class StepLog:
     waiting: float = 0.0
     skipped_in_a_row: int = 0
     """Steps without an update since the last one that had one."""
+    last: StepMetrics | None = None
+    """The last step that was added."""
 
     def add(self, metrics: StepMetrics, time: StepTime, done: Progress) -> None:
         """Write down a step; `done` counts it."""
         self.seconds, self.waiting = self.seconds + time.seconds, self.waiting + time.waiting
+        self.last = metrics
         self.skipped_in_a_row = 0 if metrics.applied else self.skipped_in_a_row + 1
         if self.run.processes.rank == 0:
             record(self.run, metrics)

@@ -1,10 +1,19 @@
 """A job from start to end: what it leaves, and what a second call does."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 
 from delta_common.errors import UserError
+from student.data.batch import Batch
+from student.loss.distillation import distillation_loss
+from student.model.frozen import FrozenHead
+from student.run.files import TRAINED_FILE
+from student.train import loop
 from student.train.job import run_job
 from student.train.processes import Processes
 from tests.helpers.small_training import small_settings, trace, weights
@@ -35,6 +44,23 @@ def test_held_out_numbers_are_those_before_and_after(uneven_cache: Path, alone: 
     assert outcome.after is not None
     assert outcome.after.cross_entropy < outcome.before.cross_entropy
     assert [record["step"] for record in outcome.run.measurements.read()] == [0, 6]
+
+
+def on_targets_of_nan(hidden_states: Tensor, head: FrozenHead, batch: Batch, *more: Any, **options: Any) -> Any:
+    assert batch.targets.values is not None
+    nan = replace(batch.targets, values=torch.full_like(batch.targets.values, torch.nan))
+    return distillation_loss(hidden_states, head, replace(batch, targets=nan), *more, **options)
+
+
+def test_targets_that_are_not_finite_leave_no_trained_student(
+    uneven_cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, out = small_settings("--training.max_steps=3"), tmp_path / "run"
+    monkeypatch.setattr(loop, "distillation_loss", on_targets_of_nan)
+    for words in ("for 3 steps, nor has KL; .* verify --deep", "for 3 steps; its checkpoints"):
+        with pytest.raises(UserError, match=words):
+            run_job(settings, uneven_cache, out, alone)
+        assert not (out / TRAINED_FILE).exists()
 
 
 def test_a_file_is_no_folder(uneven_cache: Path, alone: Processes, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ def test_batches_are_those_the_reader_gives_from_a_step_on(run: Run) -> None:
     assert torch.equal(inputs, torch.from_numpy(first.tokens[:, :-1].astype("int64")))
 
 
-def test_too_many_steps_without_an_update_end_training(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def without_update(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A run none of whose gradients is finite."""
     take_step = loop.take_step
 
     def infinite(*arguments: Any) -> Any:
@@ -77,12 +79,21 @@ def test_too_many_steps_without_an_update_end_training(run: Run, monkeypatch: py
 
     run.out.mkdir()
     monkeypatch.setattr(loop, "take_step", infinite)
+    return run
+
+
+def test_too_many_steps_without_an_update_end_training(without_update: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "MOST_SKIPPED", 3)
-    with pytest.raises(UserError, match="step 3: the gradient has not been finite for 3 steps; its checkpoints"):
-        loop.train(run, Progress())
-    assert [record["applied"] for record in run.metrics.read()] == [False] * 3
+    with pytest.raises(UserError, match=r"step 3: .* for 3 steps; its checkpoints"):
+        loop.train(without_update, Progress())
+    assert [record["applied"] for record in without_update.metrics.read()] == [False] * 3
+
+
+def test_a_training_without_any_update_is_no_success(without_update: Run) -> None:
+    with pytest.raises(UserError, match="step 6: the gradient has not been finite for 6 steps"):
+        loop.train(without_update, Progress())
 
 
 def test_nothing_left_to_do_takes_no_step(run: Run) -> None:
-    assert loop.train(run, Progress(steps=run.total_steps)) is None
+    assert loop.train(run, Progress(steps=run.total_steps, updates=1)) is None
     assert run.metrics.read() == []
