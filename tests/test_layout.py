@@ -68,6 +68,7 @@ def test_the_house_is_in_order(house: Path) -> None:
         ("student/model/bad.py", "teacher_cache.build.job", {READER_ONLY, EXPORT_ALONE}),
         ("student/data/bad.py", "student.train.loop", {TRAINER, CIRCLES}),
         ("student/report/bad.py", "student.export.write", {TRAINER}),
+        ("teacher_cache/corpus/bad.py", "teacher_cache.read.cache", {BUILDER}),
         ("student/inference/bad.py", "student.settings", {TRAINER, EXPORT_ALONE}),
         ("teacher_cache/format/bad.py", "teacher_cache.read.cache", {BUILDER, CIRCLES}),
         ("teacher_cache/cli_two.py", "student.loss.naive", {BUILDER, BUILDER_ALONE}),
@@ -92,6 +93,27 @@ def test_a_file_where_it_may_not_be_breaks_its_rules(house: Path, path: str, imp
 
 def python_files(*roots: str) -> list[Path]:
     return [path for root in roots for path in sorted((ROOT / root).rglob("*.py"))]
+
+
+def modules(*packages: str) -> set[Path]:
+    """Modules that need a test, as paths from the root."""
+    files = python_files(*packages)
+    return {file.relative_to(ROOT) for file in files if file.name not in ("__init__.py", "__main__.py")}
+
+
+def mirrored(module: Path) -> Path:
+    return Path("tests") / module.parent / f"test_{module.name}"
+
+
+def test_every_module_has_its_test_at_its_place() -> None:
+    missing = [str(module) for module in sorted(modules(*PACKAGES)) if not (ROOT / mirrored(module)).is_file()]
+    assert not missing, "\n".join(missing)
+
+
+def test_every_test_of_a_package_is_at_the_place_of_a_module() -> None:
+    places = {mirrored(module) for module in modules(*PACKAGES)}
+    found = {test.relative_to(ROOT) for name in PACKAGES for test in (ROOT / "tests" / name).rglob("test_*.py")}
+    assert sorted(map(str, found - places)) == []
 
 
 def test_no_folder_is_too_full() -> None:
