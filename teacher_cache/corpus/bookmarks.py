@@ -1,4 +1,7 @@
-"""Where in the corpus rows begin, kept beside the cache: hints, so that nobody reads what lies before them again."""
+"""Bookmarks: where in the corpus a shard begins, kept beside the cache so that nobody reads what lies before again.
+
+They are hints: a build without them, or with false ones, gives the same rows and takes longer.
+"""
 
 import hashlib
 import re
@@ -20,30 +23,30 @@ KEY = re.compile(rf"{BOOKMARKS_FOLDER}/(\d{{12}})\.json", re.ASCII)
 
 
 class Hint(Record):
-    """What has been found out about a corpus, for whoever comes next; wrong for another basis."""
+    """Something a builder found out about the corpus, for the next one; it holds for one basis only."""
 
     basis: str
     """`bookmarks_basis` of the cache."""
 
 
 class CorpusLength(Hint):
-    """How many rows the whole corpus gives."""
+    """The number of rows in the whole corpus."""
 
     rows: int
 
 
 class Bookmark(Hint):
-    """Where a row begins: in a document of the corpus, behind so many of its tokens."""
+    """Where a row begins: in or behind a document, after `used` of its tokens."""
 
     row: int
     place: Cursor
     used: int
-    """Tokens of the document that belong to rows before; of packed rows the last of those is this one's first too."""
+    """Tokens of the document before the row's first one; all of them where each document has a row of its own."""
     tokens: str
-    """Digest of the document's tokens, uint32 little-endian: whoever begins here makes sure of them."""
+    """Digest of the document's tokens, uint32 little-endian, checked by `holds` before reading begins here."""
 
     def holds(self, tokens: NDArray[np.uint32], mode: str) -> bool:
-        """Whether the document that is found there has the tokens it had."""
+        """Whether the document found there has the tokens (n,) it had, and the row can begin in it."""
         rest = len(tokens) - self.used
         return _tokens_digest(tokens) == self.tokens and (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
 
@@ -52,20 +55,20 @@ HintT = TypeVar("HintT", bound=Hint)
 
 
 class Bookmarks:
-    """The bookmarks of one cache, a small object each, so that any number of builders may write them."""
+    """The bookmarks of one cache. Each is a small object of its own, so any number of builders may write them."""
 
     def __init__(self, store: Store, manifest: Manifest) -> None:
         self._store, self._basis = store, bookmarks_basis(manifest)
         self._seen: set[int] = set()
         self.rows_apart = manifest.rows.rows_per_shard
-        """Bookmarks are kept of rows that begin a shard."""
+        """Only rows that begin a shard get a bookmark."""
         self.revision: str | None = manifest.corpus.get("revision")
-        """Commit of the Hub data set that the rows are made of."""
+        """Commit of the Hub data set the rows come from; None for local files."""
 
     def between(self, after: int, row: int) -> Iterator[Bookmark]:
-        """Bookmarks of rows above `after` and not above `row`, the last first.
+        """Bookmarks of rows in (`after`, `row`], the last first.
 
-        What is damaged, or of another corpus, another tokenizer or other rows, is passed over.
+        Damaged ones are passed over, and those of another corpus, another tokenizer or other rows.
         """
         rows = (bookmark_row(f"{BOOKMARKS_FOLDER}/{name}") for name in self._store.names(BOOKMARKS_FOLDER))
         for known in sorted((at for at in rows if at is not None and after < at <= row), reverse=True):
@@ -75,59 +78,59 @@ class Bookmarks:
                 yield bookmark
 
     def save(self, row: int, end: RowEnd) -> None:
-        """Keep where a row begins, if it begins a shard: where the row before it ends."""
+        """Write the bookmark of `row`, which begins where the row before it ends, if it begins a shard."""
         if row % self.rows_apart or row in self._seen:
             return
         document = end.document
         bookmark = Bookmark(
-            row=row, place=document.place, used=end.used, tokens=_tokens_digest(document.tokens), basis=self._basis
+            row=row, place=document.cursor, used=end.used, tokens=_tokens_digest(document.tokens), basis=self._basis
         )
         self._publish(bookmark_key(row), seal(bookmark))
         self._seen.add(row)
 
     def length(self) -> int | None:
-        """Rows the whole corpus gives, if a build has counted them."""
+        """The number of rows in the whole corpus, if a build has counted them."""
         data = read_if_there(self._store, CORPUS_ROWS_KEY)
         found = None if data is None else _parse(CorpusLength, data, self._basis)
         return None if found is None or found.rows < 1 else found.rows
 
     def save_length(self, rows: int) -> None:
-        """Keep how many rows the whole corpus gives."""
+        """Write the number of rows in the whole corpus."""
         self._publish(CORPUS_ROWS_KEY, seal(CorpusLength(basis=self._basis, rows=rows)))
 
     def _publish(self, key: str, data: bytes) -> None:
         self._store.remove_leftovers(key)
         if read_if_there(self._store, key) != data:
-            # Nobody holds a lock here: another writer of the same bookmark may have taken this one's for a leftover.
+            # No lock is held here: another writer of the same bookmark may have removed this one's file as a leftover.
             with suppress(FileNotFoundError):
                 self._store.publish(key, data)
 
 
 def bookmarks_basis(manifest: Manifest) -> str:
-    """sha256 of what decides where rows begin: corpus, tokenizer, row length and mode, nothing else of the cache."""
+    """sha256 of all that decides where rows begin: corpus, tokenizer, row length and mode."""
     corpus, tokenizer, rows = manifest.corpus, manifest.tokenizer, manifest.rows
     content = [corpus, tokenizer.sha256, tokenizer.eos_token_id, rows.mode, rows.seq_len]
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 
 def bookmark_key(row: int) -> str:
-    """Key of a row's bookmark."""
+    """The key of a row's bookmark."""
     return f"{BOOKMARKS_FOLDER}/{row:012d}.json"
 
 
 def bookmark_row(key: str) -> int | None:
-    """The row whose bookmark is at `key`, None where that is no key of a bookmark."""
+    """The row whose bookmark lies at `key`; None if no bookmark has such a key."""
     found = KEY.fullmatch(key)
     return int(found[1]) if found else None
 
 
 def is_hint_key(key: str) -> bool:
-    """Whether a key is that of a bookmark, or of the corpus' length."""
+    """Whether `key` is that of a bookmark or of the corpus' length."""
     return key == CORPUS_ROWS_KEY or bookmark_row(key) is not None
 
 
 def unsound_hints(store: Store, manifest: Manifest, keys: Sequence[str]) -> list[str]:
-    """Those of `keys` whose objects are no hints for this cache; a build passes over them."""
+    """Those of `keys` whose objects are damaged or belong to another cache; a build passes over them."""
     basis = bookmarks_basis(manifest)
     found = zip(keys, store.read_all(keys), strict=True)
     return [key for key, data in found if _parse_any(data, key, basis) is None]

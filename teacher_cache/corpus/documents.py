@@ -1,4 +1,4 @@
-"""A document, its place in the corpus, its tokens: what readers of a corpus give, and what rows are cut from."""
+"""What readers of a corpus give and rows are cut from: a document, the cursor at which it is found, its tokens."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """A document's text, and a name that stays the same however often the corpus is read."""
+    """A document's text, and a name that is the same each time the corpus is read."""
 
     id: str
     text: str
@@ -24,18 +24,18 @@ class Document:
 
 @dataclass(frozen=True)
 class Cursor:
-    """Where a document is, so that a reader can begin there."""
+    """Where a document is in the corpus, so that a reader can begin with it."""
 
     document: int = 0
-    """Documents of the corpus before it."""
+    """Number of documents before it in the corpus."""
     file: int = 0
-    """Files before the one it is in."""
+    """Number of files before its own."""
     item: int = 0
-    """Parquet rows or JSONL lines of that file before it."""
+    """Number of Parquet rows or JSONL lines before it in its file."""
     byte: int = 0
-    """JSONL: bytes of the unpacked file before its line."""
+    """JSONL: where its line begins in the unpacked file."""
     state: dict[str, Any] | None = None
-    """What a stream of the datasets package says of itself there; None at its beginning."""
+    """State of a `datasets` stream there; None at its beginning, and for files."""
 
 
 BEGINNING = Cursor()
@@ -45,30 +45,31 @@ Placed = tuple[Cursor, Document]
 
 @dataclass(frozen=True)
 class Reader:
-    """Documents of one corpus from a place on; `seeks` where getting there costs about nothing."""
+    """Reads the documents of one corpus, from any cursor on."""
 
     read: Callable[[Cursor], Iterator[Placed]]
     seeks: bool
+    """Whether beginning at a cursor costs next to nothing; if not, all before it is read first."""
 
 
 @dataclass(frozen=True)
 class Tokenized:
     """A document's tokens (n,) uint32, and where the document is."""
 
-    place: Cursor
+    cursor: Cursor
     tokens: NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
 class RowEnd:
-    """Where a row ends and the next begins: in this document, with so many of its tokens behind it."""
+    """Where the next row begins: after `used` tokens of this document."""
 
     document: Tokenized
     used: int
 
 
 def require_column(settings: CorpusSettings, names: list[str], where: str) -> None:
-    """Raise `UserError` where there is no column of text."""
+    """Raise `UserError` unless corpus.text_column is among the columns' `names`."""
     if settings.text_column not in names:
         raise UserError(
             f"{where}: no column {settings.text_column!r}; set corpus.text_column to one it has: {', '.join(names)}"
@@ -76,7 +77,11 @@ def require_column(settings: CorpusSettings, names: list[str], where: str) -> No
 
 
 def make_document(text: Any, name: Any, settings: CorpusSettings, *, place: str, where: str) -> Document:
-    """A document of what a record holds; null is no text, as an empty one is. Raises `UserError` on anything else."""
+    """The document in a record; null counts as empty text.
+
+    `place` is its name if the record gives none; `where`, the file, begins every message. Raises `UserError` if `text`
+    is not valid text.
+    """
     if not isinstance(text, str | None):
         raise UserError(
             f"{where}: {settings.text_column!r} of {place} is a {type(text).__name__}, not text; "
@@ -92,5 +97,5 @@ def make_document(text: Any, name: Any, settings: CorpusSettings, *, place: str,
 
 
 def _readable(name: str) -> str:
-    """A document's name with nothing in it that could not be stored or printed."""
+    """The name, with `?` for each half of a surrogate pair, which can be neither stored nor printed."""
     return name.encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""Documents of Parquet, JSONL and text files, from any place in them."""
+"""Reads documents of Parquet, JSONL and text files, from any document on."""
 
 import contextlib
 import gzip
@@ -20,35 +20,35 @@ from teacher_cache.settings import CorpusSettings
 FileFormat = Literal["parquet", "jsonl", "text"]
 
 PARQUET_BATCH = 256
-
-
+"""Rows read at once."""
 PACKED = (".gz", ".zst")
+"""Endings of compressed files."""
 
 
 def file_reader(files: Sequence[str], kind: FileFormat, settings: CorpusSettings) -> Reader:
-    """A reader of paths or URLs; packed files have to be unpacked from their beginning."""
+    """A reader of paths or URLs; compressed files can only be read from their beginning."""
     return Reader(
         partial(read_files, files, kind, settings), seeks=not any(where.lower().endswith(PACKED) for where in files)
     )
 
 
 def read_files(files: Sequence[str], kind: FileFormat, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
-    """Documents of paths or URLs, one after another, from `start` on.
+    """Documents of files, given as paths or URLs, from `start` on.
 
-    Raises `UserError` naming file and row, its cause the error met, when something cannot be read.
+    Raises `UserError` naming file and row if something cannot be read; its cause is the error that was met.
     """
     begin = start
     for number in range(start.file, len(files)):
         count = begin.document
-        for place, document in _READERS[kind](files[number], settings, begin):
-            yield place, document
-            count = place.document + 1
+        for cursor, document in _READERS[kind](files[number], settings, begin):
+            yield cursor, document
+            count = cursor.document + 1
         begin = Cursor(document=count, file=number + 1)
 
 
 def read_parquet(where: str, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
-    """A document a row; row groups before `start` are not touched."""
-    row, place = start.item, start
+    """One document per row; row groups before `start` are not read."""
+    row, cursor = start.item, start
     try:
         with _open_parquet(where) as file:
             names = file.schema_arrow.names
@@ -57,12 +57,12 @@ def read_parquet(where: str, settings: CorpusSettings, start: Cursor) -> Iterato
             for batch in _batches(file, columns, start.item):
                 for record in _records(batch, columns, where, row):
                     name = f"{_name(where)}:{row}"
-                    yield place, make_document(*record, settings, place=name, where=where)
+                    yield cursor, make_document(*record, settings, place=name, where=where)
                     row += 1
-                    place = replace(place, document=place.document + 1, item=row)
+                    cursor = replace(cursor, document=cursor.document + 1, item=row)
     except UserError:
         raise
-    # What a remote file raises is for the HTTP library behind it to choose.
+    # A remote file raises whatever the HTTP library behind it raises.
     except Exception as error:
         raise UserError(
             f"{where}: not readable as Parquet from row {row} on: {reason(error)}; repair or remove the file"
@@ -84,7 +84,7 @@ def _batches(file: pq.ParquetFile, columns: list[str], start: int) -> Iterator[p
 
 
 def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[tuple[Any, Any]]:
-    """(text, id or None) of each row of a batch."""
+    """(text, id or None) of each row of a batch; `first` is the number of its first row."""
     try:
         found = [batch.column(name).to_pylist() for name in columns]
     except UnicodeDecodeError:
@@ -114,16 +114,16 @@ def _open_parquet(where: str) -> Iterator[pq.ParquetFile]:
 
 
 def read_jsonl(where: str, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
-    """A document a line; lines before `start` are passed over unread, unpacked where the file is packed."""
-    place = start
+    """One document per line, blank lines aside; lines before `start` are skipped without being parsed."""
+    cursor = start
     try:
         with _open_lines(where) as lines:
             lines.seek(start.byte)
             for line in lines:
                 if line.strip():
-                    yield place, _json_document(line, settings, where, place.item + 1)
-                    place = replace(place, document=place.document + 1)
-                place = replace(place, item=place.item + 1, byte=place.byte + len(line))
+                    yield cursor, _json_document(line, settings, where, cursor.item + 1)
+                    cursor = replace(cursor, document=cursor.document + 1)
+                cursor = replace(cursor, item=cursor.item + 1, byte=cursor.byte + len(line))
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{where}: cannot be read: {reason(error)}; repair or remove the file") from error
 
@@ -134,7 +134,7 @@ def _json_document(line: bytes, settings: CorpusSettings, where: str, number: in
         record = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{at}: not UTF-8 text: {error}; mend or remove the line") from error
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or lists without end
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and endless nesting
         raise UserError(f"{at}: not JSON: {reason(error)}; mend or remove the line") from error
     if not isinstance(record, dict):
         raise UserError(f"{at}: expected an object, got a {type(record).__name__}; mend or remove the line")
@@ -153,14 +153,14 @@ def _open_lines(path: str) -> Iterator[IO[bytes] | gzip.GzipFile]:
         if path.lower().endswith(".gz"):
             yield gzip.GzipFile(fileobj=raw)
         elif path.lower().endswith(".zst"):
-            # Arrow's reader raises where the file is cut short; zstandard's would end there as if that were all.
+            # Arrow's reader raises if the file is cut short; the zstandard package takes the cut for the end.
             yield _Forward(pa.CompressedInputStream(raw, "zstd"))
         else:
             yield raw
 
 
 class _Forward(io.BufferedReader):
-    """Lines of a stream that only goes forward: seeking, once and before reading, reads and drops."""
+    """A stream that cannot seek: `seek`, called once and before reading, reads and drops the bytes before `target`."""
 
     def seek(self, target: int, _whence: int = 0) -> int:
         done = 0
@@ -170,7 +170,7 @@ class _Forward(io.BufferedReader):
 
 
 def read_text(where: str, _settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
-    """The file is one document."""
+    """The whole file as one document."""
     try:
         with open(where, encoding="utf-8-sig") as file:
             yield start, Document(_name(where), file.read())
@@ -186,7 +186,7 @@ _READERS: dict[FileFormat, Callable[[str, CorpusSettings, Cursor], Iterator[Plac
 
 
 def reason(error: Exception) -> str:
-    """The first line of what an error says."""
+    """The first line of an error's message, or its class if it has none."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

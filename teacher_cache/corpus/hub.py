@@ -1,4 +1,4 @@
-"""Data sets of the Hub: their Parquet files by row groups, everything else as the datasets package streams it."""
+"""Hub data sets: Parquet files are read by row groups; the `datasets` package streams everything else."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +12,7 @@ from teacher_cache.settings import CorpusSettings
 
 
 def hub_reader(settings: CorpusSettings) -> Reader:
-    """A reader of the data set; its files are looked up once, here.
+    """A reader of the data set, whose files are looked up here, once.
 
     Raises `UserError` naming corpus.source, subset or split.
     """
@@ -25,7 +25,7 @@ def hub_reader(settings: CorpusSettings) -> Reader:
         if not isinstance(builder, Parquet):
             return Reader(partial(_read_stream, builder, settings), seeks=False)
         found = builder.config.data_files
-    except Exception as error:  # the clients let the errors of whichever HTTP library they use through
+    except Exception as error:  # the clients pass on errors of whichever HTTP library they use
         raise _unreadable(settings, error) from error
     if settings.split not in found:
         raise UserError(
@@ -35,33 +35,33 @@ def hub_reader(settings: CorpusSettings) -> Reader:
 
 
 def _read_stream(builder: Any, settings: CorpusSettings, start: Cursor) -> Iterator[Placed]:
-    """The stream knows how to go on from a state of its own, at worst from the beginning of the file that is in."""
-    place = start
+    """Documents of a `datasets` stream, from the state in `start` on; at worst one file is reread up to there."""
+    cursor = start
     try:
         stream = builder.as_streaming_dataset(split=settings.split)
         if start.state is not None:
             stream.load_state_dict(start.state)
         for record in stream:
-            if place is start:
+            if cursor is start:
                 require_column(settings, list(record), settings.source)
             text, name = record.get(settings.text_column), record.get(settings.id_column)
-            label = f"{settings.split}:{place.item}"
-            yield place, make_document(text, name, settings, place=label, where=settings.source)
-            number = place.document + 1
-            place = replace(place, document=number, item=number, state=stream.state_dict())
+            label = f"{settings.split}:{cursor.item}"
+            yield cursor, make_document(text, name, settings, place=label, where=settings.source)
+            number = cursor.document + 1
+            cursor = replace(cursor, document=number, item=number, state=stream.state_dict())
     except UserError:
         raise
-    except Exception as error:  # the clients let the errors of whichever HTTP library they use through
+    except Exception as error:  # the clients pass on errors of whichever HTTP library they use
         raise _unreadable(settings, error) from error
 
 
 def hub_revision(settings: CorpusSettings) -> str | None:
-    """The commit a Hub data set stands at, so that a later build notices when it has moved on."""
+    """The commit that the settings' revision means now, so that a later build notices a change."""
     from huggingface_hub import HfApi
 
     try:
         return HfApi().dataset_info(settings.source, revision=settings.revision).sha
-    except Exception as error:  # the client lets the errors of whichever HTTP library it uses through
+    except Exception as error:  # the client passes on errors of whichever HTTP library it uses
         raise UserError(
             f"corpus.source {settings.source}: no such local path, and the Hub cannot be asked: {reason(error)}; "
             "check the path or the connection"

@@ -1,4 +1,4 @@
-"""A long document as tokens, piece by piece: a token being made takes a hundred times the memory of its number."""
+"""Tokenizes a long document piece by piece: a tokenizer at work takes a hundred times the memory of its result."""
 
 from typing import Any
 
@@ -6,23 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 PIECE = 2**20
-"""Characters of a piece."""
+"""Characters per piece."""
 OVERLAP = 2**12
-"""Characters that a piece has of the one before it."""
+"""Characters that a piece shares with the one before it."""
 
 
 def encode_long(backend: Any, text: str, piece: int = PIECE, overlap: int = OVERLAP) -> NDArray[np.uint32]:
-    """Token ids (n,) of a text of any length, the same as of the whole at once.
+    """Token ids (n,) of a text of any length, the same as if it were encoded at once.
 
-    Pieces overlap. Both give the same tokens for nearly all of the overlap, since a tokenizer looks at what is near;
-    they are joined in the middle of where they agree. Where two pieces do not agree over a quarter of the overlap, as
-    in a single word of a million letters, the whole is encoded at once.
+    Neighbouring pieces overlap. A tokenizer looks at nearby characters only, so both give the same tokens for most of
+    the overlap; they are joined in the middle of the tokens they agree on. If they agree on less than a quarter of the
+    overlap, as in a single word of a million letters, the whole text is encoded at once.
 
     Args:
-        backend: a `tokenizers.Tokenizer`; it says which characters a token stands for.
+        backend: a `tokenizers.Tokenizer`, which reports the characters that each token stands for.
         text: the document.
-        piece: characters of a piece.
-        overlap: characters it shares with the one before.
+        piece: characters per piece.
+        overlap: characters that a piece shares with the one before.
     """
     if len(text) <= piece:
         return np.array(backend.encode(text, add_special_tokens=False).ids, np.uint32)
@@ -42,7 +42,7 @@ def encode_long(backend: Any, text: str, piece: int = PIECE, overlap: int = OVER
 
 
 def _encoded(backend: Any, text: str, begin: int, end: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-    """Ids (n,) of a piece of text, and the character of the whole text at which each token begins (n,)."""
+    """Token ids (n,) of text[begin:end], and the index in `text` at which each token begins (n,)."""
     encoding = backend.encode(text[begin:end], add_special_tokens=False)
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
     return np.array(encoding.ids, np.uint32), offsets[:, 0] + begin
@@ -56,8 +56,8 @@ def _joint(
     end: int,
     overlap: int,
 ) -> tuple[int, int] | None:
-    """How many tokens to take of a piece that ends at character `end`, and how many to leave out of the next."""
-    last = end - overlap // 16  # tokens near the cut see it
+    """How many tokens to keep of a piece that ends at character `end`, and how many to drop from the next one."""
+    last = end - overlap // 16  # the cut may change the tokens next to it
     ours = np.flatnonzero((starts >= later_starts[0]) & (starts < last))
     theirs = np.flatnonzero(later_starts < last)
     agree = 0

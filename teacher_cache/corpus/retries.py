@@ -1,4 +1,4 @@
-"""Reading on where a connection dropped, at the document it dropped at."""
+"""Goes on reading after a dropped connection, at the document where it dropped."""
 
 import errno
 import time
@@ -10,7 +10,7 @@ from delta_common.errors import UserError
 from teacher_cache.corpus.documents import Cursor, Placed
 
 PAUSES = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0, 60.0, 60.0)
-"""Seconds before each further try: 3 minutes in all. A document that comes through begins them anew."""
+"""Seconds to wait before each retry, 3 minutes in all. A document that arrives resets them."""
 
 PASSING_ERRNOS = {
     *(errno.EIO, errno.ESTALE, errno.EAGAIN, errno.ETIMEDOUT, errno.EPIPE),
@@ -22,9 +22,9 @@ LASTING = (ValueError, TypeError, LookupError, ImportError, NotImplementedError,
 
 
 def with_retries(read: Callable[[Cursor], Iterator[Placed]], start: Cursor, *, remote: bool) -> Iterator[Placed]:
-    """What `read` gives from `start` on; after an error that may pass it goes on behind the last document given.
+    """The documents that `read` gives from `start` on; after a passing error it continues behind the last one given.
 
-    An error before the first document is the caller's at once: a name or a connection that was never right.
+    An error before the first document is raised at once: the name or the connection was never right.
     """
     last: Placed | None = None
     failures = 0
@@ -38,26 +38,29 @@ def with_retries(read: Callable[[Cursor], Iterator[Placed]], start: Cursor, *, r
             if last is None or not may_pass(error.__cause__, remote=remote):
                 raise
             if failures == len(PAUSES):
-                waited = f"tried {failures + 1} times over {sum(PAUSES):.0f} s behind document {last[0].document}"
+                waited = f"tried {failures + 1} times in {sum(PAUSES):.0f} s after document {last[0].document}"
                 raise UserError(f"{error} ({waited}; the same command continues later)") from error
             time.sleep(PAUSES[failures])
             failures += 1
 
 
 def _behind(read: Callable[[Cursor], Iterator[Placed]], last: Placed) -> Iterator[Placed]:
-    place, document = last
-    documents = read(place)
+    cursor, document = last
+    documents = read(cursor)
     again = next(documents, None)
     if again is None or again[1] != document:
         raise UserError(
-            f"document {document.id}: is another one now than before the connection dropped; "
+            f"document {document.id}: has changed since the connection dropped; "
             "set corpus.revision, or leave the files alone while they are read"
         )
     yield from documents
 
 
 def may_pass(error: BaseException | None, *, remote: bool) -> bool:
-    """Whether trying again may help: from a network nearly anything may, from a disk what a network disk says."""
+    """Whether a retry may help.
+
+    From a network (`remote`) nearly every error may pass; from a disk only those by which a network disk says so.
+    """
     if error is None:
         return False
     if isinstance(error, OSError) and error.errno is not None:

@@ -1,4 +1,4 @@
-"""The corpus of a build as rows in order: counted, or taken a shard at a time from wherever a bookmark is known."""
+"""The rows of a corpus: their number, or those of one shard, read from the nearest bookmark on."""
 
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
@@ -15,10 +15,10 @@ from teacher_cache.settings import BuildSettings
 
 
 class CorpusRows:
-    """The corpus as rows; for one thread at a time.
+    """The corpus as rows; not for several threads at once.
 
-    Rows asked for in ascending order are read in one go. With `bookmarks` reading begins at the last one known, and
-    those that are passed are kept.
+    Shards taken in ascending order are read in one pass. With `bookmarks` reading begins at the nearest one before the
+    rows, and leaves bookmarks of the shards that it passes.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CorpusRows:
         self._rows = self._from_beginning()
 
     def count(self) -> int:
-        """Rows the whole corpus gives: one pass of tokenising. Raises `UserError` when there is none."""
+        """The number of rows, found by tokenizing the whole corpus. Raises `UserError` when there is none."""
         rows = sum(1 for _ in self._from_beginning())
         if not rows:
             raise UserError(f"corpus.source {self._source}: no document has text; check corpus.text_column")
@@ -58,7 +58,7 @@ class CorpusRows:
             )
 
     def _advance(self, row: int) -> Iterator[TokenRow]:
-        """Rows up to `row`, from where reading is."""
+        """The rows between the one to be read next and `row`."""
         for taken, end in islice(self._rows, max(0, row - self._next_row)):
             self._next_row += 1
             if self._bookmarks is not None:
@@ -66,7 +66,7 @@ class CorpusRows:
             yield taken
 
     def _approach(self, row: int) -> None:
-        """Go on from where reading is, or from a known bookmark that is nearer to `row`."""
+        """Make the next row `row`, or one before it as near as a bookmark allows."""
         if row < self._next_row:
             self._rows, self._next_row = self._from_beginning(), 0
         if row == self._next_row or (self._next_row and not self._corpus.seeks):
@@ -82,11 +82,11 @@ class CorpusRows:
         return cut_rows(self._tokenized(documents), self._settings, self._identity.pad_token_id)
 
     def _from(self, bookmark: Bookmark) -> Iterator[tuple[TokenRow, RowEnd]] | None:
-        """Rows from a bookmark on, None where the corpus does not have there what it says."""
+        """Rows from a bookmark on; None if the corpus no longer has there what the bookmark says."""
         documents = self._corpus.documents(bookmark.place)
         try:
             first = list(self._tokenized(islice(documents, 1)))
-        except UserError:  # what is wrong with the corpus itself shows again on the way from further ahead
+        except UserError:  # a fault of the corpus itself is met again when reading from further ahead
             return None
         if not first or not bookmark.holds(first[0].tokens, self._settings.mode):
             return None
@@ -94,7 +94,7 @@ class CorpusRows:
         return cut_rows(tokenized, self._settings, self._identity.pad_token_id, bookmark.used)
 
     def _tokenized(self, documents: Iterable[Placed]) -> Iterator[Tokenized]:
-        """Documents as tokens, each of which the teacher has a row of its LM head for."""
+        """Documents as tokens. Raises `UserError` on a token that has no row in the teacher's LM head."""
         eos, rows = self._identity.eos_token_id, self._identity.vocab_size
         for document in tokenize(documents, self._tokenizer, eos, special_as_text=self._special_as_text):
             largest = int(document.tokens.max())

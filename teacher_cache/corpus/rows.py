@@ -1,4 +1,4 @@
-"""Documents → rows of T + 1 tokens; a row depends on the corpus and the settings alone."""
+"""Documents → rows of T + 1 tokens. Rows depend on the corpus, the tokenizer and the settings alone."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,17 +14,18 @@ from teacher_cache.corpus.long_text import PIECE, encode_long
 from teacher_cache.settings import RowSettings
 
 DOCUMENTS_AT_ONCE = 256
+"""Documents in a group, which is tokenized at once."""
 FIRST_DOCUMENTS = 16
-"""Tokenized at once at the beginning; twice as many each time, as who wants one row should not wait for many."""
+"""Documents in the first group; each next one has twice as many. Whoever wants one row does not wait for many."""
 CHARACTERS_AT_ONCE = 2**20
-"""Tokens take some hundred bytes each until they are an array: long documents go in smaller groups."""
+"""Characters that end a group early: until it is in an array, a token takes about a hundred bytes."""
 
 
 @dataclass(frozen=True)
 class TokenRow:
-    """tokens (T+1,) uint32; document_start (T,), True on a document's first token; loss_mask (T,) bool.
+    """tokens (T+1,) uint32; document_start (T,) bool, True at a document's first token; loss_mask (T,) bool.
 
-    Position t predicts tokens[t+1] and counts where loss_mask[t]: everywhere but where the label is padding.
+    Position t predicts tokens[t+1]. It counts if loss_mask[t], that is, unless tokens[t+1] is padding.
     """
 
     tokens: NDArray[np.uint32]
@@ -42,9 +43,10 @@ def iter_rows(
 ) -> Iterator[TokenRow]:
     """Rows in the documents' order.
 
-    Each document is the tokenizer's own prefix (a BOS, if it adds one), its text and EOS. `packed` cuts their
-    stream so that a row begins with the last token of the one before: every token is a label exactly once. Only
-    the last row is padded. `document` gives each document a row. A document without text gives nothing.
+    Each document becomes the tokenizer's own prefix (a BOS, if it adds one), its text and EOS. Mode `packed` joins all
+    documents and cuts the result so that each row begins with the last token of the row before: every token is a label
+    exactly once. Only the last row is padded. Mode `document` gives each document a row of its own, cut or padded to
+    T + 1 tokens. A document without text gives nothing.
     """
     placed = ((Cursor(number), document) for number, document in enumerate(documents))
     return (row for row, _ in cut_rows(tokenize(placed, tokenizer, eos_token_id), settings, pad_token_id))
@@ -53,7 +55,7 @@ def iter_rows(
 def cut_rows(
     documents: Iterable[Tokenized], settings: RowSettings, pad_token_id: int, used: int = 0
 ) -> Iterator[tuple[TokenRow, RowEnd]]:
-    """Rows and where they end; of the first document `used` tokens belong to rows before."""
+    """Rows and where each ends; the first `used` tokens of the first document are left out."""
     if settings.mode == "document":
         return _document_rows(documents, settings.seq_len, pad_token_id, used)
     return _packed_rows(documents, settings.seq_len, pad_token_id, used)
@@ -73,7 +75,7 @@ def _packed_rows(
     documents: Iterable[Tokenized], seq_len: int, pad_token_id: int, used: int
 ) -> Iterator[tuple[TokenRow, RowEnd]]:
     tokens, starts = np.zeros(0, np.uint32), np.zeros(0, np.bool_)
-    begun: list[tuple[int, Tokenized]] = []  # where in `tokens` the first token of a document is, or would be
+    begun: list[tuple[int, Tokenized]] = []  # each document, and the index in `tokens` of its first token, maybe < 0
     for document in documents:
         begun.append((len(tokens) - used, document))
         tokens = np.concatenate([tokens, document.tokens[used:]])
@@ -89,7 +91,7 @@ def _packed_rows(
 
 
 def _end(begun: list[tuple[int, Tokenized]], last: int) -> RowEnd:
-    """The end of a row whose last token is at `last`; forgets the documents before that token's."""
+    """The end of a row whose last token has index `last`; drops from `begun` the documents before that token's."""
     while len(begun) > 1 and begun[1][0] <= last:
         del begun[0]
     first, document = begun[0]
@@ -97,7 +99,7 @@ def _end(begun: list[tuple[int, Tokenized]], last: int) -> RowEnd:
 
 
 def _row(tokens: NDArray[np.uint32], starts: NDArray[np.bool_], seq_len: int, pad_token_id: int) -> TokenRow:
-    """Cut or pad to T + 1 tokens. Padding is known by its place: EOS may be the padding token."""
+    """Cut or pad to T + 1 tokens. The loss mask goes by index, not by token: EOS may be the padding token."""
     tokens, starts = tokens[: seq_len + 1], starts[:seq_len]
     padded = np.full(seq_len + 1, pad_token_id, np.uint32)
     padded[: len(tokens)] = tokens
@@ -115,26 +117,24 @@ def _starts(tokens: NDArray[np.uint32]) -> NDArray[np.bool_]:
 def tokenize(
     documents: Iterable[Placed], tokenizer: PreTrainedTokenizerBase, eos_token_id: int, *, special_as_text: bool = True
 ) -> Iterator[Tokenized]:
-    """Documents that have text as tokens, in order; a group at a time, on as many cores as the tokenizer takes.
+    """The tokens of each document that has text, in order.
 
-    With `special_as_text` the name of a special token inside a document is its letters, not the token.
+    With `special_as_text` the name of a special token inside a document is tokenized as plain text, letter by letter.
     """
-    prefix = own_prefix(tokenizer)
+    prefix, end = np.array(own_prefix(tokenizer), np.uint32), np.array([eos_token_id], np.uint32)
     for group in _groups(placed for placed in documents if placed[1].text):
         texts = [document.text for _, document in group]
-        for (place, _), ids in zip(group, _encode(tokenizer, texts, special_as_text), strict=True):
-            yield Tokenized(
-                place, np.concatenate([np.array(prefix, np.uint32), ids, np.array([eos_token_id], np.uint32)])
-            )
+        for (cursor, _), ids in zip(group, _encode(tokenizer, texts, special_as_text), strict=True):
+            yield Tokenized(cursor, np.concatenate([prefix, ids, end]))
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, texts: list[str], special_as_text: bool
 ) -> Iterator[NDArray[np.uint32]]:
-    """Token ids (n,) of each text, as the tokenizer's call gives them, without what else that computes."""
+    """Token ids (n,) of each text: those of `tokenizer(text)`, without the masks and offsets that it computes too."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
-        # Not verbose: documents longer than the teacher's context are cut into rows here, no reason to warn.
+        # verbose=False: a document longer than the context is no reason to warn, it is cut into rows.
         encoded: Any = tokenizer(texts, add_special_tokens=False, verbose=False, split_special_tokens=special_as_text)
         yield from (np.array(ids, np.uint32) for ids in encoded["input_ids"])
         return

@@ -1,4 +1,4 @@
-"""Documents in a fixed order with stable names: Hub data sets (streamed), Parquet, JSONL, text."""
+"""A corpus: the documents of a Hub data set or of local Parquet, JSONL or text files, in a fixed order."""
 
 import glob
 import hashlib
@@ -30,16 +30,16 @@ ENDINGS: dict[str, FileFormat] = {
 
 
 class Corpus:
-    """The documents that settings name; which files those are is looked up once."""
+    """The documents that the settings name. Its files are looked up once, at the first use."""
 
     def __init__(self, settings: CorpusSettings) -> None:
         self._settings = settings
 
     def documents(self, start: Cursor = BEGINNING) -> Iterator[Placed]:
-        """Documents in the corpus' own order from `start` on; files in the order of their names.
+        """Documents from `start` on with their cursors, in the corpus' own order; files in the order of their names.
 
-        Those without text are passed on. Errors that may pass are waited out, see `retries`. Raises `UserError`
-        naming the file or option when the source, a column, a row or a line is at fault.
+        Documents without text are among them. A dropped connection is retried, see `retries`. Raises `UserError` naming
+        the file or the option if the source, a column, a row or a line is at fault.
         """
         most = self._settings.max_documents
         documents = with_retries(self._reader.read, start, remote=_format_of(self._settings) == "hub")
@@ -47,7 +47,7 @@ class Corpus:
 
     @property
     def seeks(self) -> bool:
-        """Whether to begin anywhere costs about nothing."""
+        """Whether beginning at a cursor costs next to nothing."""
         return self._reader.seeks
 
     @cached_property
@@ -59,14 +59,14 @@ class Corpus:
 
 
 def iter_documents(settings: CorpusSettings) -> Iterator[Document]:
-    """The corpus' documents from its beginning, as `Corpus.documents` has them."""
+    """All documents of the corpus, as `Corpus.documents` gives them."""
     return (document for _, document in Corpus(settings).documents())
 
 
 def describe_corpus(settings: CorpusSettings) -> dict[str, Any]:
-    """The corpus' provenance for the manifest: what was read, in which order, with a digest of each local file.
+    """What the manifest says of the corpus: what was read, in which order, and a digest of each local file.
 
-    Local files are named without their folder, so that a corpus may move.
+    Local files are named without their folder, so the corpus may move.
     """
     described: dict[str, Any] = {
         "text_column": settings.text_column,
@@ -132,7 +132,7 @@ def _path(source: str) -> Path:
 
 
 def _hidden(file: Path, folder: Path) -> bool:
-    """Whether a file or a folder on the way to it begins with a dot, as editors' copies and checkpoints do."""
+    """Whether the name of the file, or of a folder between it and `folder`, begins with a dot."""
     return any(part.startswith(".") for part in file.relative_to(folder).parts)
 
 

@@ -5,7 +5,6 @@ import json
 import random
 import shutil
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,12 @@ from teacher_cache.corpus import files, retries
 from teacher_cache.corpus.bookmarks import Bookmarks, bookmark_key
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.rows import TokenRow
-from teacher_cache.format.keys import CORPUS_FOLDER, CORPUS_ROWS_KEY
+from teacher_cache.format.keys import CORPUS_FOLDER
 from teacher_cache.format.manifest import Manifest, TokenizerIdentity
-from teacher_cache.format.sealed import canonical_json, digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.objects import verify
+from tests.helpers.damaged_bookmarks import MISLEADING, UNSOUND
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
@@ -209,7 +208,7 @@ def test_builders_that_take_turns_read_each_document_about_once(
     assert len(read) < 20 * shards  # a group is read to begin anywhere; from the beginning it would be 200 each
 
 
-def test_what_has_to_be_unpacked_up_to_a_position_is_read_on_instead_but_for_the_first_time(
+def test_what_has_to_be_unpacked_up_to_a_bookmark_is_read_on_instead_but_for_the_first_time(
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = write_corpus(tmp_path / "corpus", words(400), "jsonl")
@@ -245,41 +244,8 @@ def test_rows_come_from_the_commit_that_the_manifest_names(
     assert asked_for == ["0123abc"]
 
 
-def reseal(data: bytes, **changed: Any) -> bytes:
-    content = {**json.loads(data), **changed}
-    del content["digest"]
-    return json.dumps({**content, "digest": digest(canonical_json(content))}).encode()
-
-
-def moved(data: bytes, **changed: Any) -> bytes:
-    return reseal(data, place={**json.loads(data)["place"], **changed})
-
-
-UNSOUND: dict[str, Callable[[bytes], bytes]] = {
-    "nothing": lambda data: b"",
-    "cut short": lambda data: data[:-9],
-    "no JSON": lambda data: b"\xff" + data,
-    "a list": lambda data: b"[]",
-    "nested": lambda data: b"[" * 10_000,
-    "a number changed": lambda data: data.replace(b'"used": ', b'"used": 1'),
-    "an unknown key": lambda data: reseal(data, more=1),
-    "of another row": lambda data: reseal(data, row=4),
-    "of another corpus": lambda data: reseal(data, basis="0" * 64),
-    "a negative number": lambda data: reseal(data, used=-1),
-    "a negative file": lambda data: moved(data, file=-1),
-}
-MISLEADING: dict[str, Callable[[bytes], bytes]] = {
-    "behind all tokens": lambda data: reseal(data, used=10_000),
-    "another document": lambda data: moved(data, item=json.loads(data)["place"]["item"] + 1),
-    "another file": lambda data: moved(data, file=0),
-    "no such file": lambda data: moved(data, file=10**9),
-    "no such row": lambda data: moved(data, item=10**9),
-    "other tokens": lambda data: reseal(data, tokens="0" * 32),
-}
-
-
 @pytest.mark.parametrize("damage", [*UNSOUND, *MISLEADING])
-def test_a_position_that_is_not_true_changes_no_row(
+def test_a_bookmark_that_is_not_true_changes_no_row(
     damage: str, built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]]
 ) -> None:
     settings, store, described, whole = built
@@ -289,32 +255,7 @@ def test_a_position_that_is_not_true_changes_no_row(
     assert same(taken, whole[500:504])
 
 
-@pytest.mark.parametrize("changed", ["seq_len", "mode", "tokenizer", "corpus"])
-def test_positions_of_other_rows_are_passed_over(
-    changed: str, built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]]
-) -> None:
-    _, store, described, _ = built
-    other = {
-        "seq_len": {"rows": described.rows.model_copy(update={"seq_len": 17})},
-        "mode": {"rows": described.rows.model_copy(update={"mode": "document"})},
-        "tokenizer": {"tokenizer": IDENTITY.model_copy(update={"sha256": "1"})},
-        "corpus": {"corpus": {"source": "elsewhere"}},
-    }[changed]
-    assert list(Bookmarks(store, described).between(0, 500))
-    assert not list(Bookmarks(store, described.model_copy(update=other)).between(0, 500))
-
-
-def test_positions_do_not_depend_on_what_else_a_cache_holds(
-    built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]],
-) -> None:
-    _, store, described, _ = built
-    teacher = described.teacher.model_copy(update={"name": "another"})
-    shards = described.rows.model_copy(update={"rows_per_shard": 100, "count": 7})
-    other = described.model_copy(update={"teacher": teacher, "rows": shards})
-    assert next(Bookmarks(store, other).between(0, 500)).row == 500
-
-
-def test_builders_at_once_write_the_same_positions(
+def test_builders_at_once_write_the_same_bookmarks(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]], tmp_path: Path
 ) -> None:
     settings, known, described, whole = built
@@ -375,20 +316,7 @@ def test_a_corpus_without_text_is_named_when_its_rows_are_counted(texts: list[st
         CorpusRows(settings, TOKENIZER, IDENTITY).count()
 
 
-def test_the_length_of_a_corpus_is_kept_for_the_same_rows_only(
-    built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]],
-) -> None:
-    _, store, described, _ = built
-    bookmarks = Bookmarks(store, described)
-    assert bookmarks.length() is None
-    bookmarks.save_length(77)
-    assert Bookmarks(store, described).length() == 77
-    assert Bookmarks(store, described.model_copy(update={"corpus": {}})).length() is None
-    store.publish(CORPUS_ROWS_KEY, store.read(CORPUS_ROWS_KEY).replace(b"77", b"78"))
-    assert Bookmarks(store, described).length() is None
-
-
-def test_verify_knows_positions_and_names_those_that_are_none(
+def test_verify_knows_bookmarks_and_names_those_that_are_none(
     built: tuple[BuildSettings, LocalStore, Manifest, list[TokenRow]], synthetic_cache: Path, tmp_path: Path
 ) -> None:
     cache = Path(shutil.copytree(synthetic_cache, tmp_path / "copy"))
