@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from torch import Tensor
+from torch.nn import functional
 
 from delta_common.errors import UserError
 from teacher_cache.build.shard_arrays import ShardArrays
@@ -34,9 +35,12 @@ from teacher_cache.format.sealed import digest
 from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.targets.keep import join, keep_targets
+from teacher_cache.targets.keep_torch import BLOCK, LOG2_E, in_blocks
 
 EOS_TOKEN_ID = 0
 MEAN_DOCUMENT_TOKENS = 200
+POSITIONS_AT_ONCE = 64
+"""Positions whose targets are kept at once; with more, the time goes into allocating memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,10 @@ class SyntheticSettings:
         for name in ("rows", "seq_len", "top_k", "hidden_size", "rows_per_shard"):
             if getattr(self, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.samples < 0:
+            raise UserError(f"--samples {self.samples}: must be at least 0")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"--seed {self.seed}: must be from 0 to {2**63 - 1}")
         if self.vocab_size < 2:
             raise UserError(f"--vocab-size {self.vocab_size}: must be at least 2")
         if self.top_k > self.vocab_size:
@@ -145,13 +153,18 @@ class SyntheticTeacher:
         generators = [np.random.Generator(np.random.Philox(key=[self._settings.seed, row])) for row in rows]
         last = before = torch.full((len(rows),), EOS_TOKEN_ID, device=self._device)
         finals, tokens, kept = [], [last], []
+        waiting: list[Tensor] = []  # logits whose targets are not kept yet
         for position in range(manifest.seq_len):
             finals.append(self.states(last, before))
-            logits = self.logits(finals[-1])
-            following = self._next_tokens(logits, generators)
-            kept.append(keep_targets(logits, following, manifest.targets, offsets[:, position]))
+            waiting.append(self.logits(finals[-1]))
+            following = self._next_tokens(waiting[-1], generators)
             tokens.append(following)
             last, before = following, last
+            if len(waiting) * len(rows) >= POSITIONS_AT_ONCE or position + 1 == manifest.seq_len:
+                uniform = offsets[:, position + 1 - len(waiting) : position + 1].T.flatten()
+                labels = torch.cat(tokens[-len(waiting) :])
+                kept.append(keep_targets(torch.cat(waiting), labels, manifest.targets, uniform))
+                waiting.clear()
         arrays.tokens[:] = torch.stack(tokens, dim=1).cpu().numpy()
         arrays.document_start[:, 0] = True
         arrays.document_start[:, 1:] = arrays.tokens[:, 1 : manifest.seq_len] == EOS_TOKEN_ID
@@ -174,10 +187,22 @@ class SyntheticTeacher:
         """One token a row by inverting the cumulative distribution at that row's own uniform number."""
         uniform = to_device(torch.tensor([random.random() for random in generators]), self._device)
         ends = torch.tensor([random.random() < 1 / MEAN_DOCUMENT_TOKENS for random in generators])
-        cumulative = torch.softmax(logits.float(), -1).cumsum(-1)
-        chosen = torch.searchsorted(cumulative, (uniform * cumulative[:, -1])[:, None]).squeeze(1)
-        likely = chosen.clamp(max=self._settings.vocab_size - 1)
-        return torch.where(to_device(ends, self._device), EOS_TOKEN_ID, likely)
+        return torch.where(to_device(ends, self._device), EOS_TOKEN_ID, drawn_tokens(logits, uniform))
+
+
+def drawn_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
+    """The token of logits (n, V) at which a row's running sum of probabilities reaches its number of uniform (n,).
+
+    The running sum goes over blocks first, and over the tokens of one block then.
+    """
+    weights = in_blocks(logits).float()
+    weights.sub_(weights.amax((1, 2), keepdim=True)).mul_(LOG2_E).exp2_()
+    sums = weights.sum(-1).double().cumsum(-1)
+    mark = uniform[:, None] * sums[:, -1:]
+    block = torch.searchsorted(sums, mark)
+    inside = weights.take_along_dim(block[..., None], dim=1).squeeze(1).double().cumsum(-1)
+    place = torch.searchsorted(inside, mark - functional.pad(sums, (1, 0)).gather(1, block))
+    return (block * BLOCK + place.clamp(max=BLOCK - 1)).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
 def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:

@@ -3,11 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from delta_common.errors import UserError
 from teacher_cache import open_cache
-from teacher_cache.build.synthetic import make_synthetic_cache
+from teacher_cache.build.synthetic import drawn_tokens, make_synthetic_cache
 
 SIZES: dict[str, Any] = {
     "rows": 20,
@@ -35,6 +36,18 @@ def test_rows_do_not_depend_on_the_shard_they_are_in(synthetic_cache: Path, tmp_
     assert np.array_equal(other.ids, rows.ids)
 
 
+@pytest.mark.parametrize("vocab_size", [5, 128, 1000])
+def test_tokens_are_drawn_by_inverting_the_cumulative_distribution(vocab_size: int) -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = 4 * torch.randn(500, vocab_size, generator=random)
+    uniform = torch.rand(500, generator=random)
+    uniform[0] = 0
+    ends = torch.softmax(logits.double(), -1).cumsum(-1)
+    drawn = drawn_tokens(logits, uniform)
+    assert torch.equal(drawn, torch.searchsorted(ends, uniform.double()[:, None]).squeeze(1))
+    assert drawn.unique().numel() > min(vocab_size, 100) / 2
+
+
 def test_cached_logits_are_the_head_applied_to_a_state(tmp_path: Path) -> None:
     """The Zipf channel and the embeddings the cache carries belong to its distributions: rank V, not noise."""
     cache = open_cache(
@@ -53,6 +66,9 @@ def test_cached_logits_are_the_head_applied_to_a_state(tmp_path: Path) -> None:
     [
         ({"top_k": 301}, "--top-k 301: larger than --vocab-size 300"),
         ({"rows": 0}, "--rows 0: must be at least 1"),
+        ({"samples": -1}, "--samples -1: must be at least 0"),
+        ({"seed": -1}, "--seed -1: must be from 0"),
+        ({"seed": 2**63}, "--seed 9223372036854775808: must be from 0"),
     ],
 )
 def test_bad_sizes_are_one_line(tmp_path: Path, change: dict[str, int], message: str) -> None:
