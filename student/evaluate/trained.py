@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from delta_common.errors import UserError
 from student.inference.hf_config import DistilXLSTMConfig
-from student.inference.load import is_export, load_model, read_config
+from student.inference.load import CONFIG_FILE, is_export, load_model, read_config
 from student.model.xlstm import XLSTMStudent
 from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.run.student import initial_student
@@ -41,6 +41,8 @@ def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     settings, summary = read_settings(path), read_summary(path)
     _require_same_teacher(path, summary, cache)
     student = initial_student(_computable(settings, device), cache, device)
+    # As trained: a cache of an earlier version does not say how its teacher scales the embedding.
+    student.embedding_scale = summary.embedding_scale
     file = path / TRAINED_FILE
     try:
         student.load_state_dict(load_file(file))
@@ -82,8 +84,17 @@ def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
 
 def _require_fit(path: Path, config: DistilXLSTMConfig, cache: Cache) -> None:
     manifest = cache.manifest
+    try:
+        said = config.provenance or {}
+        weights, context = said["teacher"]["weights_sha256"], said["context"]
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"{path / CONFIG_FILE}: its provenance does not name its teacher's weights and rows.context; "
+            "run student-export again"
+        ) from error
     same = {
+        "teacher": weights == manifest.teacher.weights_sha256,
         "tokenizer": config.tokenizer_sha256 == manifest.tokenizer_sha256,
-        "teacher": (config.vocab_size, config.hidden_size) == (manifest.vocab_size, manifest.hidden_size),
+        "rows.context": context == manifest.rows.context,
     }
     _require(path, same, cache)

@@ -105,6 +105,7 @@ def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLS
         qkv_block_size=shape.qkv_block_size,
         mlstm_proj_factor=shape.mlstm_proj_factor,
         slstm_ffn_factor=shape.slstm_ffn_factor,
+        embedding_scale=summary.embedding_scale,
         tie_word_embeddings="lm_head.weight" not in names,
         head_bias="lm_head.bias" in names,
         eos_token_id=manifest.eos_token_id,

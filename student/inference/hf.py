@@ -173,4 +173,5 @@ def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
         lm_head=None if config.tie_word_embeddings else torch.empty(size).normal_(std=INITIAL_SPREAD),
         lm_head_bias=torch.zeros(config.padded_vocab_size) if config.head_bias else None,
         vocab_size=config.vocab_size,
+        embedding_scale=config.embedding_scale,
     )

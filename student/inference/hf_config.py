@@ -32,6 +32,8 @@ class DistilXLSTMConfig(PreTrainedConfig):
     slstm_ffn_factor: float = 1.7
     tie_word_embeddings: bool = True
     """Whether the embedding is also the LM head."""
+    embedding_scale: float | None = None
+    """What the first block reads over the embedding, as the teacher's first layer does; None for the embedding."""
     head_bias: bool = False
     """Whether the LM head has a bias."""
     use_cache: bool = True

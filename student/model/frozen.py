@@ -46,9 +46,13 @@ class FrozenWeights:
     """(V_padded,)"""
     vocab_size: int
     """Real tokens V: ids 0 .. V - 1."""
+    embedding_scale: float | None = None
+    """What the teacher's first layer reads over its embedding; None for the embedding itself."""
 
 
-def read_frozen_weights(path: Path, *, padded_vocab_size: int, vocab_size: int, hidden_size: int) -> FrozenWeights:
+def read_frozen_weights(
+    path: Path, *, padded_vocab_size: int, vocab_size: int, hidden_size: int, embedding_scale: float | None = None
+) -> FrozenWeights:
     """Read the safetensors file of a cache, in float32.
 
     Raises `UserError` when the file is missing, damaged, or of other sizes than the cache's manifest.
@@ -69,6 +73,7 @@ def read_frozen_weights(path: Path, *, padded_vocab_size: int, vocab_size: int, 
         lm_head=tensors.get("lm_head.weight"),
         lm_head_bias=tensors.get("lm_head.bias"),
         vocab_size=vocab_size,
+        embedding_scale=embedding_scale,
     )
 
 

@@ -65,6 +65,7 @@ class XLSTMStudent(nn.Module):
         self.stack = stack
         self.kernels = kernels
         self.vocab_size = frozen.vocab_size
+        self.embedding_scale = frozen.embedding_scale
         self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
         self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
         self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
@@ -76,13 +77,18 @@ class XLSTMStudent(nn.Module):
         bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
         return FrozenHead(weight[: self.vocab_size], bias)
 
+    def embed(self, tokens: Tensor) -> Tensor:
+        """What the first block reads (B, T, d) of tokens (B, T): what the teacher's first layer does."""
+        embedded = functional.embedding(tokens, self.embedding)
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
+
     def forward(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
         """Hidden states (B, T, d) after the last norm, from tokens (B, T).
 
         Where `document_start` (B, T) is true, the student forgets what came before: each document has the hidden states
         that it would have in a row of its own.
         """
-        embedded = functional.embedding(tokens, self.embedding)
+        embedded = self.embed(tokens)
         if self.kernels == "naive":
             return _one_by_one(self.stack, embedded, document_start)
         checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
@@ -118,14 +124,14 @@ class XLSTMStudent(nn.Module):
         # would round mLSTM's memory to 16 bits at every token of a 16-bit student, which adds up.
         if self.kernels != "naive" and (not state or self.embedding.dtype.itemsize < 4):
             return self.prefill(tokens, state)
-        hidden_states, state = self.stack.step(functional.embedding(tokens, self.embedding), state)
+        hidden_states, state = self.stack.step(self.embed(tokens), state)
         return hidden_states, state
 
     def _prefill_part(
         self, tokens: Tensor, state: RecurrentState, starts: Tensor | None
     ) -> tuple[Tensor, RecurrentState]:
         if self.kernels != "naive":
-            return run_stack(self.stack, functional.embedding(tokens, self.embedding), state, starts)
+            return run_stack(self.stack, self.embed(tokens), state, starts)
         steps = []
         for position, token in enumerate(torch.split(tokens, 1, dim=1)):
             state = state if starts is None else forget_rows(state, starts[:, position])

@@ -42,6 +42,8 @@ class RunSummary(FrozenSettings):
     tokenizer_sha256: str
     context: str
     """`rows.context` of the cache trained on."""
+    embedding_scale: float | None = None
+    """What the student's first block read over the embedding; None for the embedding itself."""
     steps: int
     trainable_parameters: int
     total_parameters: int

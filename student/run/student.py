@@ -21,6 +21,7 @@ def initial_student(settings: TrainSettings, cache: Cache, device: torch.device)
         padded_vocab_size=manifest.padded_vocab_size,
         vocab_size=manifest.vocab_size,
         hidden_size=manifest.hidden_size,
+        embedding_scale=manifest.teacher.embedding_scale,
     )
     shape = resolve_shape(settings.model, dims)
     student = build_student(

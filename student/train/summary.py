@@ -58,6 +58,7 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
         teacher_weights_sha256=manifest.teacher.weights_sha256,
         tokenizer_sha256=manifest.tokenizer_sha256,
         context=manifest.rows.context,
+        embedding_scale=run.student.embedding_scale,
         steps=run.total_steps,
         trainable_parameters=counts.trainable,
         total_parameters=counts.total,

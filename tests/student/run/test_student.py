@@ -5,13 +5,66 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
+from student.evaluate.trained import load_student
+from student.export.write import export_student
+from student.inference.load import load_model
 from student.run.student import DTYPES, initial_student
+from student.train.job import run_job
+from student.train.processes import Processes
+from student.train.summary import finish
+from teacher_cache.build.job import build
 from teacher_cache.read.cache import open_cache
+from teacher_cache.settings import BuildSettings
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.families import save_family
 from tests.helpers.small_training import VOCAB, WIDTH, small_settings
 
 CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`teacher`, a model that scales its embedding, and `cache` of it."""
+    folder = tmp_path_factory.mktemp("gemma")
+    said = {
+        "teacher": {"model": str(save_family("Gemma", folder / "teacher")), "dtype": "float32"},
+        "corpus": {"source": str(write_text_corpus(folder, words=9))},
+        "rows": {"seq_len": 16, "count": 8},
+        "targets": {"top_k": 8, "samples": 8},
+    }
+    build(BuildSettings.model_validate(said), folder / "cache")
+    return folder
+
+
+def test_the_first_block_reads_what_the_teachers_first_layer_does(gemma: Path) -> None:
+    cache = open_cache(gemma / "cache")
+    tokens = torch.from_numpy(cache.rows(range(8)).tokens[:, :-1].astype("int64"))
+    teacher = AutoModelForCausalLM.from_pretrained(gemma / "teacher", dtype=torch.float32).eval()
+    student = initial_student(small_settings(), cache, CPU)
+    with torch.no_grad():
+        seen = teacher(tokens, output_hidden_states=True).hidden_states[0]
+        assert torch.allclose(student.embed(tokens), seen, rtol=1e-4, atol=0)
+
+
+def test_the_export_of_a_run_reads_the_same(gemma: Path, alone: Processes, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "export"
+    finish(run_job(small_settings("--training.max_steps=1"), gemma / "cache", run, alone))
+    export_student(run, out)
+    cache = open_cache(gemma / "cache")
+    tokens = torch.from_numpy(cache.rows(range(2)).tokens.astype("int64"))
+    trained, exported = (load_student(path, cache, CPU).model for path in (run, out))
+    model = load_model(out, torch.float32)
+    assert model.config.embedding_scale == pytest.approx(32**0.5, rel=1e-3)
+    with torch.no_grad():
+        expected = trained(tokens)
+        assert torch.equal(exported(tokens), expected)
+        first = model(tokens[:, :9])
+        then = model(tokens[:, 9:10], past_key_values=first.past_key_values)
+        found = torch.cat([first.logits, then.logits], dim=1)
+        assert torch.allclose(found, model.student.logits(expected[:, :10]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_frozen_matrices_are_the_caches(uneven_cache: Path) -> None:
