@@ -11,6 +11,7 @@ from teacher_cache.format.sealed import digest
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import Store
 from teacher_cache.teacher.batch_size import find_batch_size
+from teacher_cache.teacher.documents_apart import require_documents_apart
 from teacher_cache.teacher.model import Teacher
 
 
@@ -107,7 +108,8 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"set it to {teacher.vocab_size} or less"
         )
     if settings.rows.context == "document":
-        teacher.require_documents_apart(2 if settings.compute.batch_size == "auto" else settings.compute.batch_size)
+        rows = 2 if settings.compute.batch_size == "auto" else settings.compute.batch_size
+        require_documents_apart(teacher, settings.teacher, rows)
     context = teacher.context_length
     if context is not None and settings.rows.seq_len > context:
         raise UserError(

@@ -1,4 +1,4 @@
-"""`compute.batch_size: auto`: rows in a forward pass, doubled while the teacher gets faster and memory suffices."""
+"""`compute.batch_size: auto` tries 1, 2, 4, … rows per forward pass, until more are no faster or do not fit."""
 
 import os
 import time
@@ -10,17 +10,15 @@ from teacher_cache.teacher.model import Teacher
 
 LARGEST = 512
 WORTHWHILE = 1.03
-"""How many times faster twice as many rows must be."""
-
+"""Twice as many rows must be faster per row by this factor."""
 MEMORY_SHARE = 0.5
-"""Of the memory that is free: the rest is for logits, targets and two shards."""
-
+"""Share of the free memory that a batch may take; the rest is for logits, targets and two shards."""
 PATIENCE = 20.0
-"""Seconds: a batch that takes longer is large enough."""
+"""Seconds; a batch that takes longer is large enough."""
 
 
 def find_batch_size(teacher: Teacher, seq_len: int) -> int:
-    """The batch size at which this teacher on this machine is fastest, of powers of 2, by trying them."""
+    """The power of 2 at which this teacher is fastest on this machine, in rows, found by trying."""
     memory = _free_bytes(teacher.device) * MEMORY_SHARE
 
     def seconds(rows: int) -> float | None:
@@ -32,7 +30,10 @@ def find_batch_size(teacher: Teacher, seq_len: int) -> int:
 
 
 def largest_worthwhile(seconds: Callable[[int], float | None]) -> int:
-    """The last of 1, 2, 4, ... rows that made a row faster; `seconds` of so many rows, None where they do not fit."""
+    """The largest of 1, 2, 4, … rows, up to `LARGEST`, before which each doubling made a row faster.
+
+    `seconds` gives the time of a batch of so many rows, None if it does not fit into memory.
+    """
     best, best_seconds = 1, seconds(1)
     while best < LARGEST and best_seconds is not None and best_seconds < PATIENCE:
         found = seconds(2 * best)
@@ -44,7 +45,7 @@ def largest_worthwhile(seconds: Callable[[int], float | None]) -> int:
 
 @torch.inference_mode()
 def _seconds(teacher: Teacher, rows: int, seq_len: int) -> float | None:
-    """Time of a forward pass with its LM head, the better of two; None where memory runs out."""
+    """Seconds of a forward pass and its LM head, the better of two tries; None if memory runs out."""
     random = torch.Generator().manual_seed(0)
     tokens = torch.randint(0, teacher.vocab_size, (rows, seq_len), generator=random)
     times = []

@@ -1,4 +1,4 @@
-"""A GPU's passes over batches of one shape, recorded once as a CUDA graph: one launch in place of a thousand."""
+"""A GPU's work on batches of one shape, recorded as a CUDA graph and replayed: one launch in place of a thousand."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +17,9 @@ class _Recording:
 
 
 class Captured:
-    """Gives what `run` gives for a tensor on a GPU. The second input of a shape is recorded, later ones are replayed.
+    """Calls `run` on tensors on a GPU. The second call with a shape is recorded, later ones replay the recording.
 
-    A `run` that cannot be recorded, because it waits for the GPU, is called as it is.
+    If `run` cannot be recorded, because it waits for the GPU, every call runs it.
     """
 
     def __init__(self, run: Run) -> None:

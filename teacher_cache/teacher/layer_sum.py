@@ -1,4 +1,4 @@
-"""The sum of a teacher's hidden states over its layers, in float32, layer after layer."""
+"""The sum of the teacher's hidden states over its layers, in float32, added as each layer finishes."""
 
 import torch
 from torch import Tensor
@@ -6,18 +6,18 @@ from torch import Tensor
 from delta_common.installed import has_triton
 
 AT_ONCE = 4
-"""States that a GPU adds in one pass: the sum, twice as wide as each, then travels a quarter as often."""
+"""States that a GPU adds in one pass: it then reads and writes the sum, twice as wide as each, a quarter as often."""
 
 
 class LayerSum:
-    """Adds states (…, d) one after the other, with the same rounding whether one or several are added at once."""
+    """Adds hidden states (…, d) in order; adding several in one pass rounds as adding them one by one does."""
 
     def __init__(self) -> None:
         self._total: Tensor | None = None
         self._waiting: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
-        """Take one more state, which must not change until the sum is asked for."""
+        """Add a state. It must not change before `sum` is called: a GPU may add it later."""
         if self._total is None:
             self._total = state.float() if state.dtype != torch.float32 else state.clone()
         elif _has_kernel(state):
@@ -28,7 +28,7 @@ class LayerSum:
             self._total += state
 
     def sum(self) -> Tensor:
-        """The sum (…, d) float32. Raises `ValueError` when there is nothing to sum."""
+        """The sum (…, d) float32. Raises `ValueError` if no state was added."""
         self._add_waiting()
         if self._total is None:
             raise ValueError("no states were added")

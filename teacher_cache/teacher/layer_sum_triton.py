@@ -1,7 +1,7 @@
 # Kernels are Triton's language: their arguments have no Python types.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False
 # mypy: disallow-untyped-decorators=False, disallow-untyped-calls=False
-"""`LayerSum` on a GPU: several states are added while the sum is in registers."""
+"""The kernel of `LayerSum` on a GPU: it adds several states while the sum is in registers."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ BLOCK = 2048
 
 
 def add_in_turn(total: Tensor, states: Sequence[Tensor]) -> None:
-    """total += state for one to four contiguous states of total's shape, in order; total is float32."""
+    """total += state, in order, for one to four contiguous states of total's shape; total is float32, contiguous."""
     first, *_ = states
     filled = [*states, *[first] * (4 - len(states))]
     with torch.cuda.device_of(total):

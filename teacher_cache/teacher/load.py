@@ -1,4 +1,4 @@
-"""Loads a teacher from a Hub id, a folder, a GGUF file or an installed package."""
+"""Loads a teacher from a Hub id, a folder, a GGUF file or an installed package, and refuses what would be random."""
 
 import contextlib
 import importlib.util
@@ -22,53 +22,52 @@ from teacher_cache.teacher.tokenizer import load_tokenizer
 
 PACKAGE_PREFIX = "package:"
 SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+LFS_POINTER = b"version https://git-lfs"
+"""What a file begins with that only stands for one in Git LFS."""
+NO_OWN_CODE = {"trust_remote_code": False}
+"""Code that comes with a checkpoint is not run; without this transformers asks on stdin whether to run it."""
+PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
+"""Overrides what the configuration asks a forward pass to return."""
 
 
 def load_teacher(settings: TeacherSettings) -> Teacher:
-    """Load model and tokenizer from a Hub id, a folder, a GGUF file or a package's GGUF.
+    """Load model and tokenizer from a Hub id, a folder, a GGUF file or an installed package's GGUF file.
 
-    Raises `UserError` naming `teacher.model` and the remedy when it cannot be found or read.
+    Raises `UserError` naming `teacher.model` and the remedy if they cannot be found, read or used as a teacher.
     """
     where, arguments = _source(settings)
     device = _device(settings.device)
     transformers.utils.logging.disable_progress_bar()
     try:
         with _no_chatter():
-            tokenizer = load_tokenizer(where, settings.model, **_HERE, **arguments)
+            tokenizer = load_tokenizer(where, settings.model, **NO_OWN_CODE, **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
                 where,
                 dtype=getattr(torch, settings.dtype),
                 attn_implementation=settings.attention,
                 output_loading_info=True,
-                **_HERE,
+                **NO_OWN_CODE,
                 **_unpacked(arguments),
                 **arguments,
             )
     except UserError:
         raise
-    # Whatever a model's own code raises, a damaged file or a refused option is the user's to mend.
+    # A damaged file or a refused option may raise anything, and is the user's to mend.
     except Exception as error:
         raise UserError(f"teacher.model {settings.model}: cannot be loaded: {_reason(error, where)}") from error
     require_whole(report, settings.model)
-    for name, value in _PLAIN_OUTPUT.items():
+    for name, value in PLAIN_OUTPUT.items():
         setattr(model.config, name, value)
     return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
 
 
-_HERE = {"trust_remote_code": False}
-"""Code that comes with a checkpoint is not run, and nobody is asked on stdin."""
-
-_PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
-"""What a forward pass gives, whatever a configuration asks for."""
-
-
 def _unpacked(arguments: dict[str, Any]) -> dict[str, Any]:
-    """GGUF weights are unpacked while loading: packed ones would compute otherwise wherever a kernel is installed."""
+    """Arguments that unpack GGUF weights while loading: packed ones give other numbers where a kernel is installed."""
     return {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
 
 
 def _reason(error: Exception, where: str) -> str:
-    """What is wrong in a line, with the remedy where it is known."""
+    """What is wrong, in one line, with the remedy if it is known."""
     said = str(error).strip()
     first = said.splitlines()[0] if said else type(error).__name__
     pointer = _pointer_file(Path(where))
@@ -84,7 +83,7 @@ def _reason(error: Exception, where: str) -> str:
 
 
 def _pointer_file(folder: Path) -> Path | None:
-    """A file of weights that is only the pointer that Git LFS leaves in its place."""
+    """A file that should hold weights but is only a Git LFS pointer; None if there is none."""
     if not folder.is_dir():
         return None
     return next((file for file in sorted(folder.glob("*.safetensors")) if _is_pointer(file)), None)
@@ -98,13 +97,10 @@ def _is_pointer(file: Path) -> bool:
         return False
 
 
-LFS_POINTER = b"version https://git-lfs"
-
-
 def require_whole(report: Mapping[str, Any], name: str) -> None:
-    """Raise `UserError` unless every parameter came out of the checkpoint, and the checkpoint has no others.
+    """Raise `UserError` unless the checkpoint holds all of the model's parameters and no others.
 
-    transformers gives parameters that it does not find random values and goes on. `report` is its loading report.
+    transformers fills in random values for those it does not find. `report` is its loading report.
     """
     faults = {
         "missing": sorted(map(str, report["missing_keys"])),
@@ -125,7 +121,7 @@ def _some(keys: list[str]) -> str:
 
 
 def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
-    """Where transformers finds the teacher, and the arguments that say which file or revision."""
+    """Where transformers finds the teacher, and the arguments that name the file or the revision."""
     name = settings.model
     path = _packaged_gguf(name.removeprefix(PACKAGE_PREFIX)) if name.startswith(PACKAGE_PREFIX) else Path(name)
     if path.suffix == ".gguf":
@@ -156,7 +152,7 @@ def _packaged_gguf(name: str) -> Path:
 
 
 def _device(name: str) -> torch.device:
-    """On a GPU the one of this process among those a launcher started on the machine."""
+    """The device to compute on; of several GPUs the one that LOCAL_RANK, set by a launcher, gives this process."""
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("teacher.device cuda: this torch sees no GPU; use auto or cpu")
     if name == "cpu" or not torch.cuda.is_available():
@@ -166,7 +162,7 @@ def _device(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def _no_chatter() -> Iterator[None]:
-    """GGUF loading draws bars on stderr and warns of speed; errors still arrive as exceptions."""
+    """Hides progress bars and warnings of speed, which GGUF loading writes to stderr; errors are still raised."""
     verbosity = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:

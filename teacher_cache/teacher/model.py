@@ -1,4 +1,4 @@
-"""The teacher: tokens → final hidden states and their mean over layers; hidden states → logits, chunk by chunk."""
+"""The teacher: tokens → final hidden states and their mean over layers; final hidden states → logits, in chunks."""
 
 import hashlib
 import math
@@ -33,19 +33,20 @@ from teacher_cache.teacher.probes import Subject, embedding_scale, require_teach
 from teacher_cache.teacher.tokenizer import tokenizer_files
 
 HEAD_CHUNK_ELEMENTS = 16 * 2**20
-"""Logits in memory at once, about: the chunk of positions is this over the vocabulary's size. In bfloat16 they then
-are still in a processor's cache when targets are taken from them."""
+"""Logits computed at once on a CPU; a chunk has this many divided by the vocabulary's size positions. In bfloat16 they
+take 32 MiB, and are still in the processor's cache when targets are taken from them."""
 
 GPU_HEAD_CHUNK_ELEMENTS = 512 * 2**20
-"""The same on a GPU, which needs some thousand positions to be busy: 1 GiB in bfloat16."""
+"""The same on a GPU, which needs some thousand positions to be kept busy: 1 GiB in bfloat16."""
 
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """One forward pass: `final` (B, T, d), after the final norm, in the teacher's dtype; `mean` (B, T, d) float32.
+    """Hidden states of a forward pass: `final` (B, T, d) in the teacher's dtype, `mean` (B, T, d) float32.
 
-    `mean` averages the state after each layer, the last one after the final norm, as transformers reports them;
-    the embedding output is not a layer. None when it was not asked for.
+    `final` is the state after the final norm. `mean` is the mean over the layers of the state after each, where the
+    last layer counts after the final norm, as transformers reports them, and the embedding does not count; None when
+    it was not asked for.
     """
 
     final: Tensor
@@ -75,7 +76,7 @@ class Teacher:
                 layer.forward = torch.compile(layer.forward)
 
     def forget_shapes(self) -> None:
-        """Let go what a GPU keeps for the shapes of batches it has seen."""
+        """Free the GPU memory kept for the batch shapes seen so far."""
         self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
@@ -84,12 +85,12 @@ class Teacher:
 
     @property
     def context_length(self) -> int | None:
-        """Longest sequence the teacher was made for, if its configuration says."""
+        """Longest sequence the teacher was made for; None if its configuration does not say."""
         return getattr(self._config, "max_position_embeddings", None)
 
     @property
     def bytes_per_token(self) -> int:
-        """Memory a forward pass takes for each token, about: some states, and what a feed-forward layer is wide."""
+        """Memory of a forward pass, roughly, in bytes per token: some hidden states and feed-forward activations."""
         config = self._config
         wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
@@ -103,16 +104,16 @@ class Teacher:
     def states(
         self, tokens: Tensor, *, mean: bool, document_start: Tensor | None = None, recorded: bool = True
     ) -> TeacherStates:
-        """Run the body over tokens (B, T) int64; rows are padded on the right, so no attention mask is needed.
+        """Hidden states of tokens (B, T) int64. Rows are padded on the right, so no attention mask is needed.
 
-        With document_start (B, T) bool no position sees past the start of its document: positions count from there,
-        which transformers takes for the border of packed sequences. A GPU records the pass over a shape that comes
-        again, unless told not to, and keeps its memory.
+        With document_start (B, T) bool no position sees tokens before its document: position ids start anew at each
+        document, by which transformers knows packed sequences. With `recorded` a GPU records the pass over a shape
+        that it sees for the second time and keeps the memory for it, see `cuda_graphs`.
         """
         tokens = to_device(tokens, self.device)
         if recorded and self._records and document_start is None:
             return TeacherStates(*self._captured[mean](tokens))
-        where = {} if document_start is None else {"position_ids": to_device(places(document_start), self.device)}
+        where = {} if document_start is None else {"position_ids": to_device(position_ids(document_start), self.device)}
         return TeacherStates(*self._run(tokens, mean=mean, **where))
 
     def _run(self, tokens: Tensor, *, mean: bool, **where: Tensor) -> tuple[Tensor, ...]:
@@ -135,10 +136,10 @@ class Teacher:
 
     @torch.inference_mode()
     def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Logits (chunk, V_real) in the teacher's dtype for final states (n, d), a chunk of positions at a time.
+        """Logits (chunk, V_real) in the teacher's dtype of final states (n, d), each with its slice of the n positions.
 
-        The chunk depends on the vocabulary and the kind of device alone, so memory does not grow with batch or
-        sequence, and padding rows of the vocabulary are cut off.
+        The size of a chunk depends on the vocabulary and the kind of device alone, so memory does not grow with the
+        batch or the sequence. Logits of padding rows of the vocabulary are left out.
         """
         elements = GPU_HEAD_CHUNK_ELEMENTS if self.device.type == "cuda" else HEAD_CHUNK_ELEMENTS
         size = max(1, elements // self._head.weight.shape[0])
@@ -147,7 +148,7 @@ class Teacher:
             yield where, self._head(final[where])[:, : self.vocab_size]
 
     def identity(self) -> TeacherIdentity:
-        """What makes this teacher this teacher; the weights' digest covers every tensor as it runs."""
+        """What the manifest says of the teacher; the weights' digest covers every tensor in the dtype it runs in."""
         config = self._config
         fields = {k: v for k, v in self._model.config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
         return TeacherIdentity(
@@ -166,17 +167,17 @@ class Teacher:
         )
 
     def _embedding_scale(self) -> float | None:
-        """As the manifest has it: None for 1, and where what the first layer reads is no multiple of the embedding."""
+        """What the manifest says: None for 1, and if the first layer does not read a multiple of the embedding."""
         scale = embedding_scale(self._subject)
         return None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-2) else scale
 
     @property
     def embeds_plainly(self) -> bool:
-        """Whether the first layer reads the token embedding, times a number at most."""
+        """Whether the first layer reads the token embedding or a multiple of it, and nothing else."""
         return embedding_scale(self._subject) is not None
 
     def tokenizer_identity(self) -> TokenizerIdentity:
-        """Digest of the whole token map and the special ids."""
+        """What the manifest says of the tokenizer. Raises `UserError` if it has no EOS."""
         tokenizer = self.tokenizer
         eos = tokenizer.eos_token_id
         if not isinstance(eos, int):
@@ -190,9 +191,9 @@ class Teacher:
         )
 
     def files(self) -> dict[str, bytes]:
-        """What the cache carries of the teacher, by key: embedding, LM head and tokenizer.
+        """The objects of a cache that hold the teacher's embedding, LM head and tokenizer, by key.
 
-        A student then needs the cache's path alone: no hub, no body, and no doubt about which weights.
+        With them a student needs nothing but the cache: no Hub, no teacher, no doubt about which weights.
         """
         frozen = {"embedding.weight": self._model.get_input_embeddings().weight}
         if self._head.weight.data_ptr() != frozen["embedding.weight"].data_ptr():
@@ -202,46 +203,18 @@ class Teacher:
         tensors = {name: weight.detach().contiguous().cpu() for name, weight in frozen.items()}
         return {FROZEN_WEIGHTS_KEY: save(tensors), **tokenizer_files(self.tokenizer)}
 
-    @torch.inference_mode()
-    def require_documents_apart(self, batch_size: int) -> None:
-        """Refuse models that do not keep packed documents apart in batches of this size, by comparing on a probe.
 
-        Several rows take another path than one in some attention kernels, so a batch has two rows here if it has more
-        than one there.
-        """
-        cuts = (9, 5)[: min(2, batch_size)]
-        probe = (torch.arange(16 * len(cuts), device=self.device).view(len(cuts), 16) * 7 + 3) % self.vocab_size
-        starts = torch.zeros(probe.shape, dtype=torch.bool)
-        starts[:, 0] = True
-        starts[range(len(cuts)), cuts] = True
-        packed = self.states(probe, mean=False, document_start=starts).final.float()
-        for row, cut in enumerate(cuts):
-            apart = self.states(probe[row : row + 1, cut:], mean=False, recorded=False).final[0].float()
-            if not torch.allclose(packed[row, cut:], apart, rtol=1e-2, atol=1e-2 * float(apart.abs().max())):
-                self._refuse_documents(batch_size)
+def position_ids(document_start: Tensor) -> Tensor:
+    """Index of each token in its document, (B, T) int64, from the documents' starts (B, T) bool.
 
-    def _refuse_documents(self, batch_size: int) -> None:
-        remedy = ", or compute.batch_size to 1" if batch_size > 1 else ""
-        raise UserError(
-            f"rows.context document: teacher {self._settings.model} with attention {self._settings.attention} does "
-            f"not keep documents in a row apart in batches of {batch_size}; set rows.context to row, "
-            f"or teacher.attention to sdpa{remedy}"
-        )
-
-
-def places(document_start: Tensor) -> Tensor:
-    """Places in the document (B, T) int64 from starts (B, T) bool; what comes before a row's first start counts too."""
+    Tokens before a row's first start count from the row's beginning.
+    """
     index = torch.arange(document_start.shape[1]).expand(document_start.shape)
     return index - torch.where(document_start, index, 0).cummax(dim=1).values
 
 
-_INCIDENTAL_CONFIG_KEYS = {
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "quantization_config",
-}
+_INCIDENTAL_CONFIG_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+"""Keys of a configuration that do not change what the model computes in the manifest's dtype."""
 
 
 def _weights_sha256(model: nn.Module) -> str:

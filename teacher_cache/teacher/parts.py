@@ -14,7 +14,7 @@ def text_config(model: PreTrainedModel) -> Any:
 
 
 def decoder(model: PreTrainedModel, name: str) -> nn.Module:
-    """The model without its LM head. Raises `UserError` where it has no such part."""
+    """The model without its LM head. Raises `UserError` if it has no such part."""
     named = [model.get_decoder() if hasattr(model, "get_decoder") else None, model.base_model]
     inner = [part for part in model.children() if isinstance(part, PreTrainedModel)]
     for part in [*named, *inner]:
@@ -24,7 +24,7 @@ def decoder(model: PreTrainedModel, name: str) -> nn.Module:
 
 
 def output_head(model: PreTrainedModel, name: str) -> nn.Linear:
-    """The linear LM head; raises `UserError` where the output layer is something else."""
+    """The linear LM head. Raises `UserError` if the output layer is something else."""
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise UserError(f"teacher.model {name}: its output layer is a {type(head).__name__}, not a linear LM head")
@@ -34,7 +34,7 @@ def output_head(model: PreTrainedModel, name: str) -> nn.Linear:
 def decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
     """The list of decoder layers, wherever the model keeps it: the outermost list of `count` modules.
 
-    `probes.require_layers` checks that its members are the layers. Raises `UserError` where there is no such list.
+    `probes.require_teacher` checks that these are the layers. Raises `UserError` if there is no such list.
     """
     lists = [part for part in body.modules() if isinstance(part, nn.ModuleList) and len(part) == count]
     if not lists:
@@ -45,16 +45,16 @@ def decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
 
 
 def head_count(config: Any) -> int:
-    """Attention heads; for models without attention, heads of about 64 channels."""
+    """The number of attention heads; for models without attention, as many as heads of 64 channels would be."""
     heads = getattr(config, "num_attention_heads", None)
     return heads if isinstance(heads, int) and heads > 0 else max(1, config.hidden_size // 64)
 
 
 def real_vocab_size(tokenizer: PreTrainedTokenizerBase, head_rows: int, name: str) -> int:
-    """Tokens that have a row of the LM head: a prefix of its rows; what lies behind is padding nobody trained.
+    """The number of tokens that have a row of the LM head. Rows beyond them are padding that was never trained.
 
-    A tokenizer may have added tokens beyond the last row (an image token, say): rows of text that contain one are
-    refused later. Raises `UserError` where ordinary tokens have no row.
+    A tokenizer may have added tokens beyond the last row, such as an image token; a corpus that contains one is refused
+    when it is read. Raises `UserError` if ordinary tokens have no row.
     """
     vocabulary = tokenizer.get_vocab()
     size = max(vocabulary.values()) + 1

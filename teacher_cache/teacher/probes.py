@@ -1,6 +1,6 @@
-"""What a model must be to serve as a teacher, tried on a few tokens before anything is built.
+"""Tries on a few tokens, before anything is built, that a model can serve as a teacher.
 
-A model that fails one of these gives a cache that is wrong without a sign, so each is an error that names the model.
+A model that fails one of these would give a wrong cache without any sign of it, so each is an error.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,18 @@ from delta_common.errors import UserError
 LENGTH = 16
 """Tokens of a probe."""
 INJECTED = 60.0
-"""Logits from minus this to this are put in the place of the head's output: larger than any soft cap, as trained
-models have them, so that a transform shows whatever the weights are."""
+"""Logits from minus this to this are put in place of the head's output. They are larger than any soft cap, so a
+transform of the logits shows whatever the weights are."""
 SAME = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
-"""Largest difference of states that should be equal, relative to the largest state. Kernels for other shapes round
-differently; a model that looks ahead or has other layers is off by a tenth and more."""
+"""Largest difference of states that should be equal, relative to the largest state. Kernels round differently for
+other shapes; a model that looks ahead or has other layers is off by a tenth or more."""
 MULTIPLE = 0.02
-"""Share of the first layer's input that may differ from a multiple of the embedding: bfloat16 rounds by 0.004."""
+"""Share of the first layer's input that may not be a multiple of the embedding: bfloat16 rounds by 0.004."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model under test: its decoder without the head, the head, the list of layers, and how messages call it."""
+    """A model under test: the decoder without its LM head, the head, the list of layers, and its name for messages."""
 
     model: PreTrainedModel
     body: nn.Module
@@ -33,7 +33,7 @@ class Subject:
     layers: nn.ModuleList
     name: str
     dtype: str
-    """`teacher.dtype`, for messages."""
+    """The setting teacher.dtype, for messages."""
     vocab_size: int
 
     @property
@@ -49,8 +49,10 @@ class Subject:
 
 @torch.inference_mode()
 def require_teacher(subject: Subject) -> None:
-    """Raise `UserError` naming the model and the remedy unless it is finite, causal, and its head and layers are as
-    taken.
+    """Raise `UserError` naming the model and the remedy if it cannot serve as a teacher.
+
+    It must be a causal decoder with finite logits, return its linear head's output unchanged, and have the layers that
+    were found in it.
     """
     _require_decoder(subject)
     _require_finite(subject)
@@ -61,10 +63,9 @@ def require_teacher(subject: Subject) -> None:
 
 @torch.inference_mode()
 def embedding_scale(subject: Subject) -> float | None:
-    """What the model multiplies its token embedding by before the first layer, such as √d for Gemma.
+    """The factor by which the model multiplies its token embedding before the first layer: √d for Gemma, 1.0 for most.
 
-    1.0 for none. None where the first layer reads something else than a multiple: learnt positions, a norm, a
-    projection.
+    None if the first layer reads something other than a multiple of it: learnt positions added, a norm, a projection.
     """
     tokens, read = subject.tokens, _first_input(subject)
     embedding = subject.model.get_input_embeddings()
@@ -79,6 +80,7 @@ def embedding_scale(subject: Subject) -> float | None:
 
 
 def _first_input(subject: Subject) -> Tensor | None:
+    """What the first layer reads, (1, LENGTH, d); None if it is not called with a tensor."""
     seen: list[Tensor] = []
 
     def keep(_layer: nn.Module, positional: tuple[Tensor, ...], named: dict[str, Tensor]) -> None:
@@ -113,7 +115,7 @@ def _require_finite(subject: Subject) -> None:
 
 
 def _require_plain_head(subject: Subject) -> None:
-    """The model returns what its head gives, and the head is given the state after the final norm."""
+    """The model returns its head's output unchanged, and the head reads the state after the final norm."""
     given: list[Tensor] = []
     spread = torch.linspace(-INJECTED, INJECTED, len(subject.head.weight), device=subject.head.weight.device)
 
@@ -147,7 +149,7 @@ def _require_causal(subject: Subject) -> None:
 
 
 def _require_layers(subject: Subject) -> None:
-    """The outputs of the layers that are averaged are the states that the model itself reports."""
+    """The outputs of the layers to be averaged are the hidden states that the model itself reports."""
     outputs: list[Tensor] = []
     hooks = [
         layer.register_forward_hook(lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out))

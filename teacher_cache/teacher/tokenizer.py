@@ -1,4 +1,4 @@
-"""The teacher's tokenizer: that it tokenizes as its file says, and the files a cache carries of it."""
+"""The teacher's tokenizer: loaded so that it tokenizes as its file says; its files, as a cache carries them."""
 
 import json
 import tempfile
@@ -15,7 +15,7 @@ TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
 
 WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
-"""What transformers notes in a tokenizer's configuration about how it was loaded; none of it tokenizes."""
+"""Keys by which transformers notes in a tokenizer's configuration how it was loaded; they change no token."""
 
 TRIED = (
     "Hello world, this is 2023 and 650841823.",
@@ -26,15 +26,15 @@ TRIED = (
     "https://example.org/a_b?c=d&e=%20 <tag attr='x'>&amp;</tag>",
     "CamelCaseWord snake_case_word ALLCAPS 1,234,567.89 $5 50%",
 )
-"""Texts in which pre-tokenizers differ: digits, white space, apostrophes, case, scripts, combining marks, symbols."""
+"""Texts on which pre-tokenizers differ: digits, white space, apostrophes, case, scripts, combining marks, symbols."""
 
 
 def load_tokenizer(where: str, name: str, **arguments: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer at a folder or Hub id, giving the tokens that its own tokenizer.json gives.
+    """The tokenizer at a folder or Hub id, which gives the tokens that its tokenizer.json gives.
 
-    transformers may load a class of the model's family, or the one that tokenizer_config.json names, which replaces
-    the file's normalizer or pre-tokenizer without a word. Then the file is taken as it is. Raises `UserError` where
-    that gives other tokens still.
+    transformers may load the class of the model's family, or the one that tokenizer_config.json names, which silently
+    replaces the file's normalizer or pre-tokenizer. Then the file is loaded as it is. Raises `UserError` if even that
+    gives other tokens. `name` is teacher.model, for messages.
     """
     tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(where, **arguments)
     if differs_from_file(tokenizer, where, name) is not None:
@@ -49,7 +49,10 @@ def load_tokenizer(where: str, name: str, **arguments: Any) -> PreTrainedTokeniz
 
 
 def differs_from_file(tokenizer: PreTrainedTokenizerBase, where: str, name: str) -> str | None:
-    """The first text of `TRIED` for which a loaded tokenizer and its tokenizer.json disagree; None without a file."""
+    """The first text of `TRIED` on which a tokenizer and its tokenizer.json disagree, None if there is none.
+
+    None also where there is no tokenizer.json. Raises `UserError` if it cannot be read.
+    """
     file, backend = Path(where) / TOKENIZER_FILE, getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not file.is_file():
         return None
@@ -64,7 +67,7 @@ def differs_from_file(tokenizer: PreTrainedTokenizerBase, where: str, name: str)
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, bytes]:
-    """The files of a tokenizer by their keys in a cache, without a note of how it was loaded."""
+    """The tokenizer's files by their keys in a cache, without the notes of how it was loaded."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.load import _device, _source, load_teacher
 from tests.helpers.families import family_model, save_family
 
 Tensors = dict[str, Tensor]
@@ -118,3 +118,54 @@ def test_tied_weights_are_not_missing(tmp_path: Path) -> None:
     assert "lm_head.weight" not in load_file(tmp_path / "model.safetensors")
     load(tmp_path)
     assert family_model("Llama", tie_word_embeddings=True).lm_head.weight.shape == (288, 32)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("./absent", "no such folder"),
+        ("absent.gguf", "no such GGUF file"),
+        ("package:no_such_package", "no such package is installed"),
+        ("package:json", "expected one GGUF file inside it, found none"),
+        ("nobody/nothing", "teacher.model nobody/nothing: cannot be loaded"),
+    ],
+)
+def test_a_teacher_that_cannot_be_found_is_one_line(model: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_teacher(TeacherSettings(model=model))
+
+
+def test_one_gguf_inside_a_package_is_found_without_importing_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "some_weights"
+    (package / "data").mkdir(parents=True)
+    (package / "__init__.py").write_text("raise ImportError('imported')")
+    file = package / "data" / "model.gguf"
+    file.write_bytes(b"GGUF")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found, arguments = _source(TeacherSettings(model="package:some_weights"))
+    assert (found, arguments) == (str(file.parent), {"gguf_file": "model.gguf"})
+    (package / "other.gguf").write_bytes(b"GGUF")
+    with pytest.raises(UserError, match=r"expected one GGUF file inside it, found model\.gguf, other\.gguf"):
+        _source(TeacherSettings(model="package:some_weights"))
+
+
+def test_a_hub_id_has_its_revision_and_a_folder_has_none(tmp_path: Path) -> None:
+    assert _source(TeacherSettings(model="owner/name", revision="abc")) == ("owner/name", {"revision": "abc"})
+    assert _source(TeacherSettings(model="owner/name")) == ("owner/name", {})
+    assert _source(TeacherSettings(model=str(tmp_path), revision="abc")) == (str(tmp_path), {})
+
+
+def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert _device("auto") == _device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match=r"teacher\.device cuda: this torch sees no GPU; use auto or cpu"):
+        _device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert _device("auto") == torch.device("cuda", 0)
+    monkeypatch.setenv("LOCAL_RANK", "6")
+    assert _device("cuda") == torch.device("cuda", 2)
+    assert _device("cpu") == torch.device("cpu")

@@ -1,3 +1,5 @@
+"""The teacher gives the states and logits that the whole model gives, and says what it is."""
+
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ from delta_common.errors import UserError
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
-from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS
+from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS, position_ids
 from tests.helpers.tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
@@ -45,6 +47,12 @@ def test_chunked_logits_equal_the_whole_model_on_the_real_vocabulary(
         whole = teacher._model(TOKENS).logits.flatten(0, 1)
     assert ours.shape == (60, 257)
     assert torch.allclose(ours, whole[:, :257], atol=1e-5)
+
+
+def test_position_ids_start_anew_at_each_document() -> None:
+    starts = torch.zeros(3, 6, dtype=torch.bool)
+    starts[0, [0, 2, 5]] = starts[1, [3]] = True
+    assert position_ids(starts).tolist() == [[0, 1, 0, 1, 2, 0], [0, 1, 2, 0, 1, 2], [0, 1, 2, 3, 4, 5]]
 
 
 def test_a_chunk_does_not_grow_with_the_vocabulary() -> None:
@@ -92,18 +100,3 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path, vocab_size=200, eos_token_id=None, pad_token_id=None)
     with pytest.raises(UserError, match="tokenizer has 257 tokens but its LM head only 200 rows"):
         load_teacher(settings_for(tmp_path))
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ("./absent", "no such folder"),
-        ("absent.gguf", "no such GGUF file"),
-        ("package:no_such_package", "no such package is installed"),
-        ("package:json", "expected one GGUF file inside it, found none"),
-        ("nobody/nothing", "teacher.model nobody/nothing: cannot be loaded"),
-    ],
-)
-def test_a_teacher_that_cannot_be_found_is_one_line(model: str, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        load_teacher(TeacherSettings(model=model))

@@ -109,20 +109,3 @@ def test_a_scaled_embedding_is_known(name: str, scale: float) -> None:
 def test_an_embedding_that_is_more_than_scaled_is_known_too(name: str) -> None:
     assert attention_of(name) in ("sdpa", "eager")
     assert embedding_scale(subject(family_model(name))) is None
-
-
-def test_documents_are_tried_in_batches_as_large_as_those_of_the_build(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A kernel that keeps documents apart in single rows only, as transformers' flash attention does."""
-    teacher = load_teacher(TeacherSettings(model=str(save_family("Llama", tmp_path)), dtype="float32"))
-    run = teacher.states
-
-    def blind_in_batches(tokens, *, mean, document_start=None, recorded=True):  # type: ignore[no-untyped-def]
-        return run(tokens, mean=mean, document_start=document_start if len(tokens) == 1 else None, recorded=recorded)
-
-    teacher.require_documents_apart(4)
-    monkeypatch.setattr(teacher, "states", blind_in_batches)
-    teacher.require_documents_apart(1)
-    with pytest.raises(UserError, match=r"in batches of 4; set rows.context to row, .*or compute.batch_size to 1"):
-        teacher.require_documents_apart(4)
