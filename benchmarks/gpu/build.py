@@ -9,12 +9,9 @@ logsumexp. `peak` is the share of the matrix rate measured on 8,192² bfloat16 p
 """
 
 import argparse
-import json
 import random
 import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +23,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
+from benchmarks.harness import as_json, figures_parser, median_seconds, seconds, write_json
 from teacher_cache.build.compute import compute_batch
 from teacher_cache.build.job import build
 from teacher_cache.build.request import make_manifest
@@ -38,7 +36,7 @@ from teacher_cache.teacher.model import Teacher
 
 
 @dataclass(frozen=True)
-class Size:
+class TeacherSize:
     """Of the teacher and its rows."""
 
     hidden: int
@@ -52,14 +50,14 @@ class Size:
     matrix: int
 
 
-QWEN = Size(1536, 8960, 28, 12, 2, 151_936, 151_665, 512, 8192)
-TINY = Size(32, 64, 2, 4, 2, 320, 300, 32, 64)
+QWEN = TeacherSize(1536, 8960, 28, 12, 2, 151_936, 151_665, 512, 8192)
+TINY = TeacherSize(32, 64, 2, 4, 2, 320, 300, 32, 64)
 END = "<|endoftext|>"
 BATCHES_A_SHARD = 16
 """256 rows of 512 where a batch has 16, as in configs/paper.yaml."""
 
 
-def make_teacher(folder: Path, size: Size, device: str) -> Path:
+def save_random_teacher(folder: Path, size: TeacherSize, device: str) -> Path:
     """A teacher of random weights, and a tokenizer with as many tokens."""
     torch.manual_seed(0)
     config = Qwen2Config(
@@ -82,7 +80,7 @@ def make_teacher(folder: Path, size: Size, device: str) -> Path:
     return folder
 
 
-def tokenizer(size: Size) -> PreTrainedTokenizerFast:
+def tokenizer(size: TeacherSize) -> PreTrainedTokenizerFast:
     """Text to bytes, with words that never occur up to the size wanted, and an end of sequence."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     words = alphabet + [f"<word {number}>" for number in range(len(alphabet), size.real_vocab - 1)]
@@ -101,7 +99,9 @@ def make_corpus(folder: Path, tokens: int) -> Path:
     return folder
 
 
-def settings(teacher: Path, corpus: Path, size: Size, arguments: argparse.Namespace, batches: int) -> BuildSettings:
+def settings(
+    teacher: Path, corpus: Path, size: TeacherSize, arguments: argparse.Namespace, batches: int
+) -> BuildSettings:
     """A build of so many batches, `BATCHES_A_SHARD` to a shard."""
     return BuildSettings.model_validate(
         {
@@ -114,31 +114,13 @@ def settings(teacher: Path, corpus: Path, size: Size, arguments: argparse.Namesp
     )
 
 
-def synchronize(device: torch.device) -> None:
-    """Wait until the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def seconds(work: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        synchronize(device)
-        started = time.perf_counter()
-        work()
-        synchronize(device)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-def matrix_rate(size: Size, device: torch.device) -> float:
+def matrix_rate(size: TeacherSize, device: torch.device) -> float:
     """Operations a second of square bfloat16 products on random data."""
     a, b = (torch.randn(size.matrix, size.matrix, device=device, dtype=torch.bfloat16) for _ in range(2))
-    return 2 * size.matrix**3 / seconds(lambda: a @ b, device, 10)
+    return 2 * size.matrix**3 / median_seconds(lambda: a @ b, 10, device)
 
 
-def operations_a_token(size: Size) -> float:
+def operations_a_token(size: TeacherSize) -> float:
     """Of the teacher's matrix products, attention's among them, forward."""
     head_dim = size.hidden // size.heads
     projections = size.hidden * head_dim * (2 * size.heads + 2 * size.kv_heads) + 3 * size.hidden * size.inner
@@ -160,10 +142,10 @@ def teacher_parts(teacher: Teacher, tokens: Tensor, device: torch.device, repeat
         return wide.topk(8), wide.logsumexp(-1)
 
     return {
-        "teacher": seconds(lambda: bare(lambda _: None), device, repeats),
-        "body": seconds(lambda: teacher.states(tokens, mean=False), device, repeats),
-        "body_with_mean": seconds(lambda: teacher.states(tokens, mean=True), device, repeats),
-        "naive": seconds(lambda: bare(naive), device, repeats),
+        "teacher": median_seconds(lambda: bare(lambda _: None), repeats, device),
+        "body": median_seconds(lambda: teacher.states(tokens, mean=False), repeats, device),
+        "body_with_mean": median_seconds(lambda: teacher.states(tokens, mean=True), repeats, device),
+        "naive": median_seconds(lambda: bare(naive), repeats, device),
     }
 
 
@@ -176,30 +158,28 @@ def shard_parts(
     arrays = ShardArrays.empty(manifest, range(batch))
     arrays.tokens[:] = torch.randint(real_vocab, arrays.tokens.shape, generator=torch.Generator().manual_seed(0))
     arrays.loss_mask[:] = True
-    statistics_ = ShardStatistics(manifest.targets)
+    sums = ShardStatistics(manifest.targets)
     shard = ShardArrays.empty(manifest, manifest.shard_rows(0))
-    computed = seconds(lambda: compute_batch(teacher, arrays, slice(0, batch), statistics_), device, repeats)
+    computed = median_seconds(lambda: compute_batch(teacher, arrays, slice(0, batch), sums), repeats, device)
     for name, array in shard.by_name.items():
         array[:] = arrays.by_name[name].repeat(-(-len(array) // batch), axis=0)[: len(array)]
     documents = describe_arrays(manifest)
-    encoded = seconds(lambda: encode_shard(manifest, documents, 0, shard.by_name), device, max(1, repeats // 3))
+    encoded = median_seconds(lambda: encode_shard(manifest, documents, 0, shard.by_name), max(1, repeats // 3), device)
     return {"computed": computed, "encoded": encoded * batch / len(shard.rows)}
 
 
 def build_seconds(wanted: BuildSettings, out: Path) -> float:
     """A whole build."""
     shutil.rmtree(out, ignore_errors=True)
-    started = time.perf_counter()
-    build(wanted, out)
-    return time.perf_counter() - started
+    return seconds(lambda: build(wanted, out))
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_build_on_gpu(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """All figures."""
     size = TINY if arguments.tiny else QWEN
     device = torch.device(arguments.device)
     short, long = BATCHES_A_SHARD, BATCHES_A_SHARD + arguments.batches
-    made = make_teacher(folder / "teacher", size, arguments.device)
+    made = save_random_teacher(folder / "teacher", size, arguments.device)
     corpus = make_corpus(folder / "corpus", (long + 1) * arguments.batch * size.seq_len)
     teacher = load_teacher(settings(made, corpus, size, arguments, long).teacher)
     random_ = torch.Generator().manual_seed(0)
@@ -230,20 +210,18 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--batch", type=int, default=16, help="rows in a batch")
     parser.add_argument("--batches", type=int, default=64, help="batches that count; a multiple of 16")
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--compile", action="store_true", help="as `teacher.compile`")
     parser.add_argument("--tiny", action="store_true", help="a tiny teacher: to try the script")
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        figures = measure(arguments, Path(folder))
-    print(json.dumps(figures, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=1))
+        figures = measure_build_on_gpu(arguments, Path(folder))
+    print(as_json(figures))
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

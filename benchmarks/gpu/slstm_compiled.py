@@ -10,17 +10,16 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import json
-import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from xlstm.blocks.slstm.cell import sLSTMCell, sLSTMCellConfig
 
+from benchmarks.harness import as_json, figures_parser, in_turns, median_wall, wall_ratio, write_json
 from student.model.kernels.slstm import slstm_sequence
 
 
@@ -40,12 +39,9 @@ def make_cells(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return vanilla.cuda(), compiled.cuda()
 
 
-def both_ways(run: Callable[[Tensor], Tensor], gates: Tensor) -> float:
-    """Seconds forward and backward."""
-    started = time.perf_counter()
+def both_ways(run: Callable[[Tensor], Tensor], gates: Tensor) -> None:
+    """Forward and backward once."""
     torch.autograd.grad(run(gates).square().mean(), gates)
-    torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def relative(found: Tensor, exact: Tensor) -> float:
@@ -53,7 +49,7 @@ def relative(found: Tensor, exact: Tensor) -> float:
     return float((found.double() - exact).norm() / exact.norm())
 
 
-def measure(arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_compiled_slstm(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures."""
     started = time.perf_counter()
     vanilla, compiled = make_cells(arguments)
@@ -67,13 +63,14 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     def theirs(x: Tensor) -> Tensor:
         return compiled(x)[0]
 
-    rounds = [(both_ways(theirs, gates), both_ways(ours, gates)) for _ in range(arguments.repeats + 1)][1:]
+    works = {"theirs": partial(both_ways, theirs, gates), "ours": partial(both_ways, ours, gates)}
+    times = in_turns(works, arguments.repeats, gates.device)
     exact = slstm_sequence(vanilla.double(), gates.double(), kernels="torch")[0].detach()
     vanilla.float()
     return {
-        "speedup_over_compiled": statistics.median(them / us for them, us in rounds),
-        "seconds": statistics.median(us for _, us in rounds),
-        "seconds_compiled": statistics.median(them for them, _ in rounds),
+        "speedup_over_compiled": wall_ratio(times["theirs"], times["ours"]),
+        "seconds": median_wall(times["ours"]),
+        "seconds_compiled": median_wall(times["theirs"]),
         "seconds_to_compile": compiling,
         "error": relative(ours(gates), exact),
         "error_compiled": relative(theirs(gates), exact),
@@ -84,18 +81,16 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--seq-len", type=int, default=512)
     parser.add_argument("--width", type=int, default=1536)
     parser.add_argument("--heads", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7, help="rounds, of which the median counts")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
-    figures = measure(arguments)
-    print(json.dumps(figures, indent=2))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    figures = measure_compiled_slstm(arguments)
+    print(as_json(figures))
+    write_json(figures, arguments.json)
 
 
 if __name__ == "__main__":

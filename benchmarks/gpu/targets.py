@@ -11,33 +11,18 @@ Times, on the same bfloat16 logits of `positions` over a vocabulary of 151,665 (
 `--tiny` is a small size; without a GPU the kernels are left out.
 """
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import as_json, figures_parser, in_turns, median_wall, wall_ratio, write_json
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import TargetSettings
 from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch
 
 SIZES = {False: (151_936, 151_665, 1536), True: (1_040, 1_001, 32)}
 """Rows of the head, real tokens and width, by whether the run is tiny."""
-
-
-def seconds(work: Callable[[], object], device: str) -> float:
-    """Time of one call; on a GPU until it is done there."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    work()
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
 
 
 def language_like(positions: int, tiny: bool, device: str) -> tuple[Tensor, Tensor]:
@@ -74,12 +59,12 @@ def works(positions: int, layout: TargetLayout, tiny: bool, device: str) -> dict
 
 
 @torch.inference_mode()
-def measure(positions: int, layout: TargetLayout, rounds: int, tiny: bool) -> dict[str, object]:
+def measure_targets(positions: int, layout: TargetLayout, rounds: int, tiny: bool) -> dict[str, object]:
     """Median seconds by name and what follows from them, rounds interleaved after one to warm up."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     timed = works(positions, layout, tiny, device)
-    times = [{name: seconds(work, device) for name, work in timed.items()} for _ in range(rounds + 1)][1:]
-    medians = {name: statistics.median(one[name] for one in times) for name in timed}
+    times = in_turns(timed, rounds, torch.device(device))
+    medians = {name: median_wall(found) for name, found in times.items()}
     ours = "kernels" if "kernels" in medians else "torch"
     return {
         "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
@@ -88,31 +73,29 @@ def measure(positions: int, layout: TargetLayout, rounds: int, tiny: bool) -> di
         "vocabulary": SIZES[tiny][1],
         "seconds": medians,
         "tokens_per_second": {name: positions / taken for name, taken in medians.items()},
-        "kept_over_head": statistics.median(one[ours] / one["head"] for one in times),
-        "torch_over_kept": statistics.median(one["torch"] / one[ours] for one in times),
-        "naive_over_kept": statistics.median(one["naive"] / one[ours] for one in times),
+        "kept_over_head": wall_ratio(times[ours], times["head"]),
+        "torch_over_kept": wall_ratio(times["torch"], times[ours]),
+        "naive_over_kept": wall_ratio(times["naive"], times[ours]),
         "logits_bytes_per_second": positions * SIZES[tiny][1] * 2 / medians[ours],
     }
 
 
 def main() -> None:
     """Measure, print, write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = figures_parser(__doc__)
     parser.add_argument("--positions", type=int, nargs="+", default=[1024, 2048, 4096], help="positions in a chunk")
     parser.add_argument("--preset", choices=["small", "default", "fine"], default="default", help="as of a build")
     parser.add_argument("--rounds", type=int, default=20, help="rounds, of which the median counts")
     parser.add_argument("--tiny", action="store_true", help="a small vocabulary: to try the script")
-    parser.add_argument("--json", type=Path, help="write the figures here")
     arguments = parser.parse_args()
     layout = TargetSettings(preset=arguments.preset).layout()
     rows = [
-        {"preset": arguments.preset, **measure(positions, layout, arguments.rounds, arguments.tiny)}
+        {"preset": arguments.preset, **measure_targets(positions, layout, arguments.rounds, arguments.tiny)}
         for positions in arguments.positions
     ]
     for row in rows:
-        print(json.dumps(row, indent=1))
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1))
+        print(as_json(row))
+    write_json(rows, arguments.json)
 
 
 if __name__ == "__main__":
