@@ -50,8 +50,8 @@ from student.loss.frobenius import FrobeniusTerm
 from student.loss.fused import fused_loss
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
-from student.model.frozen import read_frozen_weights
 from student.model.xlstm import XLSTMStudent
+from student.run.student import frozen_weights_of
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache
@@ -125,11 +125,8 @@ def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int, device: str
 def build(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online: bool) -> Bench:
     """Everything a step needs; in bfloat16 on a GPU."""
     cache, exact = open_cache(folder / "sparse"), open_cache(folder / "exact")
-    frozen = read_frozen_weights(
-        cache.frozen_weights, padded_vocab_size=sizes.vocab, vocab_size=sizes.vocab, hidden_size=sizes.width
-    )
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    student = random_student(sizes, frozen, context_length=sizes.seq_len, seed=seed).to(device, dtype)
+    student = random_student(sizes, frozen_weights_of(cache), context_length=sizes.seq_len, seed=seed).to(device, dtype)
     optimizer = torch.optim.AdamW(student.parameters(), lr=1e-4)
     teacher = random_teacher(sizes, seed, device) if online else None
     return Bench(student, optimizer, first_batch(cache, sizes, device), first_batch(exact, sizes, device), teacher)

@@ -7,7 +7,6 @@ variant with every seed in a process of its own, and writes FOLDER/tables.md and
 """
 
 import argparse
-import json
 import math
 import subprocess
 import sys
@@ -18,7 +17,7 @@ from delta_common.command import run_command
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
 from experiments.caches import build_caches
-from experiments.plan import Folder, Plan
+from experiments.plan import ExperimentPlan, Folder
 from experiments.pool import Task, run_tasks
 from experiments.results.plot import plot_accounts
 from experiments.results.tables import page, read_sheet
@@ -59,7 +58,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.tables:
         return _write_tables(folder)
     names, started = _names(arguments), time.monotonic()
-    plan = Plan(
+    plan = ExperimentPlan(
         teacher=_resolved(arguments.teacher),
         corpus=None if arguments.corpus is None else str(Path(arguments.corpus).resolve()),
         seq_len=arguments.seq_len,
@@ -71,7 +70,9 @@ def _run(arguments: argparse.Namespace) -> int:
     )
     folder.settle(plan)
     build_caches(folder, plan)
-    _measure_teacher(folder)
+    from experiments.teacher import write_teacher_scores
+
+    write_teacher_scores(folder)
     if any(all_variants()[name].as_long_as for name in names) and not folder.timing.exists():
         subprocess.run([sys.executable, "-m", "experiments.worker", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
     left = 60 * arguments.minutes - (time.monotonic() - started)
@@ -97,17 +98,6 @@ def _names(arguments: argparse.Namespace) -> list[str]:
 def _resolved(teacher: str) -> str:
     """A folder by its whole path, since trainings run elsewhere."""
     return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
-
-
-def _measure_teacher(folder: Folder) -> None:
-    file = folder.path / "teacher.json"
-    if file.exists():
-        return
-    from experiments.train.measure import measure_teacher
-    from teacher_cache.read.cache import open_cache
-
-    found = measure_teacher(open_cache(folder.cache("held-out")))
-    write_atomically(file, json.dumps(found.as_record(), indent=1).encode())
 
 
 def _write_tables(folder: Folder) -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from delta_common.files import write_atomically
 from delta_common.settings_file import load_settings
-from experiments.plan import Folder, Plan
+from experiments.plan import ExperimentPlan, Folder
 from teacher_cache.build.job import build
 from teacher_cache.settings import BuildSettings
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROWS_PER_SHARD = 64
 
 
-def build_caches(folder: Folder, plan: Plan) -> None:
+def build_caches(folder: Folder, plan: ExperimentPlan) -> None:
     """Build what is missing, and keep the seconds each took."""
     corpus = Path(plan.corpus) if plan.corpus else folder.path / "corpus"
     if not (corpus / "train.parquet").exists():
@@ -26,7 +26,7 @@ def build_caches(folder: Folder, plan: Plan) -> None:
     _build(folder, plan, "held-out", corpus / "heldout.parquet", plan.held_out, exact)
 
 
-def _build(folder: Folder, plan: Plan, name: str, source: Path, rows: int, options: tuple[str, ...]) -> None:
+def _build(folder: Folder, plan: ExperimentPlan, name: str, source: Path, rows: int, options: tuple[str, ...]) -> None:
     times = folder.path / "build_seconds.json"
     known = json.loads(times.read_text()) if times.exists() else {}
     if name in known:

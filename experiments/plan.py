@@ -9,7 +9,7 @@ from delta_common.files import write_atomically
 
 
 @dataclass(frozen=True)
-class Plan:
+class ExperimentPlan:
     """What decides the numbers, for all variants alike."""
 
     teacher: str
@@ -49,7 +49,12 @@ class Folder:
         """Seconds of a step, by variant."""
         return self.path / "step_seconds.json"
 
-    def settle(self, plan: Plan) -> None:
+    @property
+    def teacher_scores(self) -> Path:
+        """What the teacher itself scores on the held-out rows."""
+        return self.path / "teacher.json"
+
+    def settle(self, plan: ExperimentPlan) -> None:
         """Keep the plan. Raises `UserError` when the folder holds results of another."""
         file = self.path / "plan.json"
         if file.exists() and self.plan() != plan:
@@ -57,9 +62,9 @@ class Folder:
         self.path.mkdir(parents=True, exist_ok=True)
         write_atomically(file, json.dumps(asdict(plan), indent=1).encode())
 
-    def plan(self) -> Plan:
+    def plan(self) -> ExperimentPlan:
         content = json.loads((self.path / "plan.json").read_text())
-        return Plan(**(content | {"options": tuple(content["options"])}))
+        return ExperimentPlan(**(content | {"options": tuple(content["options"])}))
 
     def step_seconds(self) -> dict[str, float]:
         """What a step took where nothing ran beside it, by variant."""

@@ -28,13 +28,13 @@ def main() -> None:
 def _run(folder: Folder, variant: str | None, seed: int) -> None:
     with quiet_deepspeed():
         from experiments.train.timing import time_steps
-        from experiments.train.training import Job, run_job
+        from experiments.train.training import VariantJob, train_variant
 
         with joined_processes() as processes:
             if variant is None:
                 write_atomically(folder.timing, json.dumps(time_steps(folder, processes), indent=1).encode())
             else:
-                run_job(Job(folder, folder.plan(), all_variants()[variant], seed), processes)
+                train_variant(VariantJob(folder, folder.plan(), all_variants()[variant], seed), processes)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from delta_common.progress import duration
-from experiments.plan import Folder, Plan
+from experiments.plan import ExperimentPlan, Folder
 from experiments.results.spread import Difference, Spread, difference
 from experiments.train.gradient_norms import norm_tables
 from experiments.variants import TABLES, Table, Variant
@@ -35,7 +35,7 @@ class Sheet:
     """All that the page says."""
 
     folder: Folder
-    plan: Plan
+    plan: ExperimentPlan
     results: Results
     """Of trainings whose student is one."""
     diverged: Mapping[str, list[int]]
@@ -85,10 +85,9 @@ def _setup(sheet: Sheet) -> list[str]:
 
 
 def _teacher_words(sheet: Sheet) -> list[str]:
-    file = sheet.folder.path / "teacher.json"
-    if not file.exists():
+    if not sheet.folder.teacher_scores.exists():
         return []
-    found = json.loads(file.read_text())
+    found = json.loads(sheet.folder.teacher_scores.read_text())
     return [f"The teacher itself: CE {found['cross_entropy']:.4f}, ECE {found['calibration_error']:.4f}."]
 
 

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from experiments.plan import Folder
-from experiments.train.training import TIMED, Job, Training
+from experiments.train.training import TIMED, Training, VariantJob
 from experiments.variants import all_variants
 from student.train.processes import Processes
 
@@ -21,7 +21,9 @@ def time_steps(folder: Folder, processes: Processes) -> dict[str, float]:
     """Median seconds of a step, by variant, of training alone in the machine."""
     plan = folder.plan()
     plan = replace(plan, epochs=-(-(WARM_STEPS + STEPS) // (plan.rows // plan.batch)))
-    trainings = {name: Training(Job(folder, plan, all_variants()[name], seed=0), processes) for name in TIMED.values()}
+    trainings = {
+        name: Training(VariantJob(folder, plan, all_variants()[name], seed=0), processes) for name in TIMED.values()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in trainings}
     with ExitStack() as stack:
         for training in trainings.values():

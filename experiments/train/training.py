@@ -16,9 +16,8 @@ from torch import Tensor
 
 from delta_common.files import write_atomically
 from delta_common.settings_file import load_settings
-from experiments.plan import Folder, Plan
+from experiments.plan import ExperimentPlan, Folder
 from experiments.train.accounts import Account, make_account
-from experiments.train.measure import Figures, measure_student
 from experiments.train.schedules import Length, coefficients_at
 from experiments.train.unfreezing import unfreeze
 from experiments.variants import Variant
@@ -29,6 +28,7 @@ from student.run.records import Records
 from student.settings import TrainSettings
 from student.train.assemble import Run, assemble
 from student.train.loop import LossOf, step_batches, take_step
+from student.train.measure import evaluate
 from student.train.processes import Processes
 from student.train.step_log import StepMetrics
 from teacher_cache.read.cache import Cache, open_cache
@@ -38,16 +38,19 @@ from teacher_cache.teacher.model import Teacher
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo-student.yaml"
 QUARTERS = 4
+HELD_OUT_MEASURES = ("cross_entropy", "kl", "agreement", "calibration_error")
+"""What is kept of the student's measures on held-out rows."""
+
 TIMED = {"none": "ce", "cache": "delta", "online": "online"}
 """Variants whose steps are timed, by where their teacher's distribution comes from."""
 
 
 @dataclass(frozen=True)
-class Job:
+class VariantJob:
     """One training."""
 
     folder: Folder
-    plan: Plan
+    plan: ExperimentPlan
     variant: Variant
     seed: int
 
@@ -95,7 +98,7 @@ class Trace:
 class Training:
     """A variant's student on its way; `with Training(...) as training` reads its batches ahead."""
 
-    def __init__(self, job: Job, processes: Processes) -> None:
+    def __init__(self, job: VariantJob, processes: Processes) -> None:
         variant = job.variant
         exact = variant.teacher not in ("cache", "none", "online")
         cache = open_cache(job.folder.cache("exact" if exact else "sparse"))
@@ -124,14 +127,14 @@ class Training:
         return metrics, time.perf_counter() - began
 
 
-def _teacher(job: Job, cache: Cache) -> Teacher | None:
+def _teacher(job: VariantJob, cache: Cache) -> Teacher | None:
     """The teacher as it built the cache, where steps run it."""
     if job.variant.teacher != "online":
         return None
     return load_teacher(TeacherSettings(model=job.plan.teacher, dtype=cache.manifest.teacher.dtype))
 
 
-def run_job(job: Job, processes: Processes) -> None:
+def train_variant(job: VariantJob, processes: Processes) -> None:
     """Train, measure at every quarter, write; the time of measuring is not counted."""
     job.out.mkdir(parents=True, exist_ok=True)
     curve, held_out, trace = Records(job.out / "curve.jsonl"), open_cache(job.folder.cache("held-out")), Trace()
@@ -140,9 +143,10 @@ def run_job(job: Job, processes: Processes) -> None:
     training = Training(job, processes)
     run = training.run
 
-    def measured(step: int) -> Figures:
-        found = measure_student(run.student, training.teacher_head, held_out, processes.device)
-        curve.append({"step": step, **found.as_record()})
+    def measured(step: int) -> dict[str, float]:
+        measures = evaluate(run, held_out, len(held_out), teacher_head=training.teacher_head)
+        found = {name: getattr(measures, name) for name in HELD_OUT_MEASURES}
+        curve.append({"step": step, **found})
         return found
 
     quarters = [run.total_steps * quarter // QUARTERS for quarter in range(QUARTERS)]
@@ -170,7 +174,7 @@ def variant_loss(variant: Variant, account: Account) -> LossOf:
     return loss_of
 
 
-def _write(job: Job, run: Run, trace: Trace, figures: Figures) -> None:
+def _write(job: VariantJob, run: Run, trace: Trace, measures: dict[str, float]) -> None:
     later = trace.norms[len(trace.norms) // 2 :]
     device = run.processes.device
     result = {
@@ -181,7 +185,7 @@ def _write(job: Job, run: Run, trace: Trace, figures: Figures) -> None:
         "trained": sum(parameter.numel() for parameter in run.student.parameters()),
         "seconds": sum(trace.seconds),
         "gradient_norm": statistics.median(later),
-        **figures.as_record(),
+        **measures,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads",
         "torch": torch.__version__,
     }

@@ -67,15 +67,19 @@ def student_positions(
     loss_mask: Tensor,  # (B, T) bool
     targets: TeacherTargets | None,
     *,
+    teacher_head: FrozenHead | None = None,
     chunk_tokens: int | None = None,
 ) -> StudentPositions:
     """The student at the valid positions, in order, compared with its teacher where `targets` are given.
+
+    `teacher_head` is the teacher's where `head` is no longer it.
 
     Raises `UserError` when the targets are not known at T = 1, see `require_temperature_one`.
     """
     hidden, next_tokens = hidden_states[loss_mask], labels[loss_mask]
     dtype = torch.promote_types(hidden.dtype, torch.float32)
-    divergence = None if targets is None else divergence_at(1.0, targets, valid_positions(loss_mask), head, dtype)
+    places = valid_positions(loss_mask)
+    divergence = None if targets is None else divergence_at(1.0, targets, places, teacher_head or head, dtype)
     size = chunk_tokens or max(1, CHUNK_LOGITS // len(head.weight))
     teachers: Iterator[Divergence | None] = repeat(None) if divergence is None else divergence.split(size)
     found: dict[str, list[Tensor]] = {}

@@ -49,6 +49,13 @@ class FrozenWeights:
     embedding_scale: float | None = None
     """What the teacher's first layer reads over its embedding; None for the embedding itself."""
 
+    @property
+    def head(self) -> FrozenHead:
+        """The LM head over real tokens, views of (V, d) and (V,)."""
+        weight = self.embedding if self.lm_head is None else self.lm_head
+        bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
+        return FrozenHead(weight[: self.vocab_size], bias)
+
 
 def read_frozen_weights(
     path: Path, *, padded_vocab_size: int, vocab_size: int, hidden_size: int, embedding_scale: float | None = None

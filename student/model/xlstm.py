@@ -73,9 +73,7 @@ class XLSTMStudent(nn.Module):
     @property
     def head(self) -> FrozenHead:
         """The LM head over real tokens, views of (V, d) and (V,)."""
-        weight = self.embedding if self.lm_head is None else self.lm_head
-        bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
-        return FrozenHead(weight[: self.vocab_size], bias)
+        return FrozenWeights(self.embedding, self.lm_head, self.lm_head_bias, self.vocab_size).head
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads (B, T, d) of tokens (B, T): what the teacher's first layer does."""

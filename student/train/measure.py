@@ -9,6 +9,7 @@ import torch
 from student.data.batch import Batch
 from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_width_edges, perplexity
 from student.evaluate.positions import StudentPositions, student_positions
+from student.model.frozen import FrozenHead
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
@@ -68,8 +69,11 @@ def recorded(run: Run, step: int) -> Measures | None:
     return None
 
 
-def evaluate(run: Run, cache: Cache, rows: int) -> Measures:
-    """Measure the student over the first `rows` rows of a cache, split over processes."""
+def evaluate(run: Run, cache: Cache, rows: int, *, teacher_head: FrozenHead | None = None) -> Measures:
+    """Measure the student over the first `rows` rows of a cache, split over processes.
+
+    `teacher_head` is the teacher's LM head where the student's own is trained.
+    """
     size, processes = run.settings.training.micro_batch_size, run.processes
     sums = torch.zeros(SUMS + 3 * BINS, dtype=torch.float64)
     run.engine.eval()
@@ -79,7 +83,7 @@ def evaluate(run: Run, cache: Cache, rows: int) -> Measures:
             batch = Batch.of(share, cache, processes.device)
             hidden_states = run.engine(batch.inputs, batch.document_start)
             where = (batch.labels, batch.loss_mask, batch.targets)
-            sums += _sums(student_positions(hidden_states, run.student.head, *where))
+            sums += _sums(student_positions(hidden_states, run.student.head, *where, teacher_head=teacher_head))
     run.engine.train()
     return _measures(processes.sum(sums.to(processes.device)).cpu())
 

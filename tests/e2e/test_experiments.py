@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.caches import build_caches
-from experiments.plan import Folder, Plan
+from experiments.plan import ExperimentPlan, Folder
 from experiments.train.timing import time_steps
-from experiments.train.training import Job, run_job
+from experiments.train.training import VariantJob, train_variant
 from experiments.variants import all_variants
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from tests.helpers import ROOT
@@ -40,7 +40,9 @@ def folder(tiny_teacher: Path, corpus: Path, tmp_path_factory: pytest.TempPathFa
     """Caches, and nothing trained."""
     made = Folder(tmp_path_factory.mktemp("experiments"))
     options = tuple(f"--{option}" for option in STUDENT)
-    made.settle(Plan(str(tiny_teacher), str(corpus), 16, rows=16, held_out=4, epochs=2, batch=4, options=options))
+    made.settle(
+        ExperimentPlan(str(tiny_teacher), str(corpus), 16, rows=16, held_out=4, epochs=2, batch=4, options=options)
+    )
     build_caches(made, made.plan())
     return made
 
@@ -56,9 +58,9 @@ def results(folder: Folder, alone: Processes) -> dict[str, dict[str, Any]]:
     """A training of each kind, with its curve."""
     found = {}
     for name in KINDS:
-        job = Job(folder, folder.plan(), all_variants()[name], seed=3)
+        job = VariantJob(folder, folder.plan(), all_variants()[name], seed=3)
         with quiet_deepspeed():
-            run_job(job, alone)
+            train_variant(job, alone)
         curve = [json.loads(line) for line in (job.out / "curve.jsonl").read_text().splitlines()]
         found[name] = json.loads((job.out / "result.json").read_text()) | {"curve": curve}
     return found
