@@ -14,7 +14,7 @@ OURS = ("sampled, 1 + 10", "sampled, small", "sampled, default", "sampled, fine"
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path, student: str = "trained") -> None:
-    """Write the plot as PNG; `rows` are the results of fidelity.py."""
+    """Write the plot as PNG; `rows` are what measure.py writes as JSON."""
     shown = [row for row in rows if row["student"] == student and not row["scheme"].startswith("exact")]
     temperatures = sorted({row["T"] for row in shown})
     figure, axes = plt.subplots(1, len(temperatures), figsize=(3.1 * len(temperatures), 3.6), sharey=True)

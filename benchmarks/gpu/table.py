@@ -1,4 +1,4 @@
-"""What `gpu.sh` has measured, as a table.
+"""What `all.sh` has measured, as a table.
 
 Usage: python -m benchmarks.gpu.table FOLDER
 """
