@@ -83,6 +83,18 @@ def test_kl_is_that_of_whole_vectors_where_all_is_known(tmp_path: Path, kind: st
     torch.testing.assert_close(found.double(), dense_kl(case.teacher, case.student, 1.0), rtol=1e-4, atol=1e-4)
 
 
+def test_a_student_with_a_head_of_its_own_is_compared_with_the_teachers(tmp_path: Path) -> None:
+    case = Case(tmp_path / "cache", "exact")
+    batch = case.batch
+    own = FrozenHead(case.head.weight + 0.1 * torch.randn(VOCAB, WIDTH, generator=torch.Generator().manual_seed(4)))
+    where = (batch.labels, batch.loss_mask, batch.targets)
+    found = student_positions(case.hidden, own, *where, teacher_head=case.head)
+    assert found.kl is not None
+    student = own.logits(case.hidden)[batch.loss_mask].double()
+    torch.testing.assert_close(found.kl.double(), dense_kl(case.teacher, student, 1.0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.cross_entropy.double(), at_labels(student, case.labels), rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_teacher_is_that_of_whole_vectors(tmp_path: Path, kind: str) -> None:
     case = Case(tmp_path / "cache", kind)
