@@ -28,7 +28,7 @@ def open_store(path: str | Path) -> Store:
     except ModuleNotFoundError as error:
         if error.name != "obstore":
             raise
-        raise UserError(f"{url}: object stores need obstore; pip install 'delta-cache[objects]'") from None
+        raise UserError(f"{url}: object stores need the package obstore; pip install 'obstore>=0.12'") from None
     store = ObjectStore(url)
     store.exists()  # fail now, before a teacher is loaded, if the store cannot be reached
     return store

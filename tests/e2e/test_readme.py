@@ -1,4 +1,7 @@
-"""What the documents tell a user to type: every command line is accepted, and those that take seconds are run."""
+"""What the documents tell a user to type: every command line is accepted, and those that take seconds are run.
+
+Blocks of `sh` are typed as they stand; blocks of `bash` install, or are batch scripts with commands of ours in them.
+"""
 
 import re
 import shlex
@@ -25,9 +28,11 @@ from tests.helpers import ROOT
 
 README = ROOT / "README.md"
 FORMAT = ROOT / "docs" / "format.md"
+CLUSTERS = ROOT / "docs" / "clusters.md"
+EXPORT = ROOT / "docs" / "export.md"
 DOCUMENTS = [README, ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 LAUNCHER = re.compile(
-    r"^torchrun (?:--[a-z-]+ \S+ )*--nproc-per-node \d+ (?:--[a-z-]+ \S+ )*-m (student|teacher_cache)\b"
+    r"^(?:srun )?torchrun (?:--[a-z-]+ \S+ +)*--nproc-per-node \d+ (?:--[a-z-]+ \S+ +)*-m (student|teacher_cache)\b"
 )
 APPS = {
     module.app.name[0]: module.app
@@ -40,10 +45,15 @@ def blocks(document: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    """Command lines in the order of the README, several processes shown as one."""
-    lines = [line for block in blocks(README, "sh") for line in block.replace("\\\n", " ").splitlines()]
+def commands(document: Path = README, language: str = "sh") -> list[str]:
+    """Command lines in the order of a document, several processes shown as one."""
+    lines = [line for block in blocks(document, language) for line in re.sub(r"\\\n *", "", block).splitlines()]
     return [LAUNCHER.sub(lambda found: PROGRAMS[found[1]], line) for line in lines if line.strip()]
+
+
+def commands_of_scripts() -> list[str]:
+    """Our commands in the batch scripts of docs/clusters.md."""
+    return [line for line in commands(CLUSTERS, "bash") if line.startswith(tuple(APPS))]
 
 
 def is_cheap(command: str) -> bool:
@@ -51,7 +61,10 @@ def is_cheap(command: str) -> bool:
     return started and not (command.startswith("student-train") and "caches/synthetic" not in command)
 
 
-@pytest.mark.parametrize("command", commands())
+OURS = [command for command in commands(EXPORT) if command.startswith(tuple(APPS))]
+
+
+@pytest.mark.parametrize("command", [*commands(), *OURS, *commands_of_scripts()])
 def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     program, *arguments = shlex.split(command, comments=True)
@@ -68,6 +81,23 @@ def test_a_command_is_accepted(command: str, monkeypatch: pytest.MonkeyPatch) ->
     }
     if function in settings:
         load_settings(settings[function], bound.arguments.get("config"), bound.arguments.get("overrides", ()))
+
+
+def test_batch_scripts_have_a_launch_of_each_kind() -> None:
+    text = CLUSTERS.read_text()
+    assert {command.split()[0] for command in commands_of_scripts()} == {"teacher-cache", "student-train"}
+    assert len(commands_of_scripts()) == len(re.findall(r"^(?:srun |torchrun |teacher-cache )", text, re.MULTILINE))
+
+
+def test_installing_by_hand_is_what_make_does_in_its_order() -> None:
+    (by_hand,) = (block for block in blocks(README, "bash") if "deepspeed" in block)
+    lines = [line.partition("  # ")[0].strip() for line in by_hand.splitlines()]
+    assert [line.split()[-1] for line in lines] == ["torch", "ninja", "deepspeed", "."]
+    make = (ROOT / "Makefile").read_text()
+    assert "DS_BUILD_OPS=0 $(PIP) --no-build-isolation deepspeed" in make
+    assert lines[2] == "DS_BUILD_OPS=0 pip install --no-build-isolation -c constraints.txt deepspeed"
+    assert "--upgrade pip setuptools wheel ninja" in make
+    assert make.index("install --quiet --disable-pip-version-check $(TORCH)") < make.index("deepspeed\n")
 
 
 @pytest.fixture(scope="module")

@@ -246,7 +246,7 @@ def nothing(s3: Proxy, patch: pytest.MonkeyPatch) -> None:
         (unconditional, None, "the store has no conditional puts.*; build into a local folder and copy it there"),
         (unconditional_updates, None, "the store has no conditional puts"),
         (refuses_conditions, None, "the store has no conditional puts"),
-        (without_obstore, None, r"object stores need obstore; pip install 'delta-cache\[objects\]'"),
+        (without_obstore, None, r"object stores need the package obstore; pip install 'obstore>=0\.12'"),
     ],
 )  # fmt: skip
 def test_one_line_says_what_is_wrong(

@@ -44,7 +44,7 @@ def test_without_obstore_a_url_says_what_to_install(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "obstore", None)
     for name in ("objects", "leases", "failures"):
         monkeypatch.delitem(sys.modules, f"teacher_cache.store.{name}", raising=False)
-    with pytest.raises(UserError, match=r"object stores need obstore; pip install 'delta-cache\[objects\]'"):
+    with pytest.raises(UserError, match=r"object stores need the package obstore; pip install 'obstore>=0\.12'"):
         open_store(f"s3://{BUCKET}/cache")
 
 
