@@ -38,6 +38,7 @@ from benchmarks.harness import (
 )
 from teacher_cache.build import job
 from teacher_cache.build.compute import batches
+from teacher_cache.build.request import make_manifest
 from teacher_cache.build.writer import CacheWriter
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.settings import BuildSettings
@@ -73,7 +74,7 @@ class Service:
         self._settings = settings
         self._teacher = load_teacher(settings.teacher)
         self._files = self._teacher.files()
-        self._manifest = job.make_manifest(settings, self._teacher, self._files)
+        self._manifest = make_manifest(settings, self._teacher, self._files)
         self._writer: CacheWriter | None = None
         self._writing = 0.0
 
@@ -112,7 +113,7 @@ class Service:
         assert self._writer is not None
         self._writing = 0.0
         with self._timed() as figures:
-            job._build_shards(self._settings, self._teacher, self._writer, self._writer.pending_shards())
+            job.build_shards(self._settings, self._teacher, self._writer, self._writer.pending_shards())
         figures["encode_share"] = self._writing / figures["wall"]
         return figures
 

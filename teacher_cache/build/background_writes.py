@@ -1,4 +1,4 @@
-"""Shards encoded and written while the next is computed, each under its claim until its commit is written."""
+"""Encodes and writes a shard while the next is computed; its claim is held until its commit record is written."""
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,10 +12,11 @@ from teacher_cache.format.commits import CommitRecord
 
 
 class ShardWrites:
-    """Writes shards by a thread of its own, one at a time, so that no more than two shards' arrays are in memory.
+    """Writes shards in a thread of its own, one at a time, so that at most two shards' arrays are in memory.
 
-    Claims are let go by the thread that took them, as locks ask for. Leaving the `with` block waits for the shard in
-    hand; its error is raised there, by `finish`, or by `raise_failure`, whichever comes first.
+    A claim is released by the thread that took it, since locks belong to threads. Leaving the `with` block waits for
+    the shard being written. If writing fails, the error is raised there, by `finish` or by `raise_failure`, whichever
+    comes first.
     """
 
     def __init__(self, writer: CacheWriter, environment: Mapping[str, str]) -> None:
@@ -39,24 +40,24 @@ class ShardWrites:
     def start(
         self, shard: int, arrays: Mapping[str, NDArray[Any]], statistics: Mapping[str, float], claim: ExitStack
     ) -> None:
-        """Write a shard whose claim is `claim`, to be closed when it is committed; `finish` must have been called."""
+        """Begin to write a shard; `claim` is closed when it is committed. Call `finish` before the next `start`."""
         self._claim = claim
         self._running = self._thread.submit(self._writer.write_shard, shard, arrays, statistics, self._environment)
 
     def raise_failure(self) -> None:
-        """Raise the error of a write that has failed; return at once while it runs."""
+        """Raise the error of the write if it has failed; never waits."""
         if self._running is not None and self._running.done():
             self.finish()
 
     def finish(self) -> None:
-        """Wait until the shard in hand is committed."""
+        """Wait until the shard being written is committed."""
         running, self._running = self._running, None
         if running is None:
             return
         try:
             record = running.result()
         finally:
-            wait([running])  # an interrupted wait must not let the claim go before the write ends
+            wait([running])  # after an interrupt too, the claim is kept until the write ends
             self._claim.close()
         self.shards += 1
         self.bytes += sum(stored.bytes for stored in record.objects.values())

@@ -1,4 +1,4 @@
-"""Rows → teacher → targets → arrays: what is computed of a shard, batch by batch."""
+"""Rows → teacher → targets → arrays: computes a shard batch by batch."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ from teacher_cache.teacher.model import Teacher
 def computed_batches(
     teacher: Teacher, arrays: ShardArrays, batch_size: int, statistics: ShardStatistics
 ) -> Iterator[slice]:
-    """Fill a shard batch by batch; a GPU computes the next while the last arrives."""
+    """Fill the shard's arrays, yielding each batch when it is in place; meanwhile a GPU computes the next."""
     before: tuple[slice, OnTheirWay] | None = None
     for batch in batches(len(arrays.rows), batch_size):
         stored = start_batch(teacher, arrays, batch, statistics)
@@ -31,13 +31,16 @@ def computed_batches(
 
 
 def compute_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> None:
-    """Run the teacher over some rows of a shard and put what is kept of every counted position in its place."""
+    """Run the teacher over the rows of `batch` and put the targets of all counted positions into the arrays."""
     arrays.put(batch, start_batch(teacher, arrays, batch, statistics).arrived())
 
 
 @torch.inference_mode()
 def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics: ShardStatistics) -> OnTheirWay:
-    """`compute_batch` up to what is to be put in place; nothing waits for a GPU, which then works without a pause."""
+    """`compute_batch` without the last step: the arrays of the batch, on their way to the CPU.
+
+    Nothing here waits for a GPU, so it goes from one batch to the next without a pause.
+    """
     manifest, device = arrays.manifest, teacher.device
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
     starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
@@ -66,6 +69,6 @@ def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics:
 
 
 def batches(rows: int, batch_size: int) -> Iterator[slice]:
-    """Rows cut into batches, in order."""
+    """Slices of `batch_size` rows, in order; the last may be shorter."""
     for start in range(0, rows, batch_size):
         yield slice(start, min(start + batch_size, rows))

@@ -1,4 +1,4 @@
-"""Nothing that is not a finite number is stored: a teacher that overflows stops the build."""
+"""Stored numbers are finite: a teacher that overflows stops the build."""
 
 from typing import Any
 
@@ -12,9 +12,10 @@ LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 def require_finite(manifest: Manifest, name: str, stored: NDArray[Any], rows: range) -> None:
-    """Raise `UserError` naming row, position and remedy where an array's part (B, P, ...) of some rows is not finite.
+    """Raise `UserError` naming row, position and remedy if a number of `stored` is not finite.
 
-    An unused place of `logits/values` holds -inf, which is no fault.
+    `stored` (B, P, ...) is the part of array `name` that belongs to `rows`. Unused entries of `logits/values` may be
+    -inf.
     """
     if stored.dtype.kind != "f" and not _is_bfloat16(manifest, name, stored):
         return
@@ -25,11 +26,11 @@ def require_finite(manifest: Manifest, name: str, stored: NDArray[Any], rows: ra
     if wrong.any():
         row, position = (int(index) for index in np.argwhere(wrong.any(axis=tuple(range(2, wrong.ndim))))[0])
         stride = manifest.hidden.stride if name.startswith("hidden/") else 1
-        raise UserError(_words(manifest, name, rows[row], position * stride, overflowed=not np.isnan(numbers).any()))
+        raise UserError(_message(manifest, name, rows[row], position * stride, overflowed=not np.isnan(numbers).any()))
 
 
 def _is_bfloat16(manifest: Manifest, name: str, stored: NDArray[Any]) -> bool:
-    """Whether the 16-bit integers of an array are bfloat16's bits, as lossless states are stored."""
+    """Whether the array holds the bits of bfloat16 as 16-bit integers, as lossless states are stored."""
     return (
         stored.dtype == np.uint16 and manifest.teacher.dtype == "bfloat16" and name in ("hidden/mean", "exact/hidden")
     )
@@ -39,7 +40,7 @@ def _as_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def _words(manifest: Manifest, name: str, row: int, position: int, *, overflowed: bool) -> str:
+def _message(manifest: Manifest, name: str, row: int, position: int, *, overflowed: bool) -> str:
     where = f"row {row}, position {position}"
     begun = "finished shards are kept, but belong to these settings: build into another --out"
     if overflowed and name == "logits/values" and manifest.targets.value_dtype == "float16":

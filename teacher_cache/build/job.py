@@ -1,6 +1,8 @@
 """The builder on one page: corpus → rows → teacher → targets → shards.
 
-`build` settles what is asked for, `_build_shards` does it; what is computed of a batch is in `compute`.
+`build` settles what is asked for, and `build_shards` does it: `read_shards` cuts the corpus into rows, `compute_shard`
+runs the teacher over them and keeps targets, and a thread beside encodes, writes and commits the shard. What happens to
+one batch is in `compute.start_batch`.
 """
 
 import time
@@ -14,24 +16,17 @@ from delta_common.errors import UserError
 from teacher_cache.build.background_writes import ShardWrites
 from teacher_cache.build.compute import computed_batches
 from teacher_cache.build.progress_words import BuildProgress
-from teacher_cache.build.request import (
-    make_manifest,
-    recorded_batch_size,
-    require_fit,
-    settings_differences,
-    with_batch_size,
-)
+from teacher_cache.build.request import is_already_built, open_writer, recorded_batch_size, require_fit
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
-from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, environment
+from teacher_cache.build.writer import CacheWriter, environment
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.codec import encoding_beside_other_work
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
-from teacher_cache.store.base import Store
-from teacher_cache.store.metadata import is_intact, read_manifest
+from teacher_cache.store.metadata import read_manifest
 from teacher_cache.store.open import open_store
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
@@ -48,31 +43,29 @@ class BuildReport:
     shards_built: int
     shards_found: int
     shards_elsewhere: int
-    """Shards left to others: to another process that is building them, or outside the shards asked for."""
+    """Shards still to be built: by another process that is at them, or outside the shards asked for."""
     seconds: float
 
 
 def build(settings: BuildSettings, out: str | Path, shards: range | None = None) -> BuildReport:
-    """Build the cache that `settings` describe at `out`, or continue it; of its shards only some where told so.
+    """Build the cache that `settings` describe at `out`, or continue it; with `shards` only these of its shards.
 
-    Shards with a commit record are kept, and those that another process is building are left to it. Raises `UserError`
-    on settings, corpus, teacher or folder at fault.
+    Finished shards are kept. A shard that another process is building is left to it. Raises `UserError` naming what is
+    at fault: a setting, the corpus, the teacher or the folder.
     """
     started = time.monotonic()
     store = open_store(out)
     settings = recorded_batch_size(settings, read_manifest(store))
-    if _is_already_built(store, settings):
+    if is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
-    settings, writer = _open_writer(store, settings, teacher)
-    if settings.rows.count is None:
-        writer.bookmarks().save_length(writer.manifest.rows.count)
+    settings, writer = open_writer(store, settings, teacher)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)
-    built = _build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
+    built = build_shards(settings, teacher, writer, [s for s in writer.pending_shards() if s in ours])
     if abandoned := [s for s in writer.abandoned_shards() if s in ours]:
-        built += _build_shards(settings, teacher, writer, abandoned)
+        built += build_shards(settings, teacher, writer, abandoned)
     elsewhere = len(writer.pending_shards())
     if not elsewhere:
         store.clear_locks()
@@ -80,38 +73,20 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     return BuildReport(store.path, built, found, elsewhere, time.monotonic() - started)
 
 
-def _open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tuple[BuildSettings, CacheWriter]:
-    """The cache's writer; of several builders that shall find the batch size, one does, and the others take it."""
-    with ExitStack() as stack:
-        if settings.compute.batch_size == "auto":
-            held = stack.enter_context(store.lock("batch-size", patience=METADATA_PATIENCE))
-            settings = recorded_batch_size(settings, read_manifest(store))
-            if not held and settings.compute.batch_size == "auto":
-                raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
-        settings = with_batch_size(settings, teacher)
-        files = teacher.files()
-        return settings, CacheWriter.open(store, make_manifest(settings, teacher, files, store), files)
-
-
 def _require_within(shards: range, count: int) -> None:
     if shards.start < 0 or shards.stop > count or not shards:
         raise UserError(f"--shards {shards.start}:{shards.stop}: the cache has the shards 0:{count}; name some of them")
 
 
-def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
+def build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
     """Build each pending shard that no other process has claimed; return their number.
 
-    Rows are read ahead, and the shard before is encoded and written while one is computed.
+    While one shard is computed, the rows of the next are read, and the one before is encoded and written.
     """
-    manifest = writer.manifest
-    progress = BuildProgress(manifest, pending)
+    manifest, progress = writer.manifest, BuildProgress(writer.manifest, pending)
+    corpus_rows = CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, writer.bookmarks())
     with (
-        Background(
-            read_shards(
-                manifest, CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, writer.bookmarks()), pending
-            ),
-            SHARDS_AHEAD,
-        ) as read,
+        Background(read_shards(manifest, corpus_rows, pending), SHARDS_AHEAD) as read,
         encoding_beside_other_work(),
         ShardWrites(writer, environment(teacher.device)) as writes,
         progress.line,
@@ -134,6 +109,14 @@ def _build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter
     return writes.shards
 
 
+def read_shards(
+    manifest: Manifest, corpus_rows: CorpusRows, pending: list[int]
+) -> Generator[tuple[int, list[TokenRow]], None, None]:
+    """Each pending shard with its rows."""
+    for shard in pending:
+        yield shard, list(corpus_rows.take(manifest.shard_rows(shard)))
+
+
 def compute_shard(
     teacher: Teacher,
     manifest: Manifest,
@@ -141,26 +124,9 @@ def compute_shard(
     rows: list[TokenRow],
     after_batch: Callable[[int, int], None],
 ) -> tuple[ShardArrays, dict[str, float]]:
-    """A shard's arrays and statistics; `after_batch` is told the rows and the counted positions of each batch."""
+    """A shard's arrays and statistics; after each batch, `after_batch` is given its rows and counted positions."""
     arrays, statistics = ShardArrays.empty(manifest, manifest.shard_rows(shard)), ShardStatistics(manifest.targets)
     arrays.put_rows(rows)
     for batch in computed_batches(teacher, arrays, manifest.compute["batch_size"], statistics):
         after_batch(batch.stop - batch.start, int(arrays.loss_mask[batch].sum()))
     return arrays, statistics.sums
-
-
-def read_shards(
-    manifest: Manifest, corpus_rows: CorpusRows, pending: list[int]
-) -> Generator[tuple[int, list[TokenRow]], None, None]:
-    """Shards with their rows."""
-    for shard in pending:
-        yield shard, list(corpus_rows.take(manifest.shard_rows(shard)))
-
-
-def _is_already_built(store: Store, settings: BuildSettings) -> bool:
-    """Whether a finished cache made with these settings is there, found out without loading the teacher."""
-    existing = read_manifest(store)
-    if existing is None or settings_differences(existing, settings):
-        return False
-    same_extent = settings.rows.count in (None, existing.rows.count)
-    return same_extent and is_intact(store, existing) and open_cache(store.path, allow_unfinished=True).is_finished

@@ -1,4 +1,4 @@
-"""What a build will take, before anything is written: a short calibration on the real teacher and text."""
+"""Estimates what a build will take, from a short calibration on the real teacher and text; writes nothing."""
 
 import math
 import shutil
@@ -30,24 +30,29 @@ from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 
 OBJECTS_BESIDE = 2
-"""Of each shard beside its arrays: the commit record, and the position it begins at in the corpus."""
+"""Objects of a shard beside its arrays: the commit record and the bookmark."""
+CALIBRATION_BATCHES = 2
+ERROR_POSITIONS = 256
+"""Positions at which the error of the gradient is measured."""
+STEP_TOKENS = 16_384
+"""Tokens per optimizer step of the paper: 8 rows of 512, accumulated 4 times."""
 
 
 @dataclass(frozen=True)
 class Costs:
-    """What was measured, each a token but for the last two."""
+    """What was measured: per token, except the last two."""
 
     read: float
-    """Seconds to read and tokenise."""
+    """Seconds to read and tokenize."""
     compute: float
-    """Seconds of the teacher and the targets."""
+    """Seconds to run the teacher and take targets."""
     encode: float
-    """Seconds to encode, by one thread in the background."""
+    """Seconds to encode, in one thread beside the other work."""
     bytes_by_array: Mapping[str, float]
     load_seconds: float
-    """Of the teacher, at every start."""
+    """To load the teacher, at every start."""
     teacher_bytes: int
-    """Embedding, LM head and tokenizer, once a cache."""
+    """Bytes of embedding, LM head and tokenizer, once per cache."""
 
     @property
     def stages(self) -> dict[str, float]:
@@ -56,27 +61,27 @@ class Costs:
 
 @dataclass(frozen=True)
 class Extent:
-    """A whole build by one device; n of them take an n-th of the hours."""
+    """A whole build by one device; n devices take an n-th of the time."""
 
     tokens: float
     shards: int
     objects: int
     bytes: float
     seconds: float
-    """With one start."""
+    """Including one start."""
     tokens_per_second: float
     bound_by: str
-    """The stage that the others wait for."""
+    """The slowest stage, which the others wait for."""
     shares: dict[str, float]
-    """Each stage's share of the time of all."""
+    """Each stage's share of the time of all stages."""
     write_rate: float
-    """Bytes a second that the disk must take."""
+    """Bytes per second that the disk must take."""
     restart_seconds: float
     """What a stop costs on average: loading the teacher, and half a shard again."""
 
     @classmethod
     def of(cls, costs: Costs, *, tokens: float, shards: int, overlapping: bool) -> "Extent":
-        """`overlapping` stages run beside each other, as with a GPU; on a CPU they share its cores."""
+        """Extrapolate; `overlapping` says whether stages run side by side, as with a GPU, or share a CPU's cores."""
         stages = costs.stages
         whole = sum(stages.values())
         seconds = max(stages.values()) if overlapping else whole
@@ -95,12 +100,6 @@ class Extent:
         )
 
 
-CALIBRATION_BATCHES = 2
-ERROR_POSITIONS = 256
-STEP_TOKENS = 16_384
-"""Tokens of the paper's optimizer step: 8 rows of 512, accumulated 4 times."""
-
-
 @dataclass(frozen=True)
 class BuildPlan:
     """A build's extent and cost, extrapolated from a few rows."""
@@ -110,16 +109,16 @@ class BuildPlan:
     load_seconds: float
     bytes_per_token: float
     bytes_by_array: dict[str, float]
-    """A token."""
+    """Per token."""
     teacher_bytes: int
     free_bytes: int | None
     calibration_rows: int
     gradient_error: dict[str, float]
-    """By temperature: relative error of one token's gradient in the student's hidden state, for a student that knows
-    nothing (q uniform). It is noise: over n tokens divide by sqrt(n). All 0 in exact mode."""
+    """By temperature: relative error, per token, of the gradient in the hidden state of a student that knows nothing (q
+    uniform). It is noise: over n tokens divide it by sqrt(n). All 0 in exact mode."""
 
     def to_json(self) -> dict[str, Any]:
-        """Every figure by its name."""
+        """Every number by its name."""
         return asdict(self)
 
 
@@ -160,7 +159,7 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
 
 
 def _calibration_settings(settings: BuildSettings, rows: int) -> BuildSettings:
-    """The same build, cut down to one shard of a few rows."""
+    """The settings of the same build cut down to one shard of so many rows."""
     return settings.model_copy(
         update={
             "rows": settings.rows.model_copy(update={"count": rows}),
@@ -170,7 +169,7 @@ def _calibration_settings(settings: BuildSettings, rows: int) -> BuildSettings:
 
 
 def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> tuple[ShardArrays, float, float]:
-    """The calibration's rows, and the seconds to read and to compute them; one row warms up before time is taken."""
+    """The calibration's shard, and the seconds to read and to compute it; one row warms up before time is taken."""
     arrays = ShardArrays.empty(manifest, manifest.shard_rows(0))
     started = time.monotonic()
     arrays.put_rows(CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity()).take(arrays.rows))
@@ -183,7 +182,7 @@ def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> t
 
 
 def _encode(arrays: ShardArrays) -> tuple[float, dict[str, int]]:
-    """Seconds to encode the rows, and bytes by object."""
+    """Seconds to encode the shard, and the bytes of each object by key."""
     started = time.monotonic()
     objects = encode_shard(arrays.manifest, describe_arrays(arrays.manifest), 0, arrays.by_name)
     return time.monotonic() - started, {key: len(data) for key, data in objects.items()}
@@ -191,6 +190,7 @@ def _encode(arrays: ShardArrays) -> tuple[float, dict[str, int]]:
 
 @torch.inference_mode()
 def _gradient_errors(teacher: Teacher, arrays: ShardArrays) -> dict[str, float]:
+    """`BuildPlan.gradient_error`, measured on the first `ERROR_POSITIONS` counted positions of the first row."""
     layout = arrays.manifest.targets
     low, high = min(layout.node_temperatures), max(layout.node_temperatures)
     temperatures = [low + (high - low) * step / 4 for step in range(5)]
@@ -200,27 +200,27 @@ def _gradient_errors(teacher: Teacher, arrays: ShardArrays) -> dict[str, float]:
     counted = torch.from_numpy(arrays.loss_mask[0])
     final = teacher.states(tokens[:, :-1], mean=False).final[0][counted.to(teacher.device)][:ERROR_POSITIONS]
     offsets = arrays.sampling_offsets(slice(0, 1))[0][counted][: len(final)].to(teacher.device)
-    off = dict.fromkeys(temperatures, 0.0)
-    whole = dict(off)
+    missed = dict.fromkeys(temperatures, 0.0)
+    whole = dict(missed)
     head = teacher.head_weight.float()
     for chunk, logits in teacher.logits_in_chunks(final):
         labels = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         kept = keep_targets(logits, labels, layout, offsets[chunk])
         for temperature in temperatures:
-            missed, gradient = _missed_gradient(logits.float(), kept, layout, head, temperature)
-            off[temperature] += missed
+            error, gradient = _missed_gradient(logits.float(), kept, layout, head, temperature)
+            missed[temperature] += error
             whole[temperature] += gradient
-    return {f"{t:g}": math.sqrt(off[t] / whole[t]) for t in temperatures}
+    return {f"{t:g}": math.sqrt(missed[t] / whole[t]) for t in temperatures}
 
 
 def _missed_gradient(
     logits: Tensor, kept: KeptTargets, layout: TargetLayout, head: Tensor, temperature: float
 ) -> tuple[float, float]:
-    """Sums over positions of |(p_hat - p) head|^2 and of |(q - p) head|^2, q uniform."""
+    """Sums over positions of |(p_hat - p) head|² and of |(q - p) head|², for logits (n, V), head (V, d), q uniform."""
     p = torch.softmax(logits / temperature, -1)
     weights = estimate.target_weights(kept.values, kept.log_mass, layout, temperature)
     p_hat = torch.zeros_like(p)
-    if not layout.samples:  # the rest is one bucket: to a student that knows nothing, spread evenly
+    if not layout.samples:  # no samples: the rest of the mass, spread evenly, as a student that knows nothing does
         p_hat += (1 - weights.sum(-1, keepdim=True)) / max(1, p.shape[1] - layout.top_k)
         p_hat.scatter_(1, kept.ids, 0.0)
     p_hat.scatter_add_(1, kept.ids, weights)
@@ -230,7 +230,7 @@ def _missed_gradient(
 
 
 def _free_bytes(out: str | Path | None) -> int | None:
-    """Room on the disk the cache would go to."""
+    """Free bytes on the disk that the cache would go to; None if that is no disk."""
     if out is None or is_url(out):
         return None
     place = Path(out).absolute()
@@ -256,13 +256,13 @@ def render_plan(plan: BuildPlan) -> Group:
     facts.add_row("a restart", f"{duration(extent.restart_seconds)}: loading, and half a shard again on average")
     facts.add_row("calibrated on", f"{plan.calibration_rows} rows")
     sizes = Table("array", box=box.SIMPLE_HEAD)
-    for heading in ("bytes a token", "whole"):
+    for heading in ("bytes per token", "whole"):
         sizes.add_column(heading, justify="right")
     for name, per_token in plan.bytes_by_array.items():
         sizes.add_row(name, f"{per_token:.2f}", byte_size(per_token * extent.tokens))
     sizes.add_row("teacher/", "", byte_size(plan.teacher_bytes))
     errors = Table("relative error of the KD gradient at T", *plan.gradient_error, box=box.SIMPLE_HEAD)
-    errors.add_row("one token", *(f"{error:.3f}" for error in plan.gradient_error.values()))
+    errors.add_row("per token", *(f"{error:.3f}" for error in plan.gradient_error.values()))
     step = [error / math.sqrt(STEP_TOKENS) for error in plan.gradient_error.values()]
-    errors.add_row(f"a step of {STEP_TOKENS:,} tokens", *(f"{error:.4f}" for error in step))
+    errors.add_row(f"per step of {STEP_TOKENS:,} tokens", *(f"{error:.4f}" for error in step))
     return Group(facts, sizes, errors)

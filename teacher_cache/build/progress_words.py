@@ -1,4 +1,4 @@
-"""What the progress line of a build says."""
+"""The progress line of a build."""
 
 import os
 import time
@@ -8,7 +8,7 @@ from teacher_cache.format.manifest import Manifest
 
 
 class BuildProgress:
-    """What the progress line says of a build."""
+    """Counts rows, positions and bytes, and says them on the progress line; `pending` are the shards still to build."""
 
     def __init__(self, manifest: Manifest, pending: list[int]) -> None:
         self._total = manifest.rows.count
@@ -18,18 +18,18 @@ class BuildProgress:
         self.line = ProgressLine("build", total=self._total, done=self._done, shown=shown)
 
     def pass_over(self, rows: int) -> None:
-        """Rows that another process computes."""
+        """Count rows that another process computes."""
         self._done += rows
 
     def add(self, rows: int, positions: int, written: int) -> None:
-        """Rows computed, their counted positions, and the bytes written so far."""
+        """Count rows that were computed and their counted positions; `written` is the bytes written so far."""
         self._done += rows
         self._positions += positions
         if self._done < self._total:
             self._show(written)
 
     def end(self, written: int) -> None:
-        """The last words, when all is written."""
+        """Show the end, now that all shards are written."""
         if self._done >= self._total:
             self._show(written)
 

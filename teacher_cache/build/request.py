@@ -1,29 +1,61 @@
-"""From settings to the manifest they ask for, and how that differs from an existing cache."""
+"""What settings ask for: whether it is there already, whether the teacher can give it, the manifest and the writer."""
+
+from contextlib import ExitStack
 
 from delta_common.errors import UserError
-from teacher_cache.build.writer import manifest_differences
+from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
 from teacher_cache.format.sealed import digest
+from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import Store
+from teacher_cache.store.metadata import is_intact, read_manifest
 from teacher_cache.teacher.batch_size import find_batch_size
 from teacher_cache.teacher.documents_apart import require_documents_apart
 from teacher_cache.teacher.model import Teacher
 
 
+def is_already_built(store: Store, settings: BuildSettings) -> bool:
+    """Whether a finished cache made with these settings is there; found out without loading the teacher."""
+    existing = read_manifest(store)
+    if existing is None or settings_differences(existing, settings):
+        return False
+    same_extent = settings.rows.count in (None, existing.rows.count)
+    return same_extent and is_intact(store, existing) and open_cache(store.path, allow_unfinished=True).is_finished
+
+
+def open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tuple[BuildSettings, CacheWriter]:
+    """The cache's writer, and the settings with a batch size.
+
+    If several builders start at once with batch size `auto`, one of them finds it, and the others take what it found.
+    """
+    with ExitStack() as stack:
+        if settings.compute.batch_size == "auto":
+            held = stack.enter_context(store.lock("batch-size", patience=METADATA_PATIENCE))
+            settings = recorded_batch_size(settings, read_manifest(store))
+            if not held and settings.compute.batch_size == "auto":
+                raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
+        settings = with_batch_size(settings, teacher)
+        files = teacher.files()
+        writer = CacheWriter.open(store, make_manifest(settings, teacher, files, store), files)
+    if settings.rows.count is None:
+        writer.bookmarks().save_length(writer.manifest.rows.count)
+    return settings, writer
+
+
 def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
-    """The settings with the batch size that a cache was begun with, where they say `auto`."""
+    """The settings; `auto` is replaced by the batch size that the existing cache was begun with."""
     if existing is None or settings.compute.batch_size != "auto":
         return settings
     return _with_rows_at_once(settings, int(existing.compute["batch_size"]))
 
 
 def with_batch_size(settings: BuildSettings, teacher: Teacher) -> BuildSettings:
-    """The settings with a batch size, found by trying where they say `auto`."""
+    """The settings; `auto` is replaced by the fastest batch size, found by trying."""
     if settings.compute.batch_size != "auto":
         return settings
     return _with_rows_at_once(settings, find_batch_size(teacher, settings.rows.seq_len))
@@ -36,9 +68,9 @@ def _with_rows_at_once(settings: BuildSettings, rows: int) -> BuildSettings:
 def make_manifest(
     settings: BuildSettings, teacher: Teacher, files: dict[str, bytes], store: Store | None = None
 ) -> Manifest:
-    """The manifest of the cache that these settings and this teacher make.
+    """The manifest of the cache that these settings and this teacher make; `files` are the teacher's, by key.
 
-    Counts the corpus' rows if need be, unless an earlier build into `store` has kept their number.
+    Without rows.count the rows of the corpus are counted, unless an earlier build into `store` has left their number.
     """
     manifest = Manifest(
         format=FORMAT_NAME,
@@ -79,7 +111,7 @@ def _compute(settings: BuildSettings) -> dict[str, int | bool]:
 
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
-    """What settings would make otherwise than the cache there is, as far as that shows without loading the teacher."""
+    """How a cache built with these settings would differ from the existing one, as far as the teacher is not needed."""
     settings = recorded_batch_size(settings, existing)
     asked = {
         "teacher": existing.teacher.model_copy(
@@ -100,7 +132,7 @@ def settings_differences(existing: Manifest, settings: BuildSettings) -> list[st
 
 
 def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
-    """Raise `UserError` when the settings ask for what this teacher cannot give."""
+    """Raise `UserError` if the settings ask for what this teacher cannot give."""
     top_k = settings.targets.layout().top_k
     if top_k > teacher.vocab_size:
         raise UserError(

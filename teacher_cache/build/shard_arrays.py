@@ -1,4 +1,4 @@
-"""The arrays of one shard while it is being filled, in the dtypes that are stored."""
+"""The arrays of a shard while they are filled, in the dtypes in which they are stored."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
 from teacher_cache.targets.randomness import Purpose, rounding_keys, row_uniforms
 
 STORED_AS = {"uint32": torch.int32, "float16": torch.float16, "float32": torch.float32}
-"""PyTorch's dtype of the same bits."""
+"""PyTorch dtype with the same bits as the stored one."""
 
 
 @dataclass(frozen=True)
 class ShardArrays:
-    """Arrays of consecutive rows by their names in docs/format.md; `rows` are their numbers in the cache."""
+    """Arrays of the consecutive `rows` of a cache, by their names in docs/format.md."""
 
     manifest: Manifest
     rows: range
@@ -32,7 +32,7 @@ class ShardArrays:
 
     @classmethod
     def empty(cls, manifest: Manifest, rows: range) -> Self:
-        """All zeros, which is also what masked positions keep."""
+        """Arrays of zeros; masked positions stay zero."""
         specs = array_specs(manifest)
         return cls(manifest, rows, {spec.name: np.zeros((len(rows), *spec.row_shape), spec.dtype) for spec in specs})
 
@@ -49,20 +49,20 @@ class ShardArrays:
         return self.by_name["loss_mask"]
 
     def put_rows(self, rows: Iterable[TokenRow]) -> None:
-        """All rows' tokens and masks."""
+        """Fill in the tokens, document starts and loss masks of all rows."""
         for index, row in enumerate(rows):
             self.tokens[index] = row.tokens
             self.document_start[index] = row.document_start
             self.loss_mask[index] = row.loss_mask
 
     def sampling_offsets(self, batch: slice) -> Tensor:
-        """Uniform offsets (B, T) float64 of the systematic samples of some rows."""
+        """Uniform offsets (B, T) float64, one per position, of the systematic samples of the batch's rows."""
         seed, length = self.manifest.targets.seed, self.manifest.seq_len
         uniforms = [row_uniforms(seed, row, Purpose.SAMPLING, length) for row in self.rows[batch]]
         return torch.from_numpy(np.stack(uniforms))
 
     def stored_targets(self, batch: slice, places: Tensor, kept: KeptTargets) -> dict[str, Tensor]:
-        """Targets of n positions of some rows, places (n,) counting through the rows; the others are zeros."""
+        """Targets as they are stored, by array; zero except at `places` (n,), indices into the flattened (B, T)."""
         shape = self.loss_mask[batch].shape
         stored = {}
         for name, part in (("ids", kept.ids), ("values", kept.values), ("log_mass", kept.log_mass)):
@@ -72,7 +72,7 @@ class ShardArrays:
         return stored
 
     def stored_hidden_mean(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
-        """Averaged states (B, T, d) float32 of some rows, at the positions and the precision the manifest names."""
+        """Averaged states (B, T, d) float32 as they are stored: every stride-th position, in the stored precision."""
         hidden, name = self.manifest.hidden, "hidden/mean"
         states, counted = states[:, :: hidden.stride], self._counted(batch, states.device)[:, :: hidden.stride]
         if hidden.mean not in ("int8", "int4"):
@@ -82,7 +82,7 @@ class ShardArrays:
         return {name: pack_int4(codes) if hidden.mean == "int4" else codes, f"{name}_scales": scales}
 
     def stored_final(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
-        """Final states (B, T, d) of some rows: exact mode."""
+        """Final states (B, T, d) as exact mode stores them."""
         counted, name = self._counted(batch, states.device), "exact/hidden"
         if self.manifest.targets.exact_hidden == "lossless":
             return {name: self._lossless(states, counted)}
@@ -90,9 +90,9 @@ class ShardArrays:
         return {name: codes, f"{name}_scales": scales}
 
     def put(self, batch: slice, stored: Mapping[str, Tensor]) -> None:
-        """Arrays of some rows by name, on the CPU; integers of another sign as their bits.
+        """Put the batch's part of each array, on the CPU, in its place; only the bits of a dtype count.
 
-        Raises `UserError` naming the row and the position where a number is not finite.
+        Raises `UserError` naming row and position if a number is not finite.
         """
         for name, part in stored.items():
             array = self.by_name[name]
@@ -100,10 +100,10 @@ class ShardArrays:
             require_finite(self.manifest, name, array[batch], self.rows[batch])
 
     def _counted(self, batch: slice, device: torch.device) -> Tensor:
-        """The loss mask (B, T) of some rows."""
+        """The loss mask (B, T) of the batch, on the device."""
         return to_device(torch.from_numpy(self.loss_mask[batch]), device)
 
     def _lossless(self, states: Tensor, counted: Tensor) -> Tensor:
-        """States in the teacher's dtype, bfloat16 as its bits; 0 where nothing counts."""
+        """States in the teacher's dtype, bfloat16 as int16 with the same bits; zero at masked positions."""
         stored = torch.where(counted[..., None], states, 0.0).to(getattr(torch, self.manifest.teacher.dtype))
         return stored.view(torch.int16) if stored.dtype == torch.bfloat16 else stored

@@ -1,4 +1,4 @@
-"""What a shard's commit record says about its targets, and how shards add up."""
+"""The sums over a shard's targets that its commit record keeps; those of all shards add up."""
 
 import torch
 from torch import Tensor
@@ -9,14 +9,15 @@ from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import KeptTargets, join
 
 GPU_POSITIONS = 65_536
-"""Positions a GPU sums at once: each sum is a few dozen launches, however many positions there are."""
+"""Positions that a GPU sums at once: a sum takes a few dozen launches however many positions it has."""
 
 
 class ShardStatistics:
-    """Sums over the counted positions of a shard, worked out from what is kept of each.
+    """Sums over the counted positions of a shard, computed from the targets that are kept.
 
-    Keys: `cross_entropy` of the next token (nats, T = 1); `agreement`, whether the first choice is the next token;
-    `entries` kept and their square; `retained_mass@T`, `entropy@T` and `mass_variance@T` at reported temperatures.
+    Keys: `cross_entropy` of the next token (nats, temperature 1); `agreement`, positions at which the teacher's most
+    likely token is the next token; `entries`, kept logits, and `entries_squared`; `retained_mass@T`, `entropy@T` (nats)
+    and `mass_variance@T` at each reported temperature T that the targets cover.
     """
 
     def __init__(self, layout: TargetLayout) -> None:
@@ -28,21 +29,21 @@ class ShardStatistics:
 
     @property
     def sums(self) -> dict[str, float]:
-        """The sums so far; until they are asked for, they stay on the device, and nobody waits for it."""
+        """The sums so far. Reading them waits for the device; `add` and `settle` do not."""
         self.settle()
         if not self._sums:
             return {}
         return dict(zip(self._sums, torch.stack(list(self._sums.values())).tolist(), strict=True))
 
     def settle(self) -> None:
-        """Begin to sum what has been added, behind whatever a GPU still has to do."""
+        """Sum what has been added and not summed yet; a GPU queues it behind its other work."""
         if self._waiting:
             several, labels = zip(*self._waiting, strict=True)
             self._waiting.clear()
             self._add(join(several), torch.cat(labels))
 
     def add(self, kept: KeptTargets, labels: Tensor) -> None:
-        """Count n positions in; labels (n,) are their next tokens."""
+        """Add n positions; labels (n,) are their next tokens."""
         self._waiting.append((kept, labels))
         if not labels.is_cuda or sum(len(waiting) for _, waiting in self._waiting) >= GPU_POSITIONS:
             self.settle()

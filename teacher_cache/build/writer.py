@@ -1,4 +1,4 @@
-"""A cache being written: its metadata, then shard by shard, each counted only from its commit record on."""
+"""Writes a cache: its metadata first, then its shards. A shard counts once its commit record is there."""
 
 import os
 import platform
@@ -25,11 +25,11 @@ from teacher_cache.store.base import Store, read_if_there
 from teacher_cache.store.metadata import is_intact, read_manifest
 
 METADATA_PATIENCE = 120.0
-"""Seconds to wait while another builder writes the metadata."""
+"""Seconds to wait for another builder that is writing the metadata."""
 
 
 class CacheWriter:
-    """Publishes the shards of a cache whose metadata is there; `CacheWriter.open` makes one."""
+    """Writes the shards of a cache whose metadata is there; made by `CacheWriter.open`."""
 
     def __init__(self, store: Store, manifest: Manifest, array_documents: Mapping[str, bytes]) -> None:
         self._store = store
@@ -38,11 +38,11 @@ class CacheWriter:
 
     @classmethod
     def open(cls, store: Store, manifest: Manifest, teacher_files: Mapping[str, bytes]) -> Self:
-        """Create the cache, or continue one with the same manifest: publish what its metadata lacks, under a lock.
+        """Create a cache, or continue one with the same manifest: publish what its metadata lacks, under a lock.
 
-        `teacher_files` are the objects under `teacher/`, by key; the writer's manifest lists them. Whole shards are
-        kept where the cache grows or shrinks. Raises `CacheError` when the folder holds something else, or a cache made
-        with other settings.
+        `teacher_files` are the objects under `teacher/`, by key; the writer's manifest lists them. If the cache grows
+        or shrinks, whole shards are kept. Raises `CacheError` if the folder holds something else, or a cache made with
+        other settings.
         """
         documents = describe_arrays(manifest)
         objects = {**teacher_files, **documents}
@@ -61,11 +61,11 @@ class CacheWriter:
         return [s for s in range(self.manifest.shard_count) if commit_key(s) not in done]
 
     def abandoned_shards(self) -> list[int]:
-        """Pending shards that nobody is making: their builders died. In an object store this may take a minute."""
+        """Pending shards that no builder holds, since theirs died. An object store may need a minute to tell."""
         return [shard for shard in self.pending_shards() if self._store.is_abandoned(_lock_name(shard))]
 
     def bookmarks(self) -> Bookmarks:
-        """Where in the corpus shards begin, as far as builders have got."""
+        """Where in the corpus shards begin, as far as builders have come."""
         return Bookmarks(self._store, self.manifest)
 
     @property
@@ -74,7 +74,7 @@ class CacheWriter:
 
     @contextmanager
     def claim(self, shard: int) -> Iterator[bool]:
-        """Hold a shard while it is made; False where another process makes it, or has meanwhile made it."""
+        """Hold a shard while it is built; yields False if another process is building it or has just finished it."""
         with self._store.lock(_lock_name(shard)) as held:
             mine = held and self._store.size(commit_key(shard)) is None
             if mine:
@@ -89,7 +89,10 @@ class CacheWriter:
         statistics: Mapping[str, float],
         environment: Mapping[str, str],
     ) -> CommitRecord:
-        """Encode, publish and commit one shard; `arrays` as `format.array_specs` names them, rows on axis 0."""
+        """Encode, publish and commit a shard; `arrays` by their names in docs/format.md, rows on axis 0.
+
+        Raises `CacheError` if another builder has committed the shard with other bytes.
+        """
         objects = encode_shard(self.manifest, self._documents, shard, arrays)
         for key, data in objects.items():
             self._store.publish(key, data)
@@ -109,7 +112,7 @@ class CacheWriter:
         return record
 
     def _require_same(self, record: CommitRecord) -> None:
-        """Another builder that took this shard over has committed it: its objects must be those written here."""
+        """Raise `CacheError` unless the other builder's commit record lists the same objects as this one."""
         key = commit_key(record.shard)
         found = parse_commit(self._store.read(key), key, self.manifest, self._store.where(key))
         if found.objects != record.objects:
@@ -120,7 +123,10 @@ class CacheWriter:
 
 
 def _continued(store: Store, manifest: Manifest) -> Manifest:
-    """The manifest to go on with: the existing cache's where it says the same. Raises `CacheError` if it does not."""
+    """The manifest to continue with: the existing cache's if it is intact and has as many rows, else the given one.
+
+    Raises `CacheError` if the folder holds something else, or a cache made with other settings.
+    """
     existing = read_manifest(store)
     if existing is None:
         ours = {key.partition("/")[0] for key in manifest.files} | {COMMITS_FOLDER, CORPUS_FOLDER}
@@ -132,13 +138,13 @@ def _continued(store: Store, manifest: Manifest) -> Manifest:
         raise CacheError(
             f"{store.path}: holds a cache made otherwise: {changed[0]}; choose another --out or the same settings"
         )
-    # The existing one may be by another version of Zarr, which says the same in other bytes.
+    # Another version of Zarr may have written the existing metadata, with the same meaning in other bytes.
     same = existing.rows.count == manifest.rows.count and is_intact(store, existing)
     return existing if same else manifest
 
 
 def _publish_metadata(store: Store, manifest: Manifest, objects: Mapping[str, bytes]) -> None:
-    """Publish what is absent or differs; the group's document comes last and makes it a cache."""
+    """Publish the objects that are absent or differ; the group's document comes last and makes the folder a cache."""
     wanted = {key: data for key, data in objects.items() if digest(data) == manifest.files[key]}
     for key, data in {**wanted, GROUP_KEY: describe_group(manifest)}.items():
         store.remove_leftovers(key)
@@ -147,7 +153,7 @@ def _publish_metadata(store: Store, manifest: Manifest, objects: Mapping[str, by
 
 
 def _drop_commits_of_other_extent(store: Store, manifest: Manifest) -> None:
-    """A cache that grew or shrank keeps its whole shards; a last shard of another length is built anew."""
+    """Remove the commit record of a last shard whose length has changed, so that it is built anew."""
     keys = list(store.sizes(COMMITS_FOLDER))
     for key, data in zip(keys, store.read_all(keys), strict=True):
         if not covers(parse_commit(data, key, manifest, store.where(key)), manifest):
@@ -159,7 +165,7 @@ def _lock_name(shard: int) -> str:
 
 
 def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
-    """What differs between two manifests, as `key: cache has X, settings give Y`.
+    """How two manifests differ, each difference as `key: the cache has X, these settings give Y`.
 
     The number of rows may differ: a row does not depend on how many follow it.
     """
@@ -171,7 +177,7 @@ def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
 
 
 def environment(device: torch.device) -> dict[str, str]:
-    """What a shard was computed with: rounding may differ where this does."""
+    """Versions and hardware that a shard was computed with: where they differ, rounding may differ."""
     return {
         "python": platform.python_version(),
         "torch": torch.__version__,

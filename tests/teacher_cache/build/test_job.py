@@ -26,7 +26,7 @@ SHARDS = 5
 
 
 def build_shards_serially(settings: BuildSettings, teacher: Teacher, writer: CacheWriter, pending: list[int]) -> int:
-    """`job._build_shards`, one thing after another: its twin."""
+    """`job.build_shards`, one thing after another: its twin."""
     corpus_rows = CorpusRows(settings, teacher.tokenizer, writer.manifest.tokenizer, writer.bookmarks())
     built = 0
     for shard, rows in job.read_shards(writer.manifest, corpus_rows, pending):
@@ -62,7 +62,7 @@ def test_bytes_are_those_of_one_thing_after_another(
     wanted: BuildSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job.build(wanted, tmp_path / "overlapping")
-    monkeypatch.setattr(job, "_build_shards", build_shards_serially)
+    monkeypatch.setattr(job, "build_shards", build_shards_serially)
     assert job.build(wanted, tmp_path / "serial").shards_built == SHARDS
     assert contents(tmp_path / "overlapping") == contents(tmp_path / "serial")
 

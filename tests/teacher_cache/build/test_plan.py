@@ -1,3 +1,6 @@
+"""A plan foresees what the build then takes, from a few rows, and refuses what the build refuses."""
+
+import math
 from pathlib import Path
 
 import pytest
@@ -5,7 +8,7 @@ import pytest
 from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
-from teacher_cache.build.plan import make_plan, render_plan
+from teacher_cache.build.plan import Costs, Extent, make_plan, render_plan
 from teacher_cache.inspect.summary import summarize
 from teacher_cache.settings import BuildSettings
 from tests.helpers.e2e_corpus import write_text_corpus
@@ -60,3 +63,29 @@ def test_a_plan_refuses_what_a_build_refuses(settings: BuildSettings) -> None:
     targets = settings.targets.model_copy(update={"top_k": 300})
     with pytest.raises(UserError, match=r"targets\.top_k 300: larger"):
         make_plan(settings.model_copy(update={"targets": targets}), None)
+
+
+COSTS = Costs(
+    read=1e-3, compute=4e-3, encode=2e-3, bytes_by_array={"a": 10.0, "b": 30.0}, load_seconds=60.0, teacher_bytes=500
+)
+
+
+@pytest.mark.parametrize(("overlapping", "per_token"), [(True, 4e-3), (False, 7e-3)])
+def test_stages_beside_each_other_take_the_longest_and_others_the_sum(overlapping: bool, per_token: float) -> None:
+    extent = Extent.of(COSTS, tokens=1e6, shards=20, overlapping=overlapping)
+    assert extent.seconds == pytest.approx(per_token * 1e6 + 60)
+    assert extent.tokens_per_second == pytest.approx(1 / per_token)
+    assert extent.write_rate == pytest.approx(40 / per_token)
+    assert extent.restart_seconds == pytest.approx(60 + per_token * 1e6 / 20 / 2)
+    assert (extent.bytes, extent.objects) == (40e6 + 500, 20 * 4)
+    assert extent.bound_by == "teacher and targets"
+    assert list(extent.shares.values()) == pytest.approx([1 / 7, 4 / 7, 2 / 7])
+
+
+def test_exact_mode_has_no_error_of_the_gradient(settings: BuildSettings) -> None:
+    targets = type(settings.targets).model_validate({"mode": "exact"})
+    hidden = settings.hidden.model_copy(update={"mean": "none"})
+    plan = make_plan(settings.model_copy(update={"targets": targets, "hidden": hidden}), None)
+    assert set(plan.gradient_error.values()) == {0.0}
+    assert plan.free_bytes is None
+    assert math.isfinite(plan.extent.seconds)

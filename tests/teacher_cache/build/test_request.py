@@ -6,8 +6,19 @@ from typing import Any
 import pytest
 
 from delta_common.errors import UserError
-from teacher_cache.build.request import make_manifest, recorded_batch_size, require_fit, settings_differences
+from teacher_cache.build import request
+from teacher_cache.build.job import build
+from teacher_cache.build.request import (
+    is_already_built,
+    make_manifest,
+    open_writer,
+    recorded_batch_size,
+    require_fit,
+    settings_differences,
+)
+from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.settings import BuildSettings
+from teacher_cache.store.local import LocalStore
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 from tests.helpers.e2e_corpus import write_text_corpus
@@ -83,3 +94,42 @@ def test_what_the_teacher_cannot_give_is_refused(
     require_fit(settings(base), teacher)
     with pytest.raises(UserError, match=said):
         require_fit(settings(base, section, **fields), teacher)
+
+
+def test_a_cache_is_already_built_by_its_own_settings_only_and_when_it_is_finished(
+    base: dict[str, Any], tmp_path: Path
+) -> None:
+    wanted, store = settings(base, "compute", rows_per_shard=4), LocalStore(tmp_path / "cache")
+    assert not is_already_built(store, wanted)
+    build(wanted, tmp_path / "cache", range(1))
+    assert not is_already_built(store, wanted)
+    build(wanted, tmp_path / "cache")
+    assert is_already_built(store, wanted)
+    without_count = wanted.model_copy(update={"rows": wanted.rows.model_copy(update={"count": None})})
+    assert is_already_built(store, without_count)
+    for section, change in (("rows", {"count": 9}), ("targets", {"top_k": 3})):
+        other = getattr(wanted, section).model_copy(update=change)
+        assert not is_already_built(store, wanted.model_copy(update={section: other}))
+    next((tmp_path / "cache" / "teacher").rglob("*.json")).write_text("damaged")
+    assert not is_already_built(store, wanted)
+
+
+def test_a_builder_waits_for_another_that_tries_batch_sizes_and_says_so(
+    base: dict[str, Any], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request, "METADATA_PATIENCE", 0.1)
+    auto, out = settings(base, "compute", batch_size="auto"), tmp_path / "cache"
+    with LocalStore(out).lock("batch-size") as held:
+        assert held
+        with pytest.raises(UserError, match="another builder tries batch sizes; run the same command again"):
+            open_writer(LocalStore(out), auto, teacher)
+
+
+def test_the_number_of_rows_that_was_counted_is_kept(
+    base: dict[str, Any], teacher: Teacher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, store = settings(base, count=None), LocalStore(tmp_path / "cache")
+    _, writer = open_writer(store, whole, teacher)
+    assert writer.bookmarks().length() == writer.manifest.rows.count
+    monkeypatch.delattr(CorpusRows, "count")
+    assert open_writer(store, whole, teacher)[1].manifest == writer.manifest
