@@ -75,14 +75,17 @@ def generator(device: torch.device) -> torch.Generator:
     return torch.Generator(device).manual_seed(0)
 
 
-def both_ways(run: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
+def forward_and_backward(run: Callable[[Tensor], Tensor], inputs: Tensor) -> None:
     """Forward and backward once."""
     run(inputs).square().mean().backward()
 
 
 def compare(part: Part, repeats: int) -> dict[str, float]:
     """Speed-ups and our seconds; kernels are compiled in the round that does not count."""
-    works = {"theirs": partial(both_ways, part.theirs, part.inputs), "ours": partial(both_ways, part.ours, part.inputs)}
+    works = {
+        "theirs": partial(forward_and_backward, part.theirs, part.inputs),
+        "ours": partial(forward_and_backward, part.ours, part.inputs),
+    }
     times = in_turns(works, repeats, part.inputs.device)
     theirs, ours = times["theirs"], times["ours"]
     return {

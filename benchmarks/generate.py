@@ -94,7 +94,7 @@ def teacher_case(teacher: Any, sizes: Sizes, context: int, device: torch.device)
     return Case(step, 2 * sizes.teacher_layers * torch.Size(shape).numel() * teacher.dtype.itemsize)
 
 
-def time_steps(cases: dict[str, Case], device: torch.device, repeats: int) -> dict[str, list[Taken]]:
+def time_next_tokens(cases: dict[str, Case], device: torch.device, repeats: int) -> dict[str, list[Taken]]:
     """Times of a step of each case, each on the token that its step before chose."""
     tokens = {name: torch.zeros(1, 1, dtype=torch.long, device=device) for name in cases}
 
@@ -104,7 +104,7 @@ def time_steps(cases: dict[str, Case], device: torch.device, repeats: int) -> di
     return in_turns({name: partial(step, name) for name in cases}, repeats, device)
 
 
-def peak_of_steps(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
+def peak_of_generation(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
     """Peak memory of building a model, reading a text, and some steps, in bytes."""
 
     def run() -> None:
@@ -119,8 +119,8 @@ def peak_of_steps(model: str, context: int, sizes: Sizes, device: torch.device, 
     return peak_bytes(run, device)
 
 
-def peak_of_case(arguments: argparse.Namespace, model: str, context: int) -> int:
-    """`peak_of_steps` in a fresh process."""
+def generation_peak_of_process(arguments: argparse.Namespace, model: str, context: int) -> int:
+    """`peak_of_generation` in a fresh process."""
     options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
     return peak_of_process("benchmarks.generate", *options, "--peak", model, str(context))
 
@@ -134,7 +134,7 @@ def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
     cases = {("student", context): student_case(student, sizes, context, device) for context in contexts}
     cases |= {("teacher", context): teacher_case(teacher, sizes, context, device) for context in contexts}
     named = {f"{model}_{context}": case for (model, context), case in cases.items()}
-    times = time_steps(named, device, arguments.repeats)
+    times = time_next_tokens(named, device, arguments.repeats)
     by_context = [row(arguments, named, times, context) for context in contexts]
     first, last = (times[f"student_{context}"] for context in (contexts[0], contexts[-1]))
     return {
@@ -164,12 +164,12 @@ def row(
         "student_prompt_tokens_per_second": context / student.prompt_seconds,
         "student_state_bytes": student.carried_bytes,
         "teacher_cache_bytes": teacher.carried_bytes,
-        "student_peak_bytes": peak_of_case(arguments, "student", context),
-        "teacher_peak_bytes": peak_of_case(arguments, "teacher", context),
+        "student_peak_bytes": generation_peak_of_process(arguments, "student", context),
+        "teacher_peak_bytes": generation_peak_of_process(arguments, "teacher", context),
     }
 
 
-def show(figures: dict[str, Any]) -> None:
+def print_generation(figures: dict[str, Any]) -> None:
     """As a table."""
     for name in ("setup", "sizes"):
         print(f"{name}: {words(figures[name])}")
@@ -197,10 +197,10 @@ def main() -> None:
         model, context = arguments.peak
         with torch.inference_mode():
             device = torch.device(arguments.device)
-            print(peak_of_steps(model, int(context), SIZES[arguments.size], device, arguments.seed))
+            print(peak_of_generation(model, int(context), SIZES[arguments.size], device, arguments.seed))
         return
     figures = measure_generation(arguments)
-    show(figures)
+    print_generation(figures)
     write_json(figures, arguments.json)
 
 

@@ -122,7 +122,7 @@ def make_caches(folder: Path, sizes: Sizes, batches: int, seed: int, device: str
     make_synthetic_cache(folder / "exact", rows=sizes.rows, mode="exact", hidden="int8", top_k=1, **shared)
 
 
-def build(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online: bool) -> Bench:
+def make_bench(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, online: bool) -> Bench:
     """Everything a step needs; in bfloat16 on a GPU."""
     cache, exact = open_cache(folder / "sparse"), open_cache(folder / "exact")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -191,11 +191,6 @@ def slstm_speedup(bench: Bench, sizes: Sizes, device: torch.device, repeats: int
     return None
 
 
-def peak_of_steps(bench: Bench, case: str, device: torch.device) -> int:
-    """Peak memory of two steps of a case, in bytes."""
-    return peak_bytes(lambda: two_steps(bench, case), device)
-
-
 def two_steps(bench: Bench, case: str) -> None:
     """Steps after which the optimizer's states exist."""
     for _ in range(2):
@@ -204,17 +199,17 @@ def two_steps(bench: Bench, case: str) -> None:
 
 def peak_with_building(folder: Path, sizes: Sizes, case: str, seed: int) -> int:
     """Peak memory of building and two steps of a case on a CPU, in bytes."""
-    return peak_bytes(lambda: two_steps(build(folder, sizes, CPU, seed, online=case == "online"), case))
+    return peak_bytes(lambda: two_steps(make_bench(folder, sizes, CPU, seed, online=case == "online"), case))
 
 
 def peaks_on_gpu(bench: Bench, sizes: Sizes, seed: int, device: torch.device) -> tuple[dict[str, int], Bench]:
     """Peak memory of each case; the teacher is there for `online` alone, which comes last."""
-    memory = {case: peak_of_steps(bench, case, device) for case in CASES[:-1]}
+    memory = {case: peak_bytes(partial(two_steps, bench, case), device) for case in CASES[:-1]}
     bench = replace(bench, teacher=random_teacher(sizes, seed, device))
-    return memory | {"online": peak_of_steps(bench, "online", device)}, bench
+    return memory | {"online": peak_bytes(partial(two_steps, bench, "online"), device)}, bench
 
 
-def peak_of_case(folder: Path, arguments: argparse.Namespace, case: str) -> int:
+def step_peak_of_process(folder: Path, arguments: argparse.Namespace, case: str) -> int:
     """`peak_with_building` in a fresh process."""
     options = ["--size", arguments.size, "--seed", str(arguments.seed), "--rows", str(sizes_of(arguments).rows)]
     return peak_of_process("benchmarks.step", *options, "--peak", case, str(folder))
@@ -239,12 +234,12 @@ def measure_step(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     make_caches(folder, sizes, 2, arguments.seed, arguments.device)
     say("memory of each case")
     if device.type == "cuda":
-        bench = build(folder, sizes, device, arguments.seed, online=False)
+        bench = make_bench(folder, sizes, device, arguments.seed, online=False)
         memory, bench = peaks_on_gpu(bench, sizes, arguments.seed, device)
     else:
         cases = [case for case in CASES if online or case != "online"]
-        memory = {case: peak_of_case(folder, arguments, case) for case in cases}
-        bench = build(folder, sizes, device, arguments.seed, online=online)
+        memory = {case: step_peak_of_process(folder, arguments, case) for case in cases}
+        bench = make_bench(folder, sizes, device, arguments.seed, online=online)
     say("time of each case")
     times = time_cases(bench, device, repeats)
     say("waiting for data, and the recurrence by itself")
@@ -267,7 +262,7 @@ def measure_step(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures | {"setup": known, "sizes": asdict(sizes), "coefficients": vars(COEFFICIENTS)}
 
 
-def show(figures: dict[str, Any]) -> None:
+def print_step(figures: dict[str, Any]) -> None:
     """As a table."""
     for name in ("setup", "sizes", "coefficients"):
         print(f"{name}: {words(figures[name])}")
@@ -294,7 +289,7 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         figures = measure_step(arguments, Path(folder))
-    show(figures)
+    print_step(figures)
     write_json(figures, arguments.json)
 
 

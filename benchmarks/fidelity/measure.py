@@ -280,7 +280,7 @@ def bias_and_noise(off: Tensor) -> tuple[float, float, float]:
     return math.sqrt(max(0.0, squared_bias)), squared_bias / max(spread, 1e-300), noise
 
 
-def table(results: list[Result], student: str) -> str:
+def error_table(results: list[Result], student: str) -> str:
     """Error at each temperature beside bytes a token, in Markdown."""
     head = "| scheme | bytes | " + " | ".join(f"T={t:g}" for t in TEMPERATURES) + " | bias at 1 / 2 (z) |"
     lines = [head, "|---" * (len(TEMPERATURES) + 3) + "|"]
@@ -320,7 +320,7 @@ def main() -> None:
     train_student(student, training, arguments.student_steps)
     results += measure_schemes(work, student, "trained", arguments.seeds)
     for name in ("random", "trained"):
-        print(f"\n{name} student, {results[0].tokens:,} tokens, presets {PRESETS}\n\n{table(results, name)}")
+        print(f"\n{name} student, {results[0].tokens:,} tokens, presets {PRESETS}\n\n{error_table(results, name)}")
     device = torch.cuda.get_device_name() if work.head.is_cuda else f"{torch.get_num_threads()} threads"
     print(f"\ntook {time.monotonic() - started:.0f} s; torch {torch.__version__}, {device}")
     write_json([asdict(r) for r in results], arguments.json)

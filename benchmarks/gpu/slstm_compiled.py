@@ -39,8 +39,8 @@ def make_cells(arguments: argparse.Namespace) -> tuple[Any, Any]:
     return vanilla.cuda(), compiled.cuda()
 
 
-def both_ways(run: Callable[[Tensor], Tensor], gates: Tensor) -> None:
-    """Forward and backward once."""
+def gradient_in_gates(run: Callable[[Tensor], Tensor], gates: Tensor) -> None:
+    """Forward and backward once, to the gate pre-activations."""
     torch.autograd.grad(run(gates).square().mean(), gates)
 
 
@@ -63,7 +63,7 @@ def measure_compiled_slstm(arguments: argparse.Namespace) -> dict[str, Any]:
     def theirs(x: Tensor) -> Tensor:
         return compiled(x)[0]
 
-    works = {"theirs": partial(both_ways, theirs, gates), "ours": partial(both_ways, ours, gates)}
+    works = {"theirs": partial(gradient_in_gates, theirs, gates), "ours": partial(gradient_in_gates, ours, gates)}
     times = in_turns(works, arguments.repeats, gates.device)
     exact = slstm_sequence(vanilla.double(), gates.double(), kernels="torch")[0].detach()
     vanilla.float()
