@@ -1,4 +1,4 @@
-"""How fast are the student's blocks, forward and backward, beside xlstm's own modules? Ratios from one run.
+"""How fast are the student's blocks, forward and backward, beside xlstm's own modules? In one run.
 
 Usage: python -m benchmarks.blocks [--batch 8] [--seq-len 256] [--width 576] [--heads 12] [--json FILE]
 
@@ -36,7 +36,7 @@ from student.model.xlstm import build_student
 
 @dataclass(frozen=True)
 class Part:
-    """Something computed by xlstm and by us: inputs, both ways from inputs to output, parameters."""
+    """Something that xlstm and we compute: the inputs, both functions of them, and the module with the parameters."""
 
     name: str
     inputs: Tensor
@@ -71,7 +71,7 @@ def parts(arguments: argparse.Namespace, dtype: torch.dtype) -> Iterator[Part]:
 
 
 def generator(device: torch.device) -> torch.Generator:
-    """Numbers that are the same at every call."""
+    """A generator that makes the same numbers after every call."""
     return torch.Generator(device).manual_seed(0)
 
 
@@ -97,7 +97,7 @@ def compare(part: Part, repeats: int) -> dict[str, float]:
 
 
 def gradients(run: Callable[[Tensor], Tensor], part: Part) -> tuple[Tensor, ...]:
-    """Of all parameters, for the mean square of the output."""
+    """Gradients of the mean square of the output in all parameters."""
     return torch.autograd.grad(run(part.inputs).square().mean(), list(part.module.parameters()))
 
 

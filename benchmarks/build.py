@@ -1,8 +1,8 @@
-"""What a build costs beside its teacher's forward pass. Ratios from one run.
+"""What a build costs beside its teacher's forward pass, in one run.
 
 Usage: python -m benchmarks.build [--text FILE] [--rows 128] [--rounds 5] [--json FILE] [--tiny]
 
-Processes that stay take turns on the same rows: the bare teacher (forward pass with its LM head, nothing kept) and a
+Long-lived processes take turns on the same rows: the bare teacher (forward pass with its LM head, nothing kept) and a
 build, both with all threads; two builds of one cache with half the threads each. A ratio is the median of the rounds',
 by the clock and by processor time, to which other programs add nothing. Memory is a process's peak. A restart is timed
 from the start of the process to the first new batch of a cache that is half there, beside a process that only loads the
@@ -67,7 +67,7 @@ BEGUN = 9
 
 
 class Service:
-    """What a process that stays is asked for, one line after another; each answer is a dict of figures."""
+    """What a long-lived process is asked to do, line by line; each answer is a dict of figures."""
 
     def __init__(self, settings: BuildSettings, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -127,7 +127,7 @@ class Service:
 
 
 def serve(settings: BuildSettings, threads: int) -> None:
-    """Do what the lines of standard input say."""
+    """Carry out the requests on standard input, one per line, and print an answer to each."""
     service = Service(settings, threads)
     print(json.dumps({"ready": True}), flush=True)
     for line in sys.stdin:
@@ -152,12 +152,12 @@ class Worker:
         self._process.communicate()
 
     def ask(self, *words: object) -> None:
-        """Begin something."""
+        """Send a request."""
         assert self._process.stdin is not None
         print(*words, file=self._process.stdin, flush=True)
 
     def answer(self) -> dict[str, float]:
-        """Wait for what was begun."""
+        """Wait for the answer to the last request."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -166,7 +166,7 @@ class Worker:
         return found
 
     def do(self, *words: object) -> dict[str, float]:
-        """Begin, and wait."""
+        """Send a request and wait for its answer."""
         self.ask(*words)
         return self.answer()
 
@@ -252,7 +252,7 @@ def measure_build(settings: BuildSettings, folder: Path, arguments: argparse.Nam
 
 
 def setup_of(settings: BuildSettings, arguments: argparse.Namespace) -> dict[str, object]:
-    """What the figures depend on beside the code."""
+    """What the figures depend on besides the code."""
     return setup(
         CPU,
         teacher=settings.teacher.model,
@@ -265,7 +265,7 @@ def setup_of(settings: BuildSettings, arguments: argparse.Namespace) -> dict[str
 
 
 def make_settings(folder: Path, arguments: argparse.Namespace) -> BuildSettings:
-    """The build that is measured; makes its corpus, and where tiny its teacher."""
+    """Settings of the build to measure; makes its corpus, and with `--tiny` its teacher."""
     if arguments.tiny:
         teacher, seq_len = str(save_random_teacher(folder / "teacher", TINY, "cpu")), TINY.seq_len
         text = make_corpus(folder / "text", (arguments.rows + 1) * seq_len)

@@ -3,8 +3,8 @@
 Usage: python -m benchmarks.fineweb_plan
 
 Costs are those measured on one H200 (docs/benchmarks.md): all that is computed of a batch, encoding, bytes with
-averaged states in int8; reading with a tokenizer at half a million tokens a second and core. FineWeb counts tokens of
-GPT-2; they are taken for as many of Qwen's, which has the larger vocabulary and makes somewhat fewer.
+averaged states in int8; reading with a tokenizer at half a million tokens per second per core. FineWeb counts
+tokens of GPT-2; Qwen has a larger vocabulary and makes somewhat fewer, which is not corrected for.
 """
 
 from teacher_cache.build.plan import Costs, Extent
@@ -13,20 +13,20 @@ SEQ_LEN = 512
 LOGITS = {"logits/ids": 61.0, "logits/values": 27.0, "logits/log_mass": 9.0, "tokens": 2.0, "starts": 0.1, "mask": 0.1}
 STATES = {"hidden/mean": 1536.0, "hidden/mean_scales": 48.0}
 COMPUTED, ENCODED, READ = 118_100, 365_000, 500_000
-"""Tokens a second."""
+"""Tokens per second."""
 LOAD_SECONDS, TEACHER_BYTES = 7.6, 480_000_000
 SIZES = {"sample-10BT": 10e9, "sample-100BT": 100e9, "sample-350BT": 350e9, "all of it": 15e12}
-ROWS_A_SHARD = {"sample-10BT": 1024, "sample-100BT": 4096, "sample-350BT": 4096, "all of it": 4096}
-OPEN_SECONDS_A_SHARD = 0.9e-3
-"""Of `open_cache` on a local disk, 10,000 shards of 8 arrays, a busy machine."""
+ROWS_PER_SHARD = {"sample-10BT": 1024, "sample-100BT": 4096, "sample-350BT": 4096, "all of it": 4096}
+OPEN_SECONDS_PER_SHARD = 0.9e-3
+"""Time of `open_cache` per shard: local disk, 10,000 shards of 8 arrays, a busy machine."""
 
 HEADS = ["", "H200 hours", "rows a shard", "shards", "objects", "size", "size without states", "restart", "opening"]
 
 
 def extent(name: str, arrays: dict[str, float]) -> Extent:
-    """Of one of the sizes."""
+    """What a cache of one of the sizes takes."""
     costs = Costs(1 / READ, 1 / COMPUTED, 1 / ENCODED, arrays, LOAD_SECONDS, TEACHER_BYTES)
-    shards = -(-int(SIZES[name]) // (SEQ_LEN * ROWS_A_SHARD[name]))
+    shards = -(-int(SIZES[name]) // (SEQ_LEN * ROWS_PER_SHARD[name]))
     return Extent.of(costs, tokens=SIZES[name], shards=shards, overlapping=True)
 
 
@@ -36,18 +36,18 @@ def cells(name: str) -> list[str]:
     return [
         name,
         f"{whole.seconds / 3600:,.0f}",
-        f"{ROWS_A_SHARD[name]:,}",
+        f"{ROWS_PER_SHARD[name]:,}",
         f"{whole.shards:,}",
         f"{whole.objects:,}",
         f"{whole.bytes / 1e12:,.1f} TB",
         f"{bare.bytes / 1e12:,.1f} TB",
         f"{whole.restart_seconds:.0f} s",
-        f"{whole.shards * OPEN_SECONDS_A_SHARD:,.0f} s",
+        f"{whole.shards * OPEN_SECONDS_PER_SHARD:,.0f} s",
     ]
 
 
 def main() -> None:
-    """Print it."""
+    """Print the table."""
     lines = [HEADS, ["---", *["---:"] * (len(HEADS) - 1)], *map(cells, SIZES)]
     print("\n".join(f"| {' | '.join(line)} |" for line in lines))
 

@@ -1,4 +1,4 @@
-"""What the next token costs after a long text: the student beside a teacher with a KV cache. Ratios of one run.
+"""What the next token costs after a long text: the student beside a teacher with a KV cache. In one run.
 
 Usage: python -m benchmarks.generate [--paper | --tiny] [--device cuda] [--repeats 15] [--seed 0] [--json FILE]
 
@@ -46,7 +46,7 @@ PEAK_STEPS = 3
 
 @dataclass
 class Case:
-    """A model after a text, ready for the next token: `step` takes a token (1, 1) to the one after it."""
+    """A model after a text, ready for the next token: `step` takes a token (1, 1) and returns the next one."""
 
     step: Callable[[Tensor], Tensor]
     carried_bytes: int
@@ -170,7 +170,7 @@ def row(
 
 
 def print_generation(figures: dict[str, Any]) -> None:
-    """As a table."""
+    """Print the figures as a table."""
     for name in ("setup", "sizes"):
         print(f"{name}: {words(figures[name])}")
     for name in ("student_time_longest_over_shortest", "student_state_longest_over_shortest"):

@@ -118,7 +118,7 @@ def peak_of_process(module: str, *options: str) -> int:
 
 
 def setup(device: torch.device, **more: object) -> dict[str, object]:
-    """What the figures depend on beside the code."""
+    """What the figures depend on besides the code."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
         "python": platform.python_version(),

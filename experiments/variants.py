@@ -26,18 +26,18 @@ def fall(option: str, init: float, final: float) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to train; what is not said is the paper's δ-distillation from the cache, without the Frobenius term."""
+    """One way to train; defaults are the paper's δ-distillation from the cache, without the Frobenius term."""
 
     name: str
     words: str
-    """As it stands in a table."""
+    """Its name in a table."""
     options: tuple[str, ...] = ()
-    """Of `student-train`, laid over the common ones."""
+    """Options of `student-train` that override the common ones."""
     teacher: str = "cache"
     """Where the teacher's distribution comes from: `none`, `cache`, `online`, `exact`, or `KIND:K`, the K largest
     logits of the exact ones with the rest `renormalised`, `dropped` or in a `bucket`."""
     as_long_as: str | None = None
-    """Takes as many steps as fit into the time of this variant's."""
+    """Train for as many steps as fit into the time that this variant takes."""
     shape: Shape = "log"
     align_share: float = 0.0
     """Share of the steps that train on the Frobenius term alone, before all others."""

@@ -281,7 +281,7 @@ def bias_and_noise(off: Tensor) -> tuple[float, float, float]:
 
 
 def error_table(results: list[Result], student: str) -> str:
-    """Error at each temperature beside bytes a token, in Markdown."""
+    """Error at each temperature beside bytes per token, in Markdown."""
     head = "| scheme | bytes | " + " | ".join(f"T={t:g}" for t in TEMPERATURES) + " | bias at 1 / 2 (z) |"
     lines = [head, "|---" * (len(TEMPERATURES) + 3) + "|"]
     for name in dict.fromkeys(r.scheme for r in results):

@@ -1,4 +1,4 @@
-"""Error of the gradient against bytes a token, a panel for each temperature."""
+"""Error of the gradient against bytes per token, one panel per temperature."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, student: str = "trained") -
             marker = "s^vDP*X<>"[number % 9]
             color = f"C{number + 4 if number + 4 != 3 else 9}"
             axis.plot(*_points([row for row in here if row["scheme"] == name]), marker, color=color, label=name)
-        axis.set(title=f"T = {temperature:g}", xlabel="bytes a token", yscale="log", xlim=(0, None))
+        axis.set(title=f"T = {temperature:g}", xlabel="bytes per token", yscale="log", xlim=(0, None))
         axis.grid(alpha=0.3, which="both")
     axes[0].set_ylabel("relative error of the gradient")
     handles, labels = axes[0].get_legend_handles_labels()

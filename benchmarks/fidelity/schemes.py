@@ -2,7 +2,7 @@
 
 Each gives, for n positions at temperature T, the target `p_hat` that the gradient of the distillation term sees, as
 `p_hat @ head` (n, d), with the factor that multiplies the student's own distribution (1 unless mass is dropped), and
-its estimate of KL(p || q). Bytes a token are those of the arrays it needs, after the best lossless compression.
+its estimate of KL(p || q). Bytes per token are those of the arrays it needs, after the best lossless compression.
 """
 
 from collections.abc import Callable
@@ -160,7 +160,7 @@ def sparse_product(ids: Tensor, weights: Tensor, head: Tensor) -> Tensor:
 
 
 def stored_bytes(scheme: Scheme, kept: Entries, logits: Tensor) -> float:
-    """Bytes a token of what the scheme stores."""
+    """Bytes per token of what the scheme stores."""
     arrays = [kept.ids.cpu().numpy().astype(np.uint32)]
     if scheme.name.endswith("counts"):
         arrays.append(kept.values.cpu().numpy().astype(np.uint16))

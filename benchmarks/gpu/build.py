@@ -37,7 +37,7 @@ from teacher_cache.teacher.model import Teacher
 
 @dataclass(frozen=True)
 class TeacherSize:
-    """Of the teacher and its rows."""
+    """Dimensions of a teacher, length of its rows, and the width of the matrices its rate is measured on."""
 
     hidden: int
     inner: int
@@ -53,7 +53,7 @@ class TeacherSize:
 QWEN = TeacherSize(1536, 8960, 28, 12, 2, 151_936, 151_665, 512, 8192)
 TINY = TeacherSize(32, 64, 2, 4, 2, 320, 300, 32, 64)
 END = "<|endoftext|>"
-BATCHES_A_SHARD = 16
+BATCHES_PER_SHARD = 16
 """256 rows of 512 where a batch has 16, as in configs/paper.yaml."""
 
 
@@ -91,7 +91,7 @@ def tokenizer(size: TeacherSize) -> PreTrainedTokenizerFast:
 
 
 def make_corpus(folder: Path, tokens: int) -> Path:
-    """Text files of random letters, a token each."""
+    """Text files of random letters, one token each."""
     folder.mkdir()
     chance, document = random.Random(0), 4000  # noqa: S311 - no secret
     for number in range(tokens // document + 2):
@@ -102,26 +102,26 @@ def make_corpus(folder: Path, tokens: int) -> Path:
 def settings(
     teacher: Path, corpus: Path, size: TeacherSize, arguments: argparse.Namespace, batches: int
 ) -> BuildSettings:
-    """A build of so many batches, `BATCHES_A_SHARD` to a shard."""
+    """A build of so many batches, `BATCHES_PER_SHARD` to a shard."""
     return BuildSettings.model_validate(
         {
             "teacher": {"model": str(teacher), "device": arguments.device, "compile": arguments.compile},
             "corpus": {"source": str(corpus)},
             "rows": {"seq_len": size.seq_len, "count": batches * arguments.batch},
             "hidden": {"mean": "int8"},
-            "compute": {"batch_size": arguments.batch, "rows_per_shard": BATCHES_A_SHARD * arguments.batch},
+            "compute": {"batch_size": arguments.batch, "rows_per_shard": BATCHES_PER_SHARD * arguments.batch},
         }
     )
 
 
 def matrix_rate(size: TeacherSize, device: torch.device) -> float:
-    """Operations a second of square bfloat16 products on random data."""
+    """Operations per second of square bfloat16 products on random data."""
     a, b = (torch.randn(size.matrix, size.matrix, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size.matrix**3 / median_seconds(lambda: a @ b, 10, device)
 
 
-def operations_a_token(size: TeacherSize) -> float:
-    """Of the teacher's matrix products, attention's among them, forward."""
+def operations_per_token(size: TeacherSize) -> float:
+    """Operations per token of the teacher's matrix products in a forward pass, attention's among them."""
     head_dim = size.hidden // size.heads
     projections = size.hidden * head_dim * (2 * size.heads + 2 * size.kv_heads) + 3 * size.hidden * size.inner
     attention = 2 * size.heads * head_dim * size.seq_len / 2
@@ -130,7 +130,7 @@ def operations_a_token(size: TeacherSize) -> float:
 
 @torch.inference_mode()
 def teacher_parts(teacher: Teacher, tokens: Tensor, device: torch.device, repeats: int) -> dict[str, float]:
-    """Seconds a batch: the bare teacher, its body, and the naive account of its targets."""
+    """Seconds per batch: the bare teacher, its body, and the naive way to its targets."""
 
     def bare(keep: Callable[[Tensor], object]) -> None:
         final = teacher.states(tokens, mean=False).final.flatten(0, 1)
@@ -152,7 +152,7 @@ def teacher_parts(teacher: Teacher, tokens: Tensor, device: torch.device, repeat
 def shard_parts(
     teacher: Teacher, wanted: BuildSettings, device: torch.device, repeats: int, real_vocab: int
 ) -> dict[str, float]:
-    """Seconds a batch: all that is computed of it, and its share of encoding a shard."""
+    """Seconds per batch: everything computed for it, and its share of encoding a shard."""
     batch = wanted.compute.batch_size
     manifest = make_manifest(wanted, teacher, {})
     arrays = ShardArrays.empty(manifest, range(batch))
@@ -169,7 +169,7 @@ def shard_parts(
 
 
 def build_seconds(wanted: BuildSettings, out: Path) -> float:
-    """A whole build."""
+    """Seconds of a whole build."""
     shutil.rmtree(out, ignore_errors=True)
     return seconds(lambda: build(wanted, out))
 
@@ -178,7 +178,7 @@ def measure_build_on_gpu(arguments: argparse.Namespace, folder: Path) -> dict[st
     """All figures."""
     size = TINY if arguments.tiny else QWEN
     device = torch.device(arguments.device)
-    short, long = BATCHES_A_SHARD, BATCHES_A_SHARD + arguments.batches
+    short, long = BATCHES_PER_SHARD, BATCHES_PER_SHARD + arguments.batches
     made = save_random_teacher(folder / "teacher", size, arguments.device)
     corpus = make_corpus(folder / "corpus", (long + 1) * arguments.batch * size.seq_len)
     teacher = load_teacher(settings(made, corpus, size, arguments, long).teacher)
@@ -199,7 +199,7 @@ def measure_build_on_gpu(arguments: argparse.Namespace, folder: Path) -> dict[st
         "build_over_teacher": parts["teacher"] / parts["build"],
         "computed_over_teacher": parts["teacher"] / parts["computed"],
         "matrix_operations_per_second": rate,
-        "teacher_share_of_peak": operations_a_token(size) * batch_tokens / parts["teacher"] / rate,
+        "teacher_share_of_peak": operations_per_token(size) * batch_tokens / parts["teacher"] / rate,
         "peak_bytes": peak,
         "seconds_to_load_and_first_shards": took[0],
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",

@@ -1,4 +1,4 @@
-"""What keeping targets costs on a GPU, beside the LM head that makes the logits. Ratios from one run.
+"""What keeping targets costs on a GPU, beside the LM head that makes the logits. In one run.
 
 Usage: python -m benchmarks.gpu.targets [--positions 4096] [--preset default] [--rounds 20] [--json FILE] [--tiny]
 
@@ -37,7 +37,7 @@ def language_like(positions: int, tiny: bool, device: str) -> tuple[Tensor, Tens
 
 
 def works(positions: int, layout: TargetLayout, tiny: bool, device: str) -> dict[str, Callable[[], object]]:
-    """What is timed, by name."""
+    """The calls to time, by name."""
     states, head = language_like(positions, tiny, device)
     logits = (states @ head.T)[:, : SIZES[tiny][1]]
     labels = torch.zeros(positions, dtype=torch.long, device=device)

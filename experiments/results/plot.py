@@ -1,4 +1,4 @@
-"""What an account of the teacher costs: held-out KL beyond that of training on all its logits, a panel a table."""
+"""What keeping less of the teacher costs: KL beyond that of training on all its logits; one panel per table."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ UNBIASED, BIASED = "#d62728", "#7f7f7f"
 
 
 def plot_accounts(sheet: Sheet, path: Path) -> bool:
-    """Write a PNG, with the 95 % intervals over seeds; whether there was something to show."""
+    """Write a PNG with the 95 % intervals over seeds; return whether there was something to show."""
     panels = [(table, _differences(sheet, table)) for table in TABLES if table.part == 2]
     panels = [(table, found) for table, found in panels if found]
     if not panels:

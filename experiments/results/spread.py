@@ -1,4 +1,4 @@
-"""Means, spreads, and what may be said of a difference: pure functions of numbers, one a seed."""
+"""Means, spreads, and what a difference shows: pure functions of numbers, one per seed."""
 
 import math
 import statistics

@@ -1,4 +1,4 @@
-"""Markdown tables of what the trainings left; verdicts follow from the numbers alone."""
+"""Markdown tables of the results; verdicts follow from the numbers alone."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from experiments.train.gradient_norms import norm_tables
 from experiments.variants import TABLES, Table, Variant
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]
-"""What a training left, by variant and seed."""
+"""The result of each training, by variant and seed."""
 
 COLUMNS = {
     "cross_entropy": ("CE", 4),
@@ -32,14 +32,14 @@ DIFFERENCES = ("cross_entropy", "kl")
 
 @dataclass(frozen=True)
 class Sheet:
-    """All that the page says."""
+    """Everything the page is made of."""
 
     folder: Folder
     plan: ExperimentPlan
     results: Results
-    """Of trainings whose student is one."""
+    """Results of trainings that did not diverge."""
     diverged: Mapping[str, list[int]]
-    """Seeds with which a variant's parameters came to be no numbers; they are in no mean."""
+    """Seeds with which a variant diverged to parameters that are not finite; they are in no mean."""
 
     def column(self, variant: str, name: str) -> dict[int, float]:
         """One figure by seed."""

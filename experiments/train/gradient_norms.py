@@ -59,7 +59,7 @@ def smoothed(columns: NDArray[np.float64], width: int) -> Curve:
 
 
 def common_levels(curves: list[NDArray[np.float64]]) -> list[float]:
-    """Cross-entropies that every curve passes."""
+    """Cross-entropies that every curve passes, one per level of `LEVELS`."""
     top, bottom = min(curve[0] for curve in curves), max(curve.min() for curve in curves)
     return [float(top + share * (bottom - top)) for share in LEVELS]
 

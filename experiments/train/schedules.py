@@ -1,4 +1,4 @@
-"""α, T and β of a variant's step: the product's schedule, other shapes of it, and alignment before it."""
+"""α, T and β of a variant's step: the trainer's schedule, other shapes of it, and alignment before it."""
 
 import math
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ ALIGNMENT = Coefficients(alpha=0.0, temperature=1.0, beta=1.0)
 
 @dataclass(frozen=True)
 class Length:
-    """Of a training, in steps."""
+    """Length of a training and of its epochs, in steps."""
 
     total: int
     epoch: int
 
 
 def coefficients_at(variant: Variant, settings: DistillationSettings, step: int, length: Length) -> Coefficients:
-    """Of a step counted from 0; the schedule begins where alignment ends."""
+    """Coefficients of a step, counted from 0; the schedule begins where alignment ends."""
     aligning = round(variant.align_share * length.total)
     if step < aligning:
         return ALIGNMENT

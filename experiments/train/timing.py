@@ -1,6 +1,6 @@
-"""What a step costs, of cross-entropy alone, cached and online distillation.
+"""What a step of cross-entropy alone, of cached and of online distillation costs.
 
-In one process, step by step after each other, so that a machine that is busy for a while slows all of them.
+One process takes their steps in turns, so that a machine that is busy for a while slows all of them.
 """
 
 import statistics
@@ -13,12 +13,12 @@ from experiments.variants import all_variants
 from student.train.processes import Processes
 
 WARM_STEPS = 5
-"""Steps that are not counted: kernels are chosen and memory is found in them."""
+"""Steps that do not count: kernels are chosen and memory is allocated in them."""
 STEPS = 25
 
 
 def time_steps(folder: Folder, processes: Processes) -> dict[str, float]:
-    """Median seconds of a step, by variant, of training alone in the machine."""
+    """Median seconds per step, by variant, with nothing else running."""
     plan = folder.plan()
     plan = replace(plan, epochs=-(-(WARM_STEPS + STEPS) // (plan.rows // plan.batch)))
     trainings = {

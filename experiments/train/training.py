@@ -42,7 +42,7 @@ HELD_OUT_MEASURES = ("cross_entropy", "kl", "agreement", "calibration_error")
 """What is kept of the student's measures on held-out rows."""
 
 TIMED = {"none": "ce", "cache": "delta", "online": "online"}
-"""Variants whose steps are timed, by where their teacher's distribution comes from."""
+"""The variants whose steps are timed, by the source of the teacher's distribution."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +60,14 @@ class VariantJob:
 
     @property
     def steps(self) -> int:
-        """The plan's, or as many as take the time that another variant's take."""
+        """The plan's number, or as many as fit into the time of another variant's."""
         if self.variant.as_long_as is None:
             return self.plan.steps
         seconds = self.folder.step_seconds()
         return round(self.plan.steps * seconds[self.variant.as_long_as] / seconds[TIMED[self.variant.teacher]])
 
     def settings(self) -> TrainSettings:
-        """The common ones with the variant's laid over them."""
+        """The common settings, overridden by the plan's and then by the variant's."""
         steps = self.steps
         common = (
             f"--training.epochs={math.ceil(steps / (self.plan.rows // self.plan.batch))}",
@@ -83,7 +83,7 @@ class VariantJob:
 
 @dataclass
 class Trace:
-    """What is kept while training."""
+    """What a training records of its steps."""
 
     seconds: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
@@ -96,7 +96,7 @@ class Trace:
 
 
 class Training:
-    """A variant's student on its way; `with Training(...) as training` reads its batches ahead."""
+    """A variant's student while it trains; `with Training(...) as training` reads its batches ahead."""
 
     def __init__(self, job: VariantJob, processes: Processes) -> None:
         variant = job.variant
@@ -117,7 +117,7 @@ class Training:
         self._coming.__exit__(*raised)
 
     def step(self, step: int) -> tuple[StepMetrics, float]:
-        """Take a step; what it was, and the seconds it took."""
+        """Take a step; return its metrics and the seconds it took."""
         began = time.perf_counter()
         if self._variant.unfreeze_at is not None and step == round(self._variant.unfreeze_at * self.run.total_steps):
             unfreeze(self.run.engine, self.run.student)
@@ -128,14 +128,14 @@ class Training:
 
 
 def _teacher(job: VariantJob, cache: Cache) -> Teacher | None:
-    """The teacher as it built the cache, where steps run it."""
+    """The teacher that built the cache, for variants whose steps run it."""
     if job.variant.teacher != "online":
         return None
     return load_teacher(TeacherSettings(model=job.plan.teacher, dtype=cache.manifest.teacher.dtype))
 
 
 def train_variant(job: VariantJob, processes: Processes) -> None:
-    """Train, measure at every quarter, write; the time of measuring is not counted."""
+    """Train, measure at every quarter and write the results; the time of measuring does not count."""
     job.out.mkdir(parents=True, exist_ok=True)
     curve, held_out, trace = Records(job.out / "curve.jsonl"), open_cache(job.folder.cache("held-out")), Trace()
     for file in (job.out / "metrics.jsonl", curve.path):

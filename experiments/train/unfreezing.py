@@ -1,4 +1,4 @@
-"""Embedding and LM head trained too, from some step on."""
+"""From some step on, train the embedding and the LM head too."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from torch import nn
 from student.model.xlstm import XLSTMStudent
 
 SHARE_OF_RATE = 0.1
-"""Of the blocks' learning rate: these matrices come trained."""
+"""Share of the blocks' learning rate: these matrices are trained already."""
 
 
 def unfreeze(engine: Any, student: XLSTMStudent) -> None:
