@@ -7,13 +7,13 @@ import select
 import sys
 import tempfile
 import traceback
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter, Token
 
 from delta_common.errors import UserError
-
-if TYPE_CHECKING:
-    from cyclopts import App
+from delta_common.files import expand_home
 
 EXIT_USAGE = 2
 EXIT_UNFORESEEN = 70
@@ -21,7 +21,15 @@ EXIT_STOPPED = 130
 EXIT_NO_READER = 141
 
 
-def run_app(app: "App") -> None:
+def _local_path(_: object, tokens: Sequence[Token]) -> Path:
+    return expand_home(tokens[0].value)
+
+
+LOCAL_PATH = Parameter(converter=_local_path)
+"""Of a path on the command line: `~` is the home folder also where no shell says so, as in `--out=~/x`."""
+
+
+def run_app(app: App) -> None:
     """Run an application on the words of the command line and exit; words it cannot parse are a `UserError`."""
     sys.exit(run_command(app.name[0], lambda: _parse_and_call(app)))
 
@@ -53,9 +61,7 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
         return _unforeseen(program, error)
 
 
-def _parse_and_call(app: "App") -> int | None:
-    from cyclopts import CycloptsError
-
+def _parse_and_call(app: App) -> int | None:
     try:
         result: int | None = app(sys.argv[1:], exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:

@@ -9,6 +9,11 @@ BLOCK_BYTES = 2**22
 """Bytes read at once from a file or object that is only scanned."""
 
 
+def expand_home(path: Path | str) -> Path:
+    """A path in which a leading `~` is the home folder, where there is one."""
+    return Path(os.path.expanduser(path))
+
+
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename. On an `OSError` the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -92,15 +92,3 @@ class TrainSettings(FrozenSettings):
         del kept["model"]["kernels"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)
         return kept
-
-
-def settings_help(model: type[FrozenSettings] = TrainSettings, prefix: str = "--") -> list[tuple[str, str, str]]:
-    """Every setting as (option, default, what it is)."""
-    lines: list[tuple[str, str, str]] = []
-    for name, field in model.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, FrozenSettings):
-            lines += settings_help(field.annotation, f"{prefix}{name}.")
-        else:
-            default = "–" if field.default is None else str(field.default)
-            lines.append((f"{prefix}{name}", default, field.description or ""))
-    return lines

@@ -1,32 +1,38 @@
-"""The command line of `teacher-cache`: build, plan, inspect, verify, repair and synth."""
+"""The command line of `teacher-cache`: build, plan, config, inspect, verify, repair and synth."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, Parameter
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 from delta_common.console import print_json, print_tables
 from delta_common.errors import UserError
 from delta_common.progress import duration
-from delta_common.settings_file import load_settings
+from delta_common.settings_file import as_yaml, help_epilogue, load_settings
 
 app = App(
     name="teacher-cache",
     help="Run a teacher once over a corpus and store, per token, what a student needs to learn from it.",
 )
 
-Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, help="Any setting, as `--section.key VALUE`.")]
+Config = Annotated[str | None, Parameter(allow_leading_hyphen=True)]
+"""A settings file, or the first of the overrides where there is no file."""
+Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
+WITH_SETTINGS = ("build", "plan", "repair", "config")
+"""Commands that take any setting as an option."""
 
 
 @app.command
-def build(config: Path, *overrides: Overrides, out: str | None = None, shards: str | None = None) -> int:
+def build(config: Config = None, /, *overrides: Overrides, out: str | None = None, shards: str | None = None) -> int:
     """Build a cache, or continue one that was stopped; run the same command again.
 
     Parameters
     ----------
     config
-        YAML file with the settings; configs/ has complete examples.
+        YAML file with the settings; configs/ has complete examples. Any setting can also be given as
+        `--section.key VALUE`, with or without a file.
     out
         Folder or URL of the cache: a path, s3://BUCKET/PREFIX, gs://… or az://…. Overrides `out` in the settings.
     shards
@@ -39,7 +45,7 @@ def build(config: Path, *overrides: Overrides, out: str | None = None, shards: s
     settings = load_settings(BuildSettings, config, overrides)
     folder = out or settings.out
     if not folder:
-        raise UserError(f"{config}: no `out` folder is set; add it or give --out PATH")
+        raise UserError("out: no folder is set; give --out PATH, or add `out` to the settings")
     report = build_cache(settings, folder, None if shards is None else _parse_range(shards))
     built = f"{report.shards_built} shards built" if report.shards_built else "nothing left to build"
     elsewhere = f", {report.shards_elsewhere} left to others" if report.shards_elsewhere else ""
@@ -49,7 +55,7 @@ def build(config: Path, *overrides: Overrides, out: str | None = None, shards: s
 
 
 @app.command
-def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
+def plan(config: Config = None, /, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
     """Estimate a build from a short trial: tokens, bytes by array, time, error. Writes nothing.
 
     Parameters
@@ -70,6 +76,21 @@ def plan(config: Path, *overrides: Overrides, out: str | None = None, json: bool
     return 0
 
 
+@app.command(name="config")
+def show_config(config: Config = None, /, *overrides: Overrides) -> int:
+    """Print all settings of a build as YAML: those of a file and of the command line, and the defaults.
+
+    Parameters
+    ----------
+    config
+        YAML file with the settings, as for build.
+    """
+    from teacher_cache.settings import BuildSettings
+
+    print(as_yaml(load_settings(BuildSettings, config, overrides)))
+    return 0
+
+
 @app.command
 def inspect(
     path: str,
@@ -77,7 +98,7 @@ def inspect(
     json: bool = False,
     row: int | None = None,
     tokens: str | None = None,
-    html: Path | None = None,
+    html: Annotated[Path | None, LOCAL_PATH] = None,
     rows: str | None = None,
     compare: str | None = None,
 ) -> int:
@@ -189,7 +210,9 @@ def verify(
 
 
 @app.command
-def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -> int:
+def repair(
+    path: str, *overrides: Overrides, config: Annotated[Path | None, LOCAL_PATH] = None, deep: bool = False
+) -> int:
     """Move the damaged shards of a cache into a quarantine folder and build them again.
 
     Parameters
@@ -197,7 +220,7 @@ def repair(path: str, *overrides: Overrides, config: Path, deep: bool = False) -
     path
         Folder or URL of the cache.
     config
-        YAML file with the settings the cache was built with.
+        YAML file with the settings the cache was built with, if it was built with a file.
     deep
         Also find damage by decoding everything, not by digests alone.
     """
@@ -275,4 +298,8 @@ def _parse_range(shards: str) -> range:
 
 def main() -> None:
     """Entry point of the console script."""
+    if not {"--help", "-h"}.isdisjoint(sys.argv[1:]) and sys.argv[1] in WITH_SETTINGS:
+        from teacher_cache.settings import BuildSettings
+
+        app[sys.argv[1]].help_epilogue = help_epilogue(BuildSettings)
     run_app(app)

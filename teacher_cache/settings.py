@@ -170,7 +170,7 @@ class BuildSettings(FrozenSettings):
     """Folder or URL of the cache; `--out` overrides it."""
     teacher: TeacherSettings
     corpus: CorpusSettings
-    rows: RowSettings
+    rows: RowSettings = RowSettings()
     targets: TargetSettings = TargetSettings()
     hidden: HiddenSettings = HiddenSettings()
     compute: ComputeSettings = ComputeSettings()

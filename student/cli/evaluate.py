@@ -1,11 +1,11 @@
 """The command line of `student-eval`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 from delta_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,7 +23,9 @@ app = App(name="student-eval")
 
 
 @app.default
-def evaluate(student: Path, *, cache: str | None = None, corpus: str | None = None, json: bool = False) -> int:
+def evaluate(
+    student: Annotated[Path, LOCAL_PATH], *, cache: str | None = None, corpus: str | None = None, json: bool = False
+) -> int:
     """Measure a trained student on held-out text, next to its teacher where a cache holds the teacher's targets.
 
     Every number has a 95 % interval, from resampling documents.

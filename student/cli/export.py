@@ -1,16 +1,17 @@
 """The command line of `student-export`."""
 
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import App
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 
 app = App(name="student-export")
 
 
 @app.default
-def export(run: Path, *, out: Path, cache: str | None = None) -> int:
+def export(run: Annotated[Path, LOCAL_PATH], *, out: Annotated[Path, LOCAL_PATH], cache: str | None = None) -> int:
     """Write a finished run's student as a model for transformers, with its tokenizer and a model card.
 
     Load it with `AutoModelForCausalLM.from_pretrained(OUT)` after `import student.transformers`, or write text

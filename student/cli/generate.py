@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 from delta_common.errors import UserError
 
 if TYPE_CHECKING:
@@ -23,10 +23,10 @@ app = App(name="student-generate")
 
 @app.default
 def generate(
-    export: Path,
+    export: Annotated[Path, LOCAL_PATH],
     *,
     prompt: Annotated[tuple[str, ...], Parameter(negative=())] = (),
-    prompts: Path | None = None,
+    prompts: Annotated[Path | None, LOCAL_PATH] = None,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,

@@ -1,10 +1,11 @@
 """The command line of `student-report`."""
 
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import App
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 from delta_common.errors import UserError
 
 MOST_RUNS = 18
@@ -14,7 +15,7 @@ app = App(name="student-report")
 
 
 @app.default
-def report(*runs: Path, out: Path | None = None) -> int:
+def report(*runs: Annotated[Path, LOCAL_PATH], out: Annotated[Path | None, LOCAL_PATH] = None) -> int:
     """Draw training runs as one HTML page, several runs on the same charts. Runs may still be going on.
 
     Parameters

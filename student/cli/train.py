@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, Parameter
 
-from delta_common.command import run_app
+from delta_common.command import LOCAL_PATH, run_app
 from delta_common.errors import UserError
-from delta_common.settings_file import load_settings
+from delta_common.files import expand_home
+from delta_common.settings_file import as_yaml, help_epilogue, load_settings
 
 if TYPE_CHECKING:
     from student.settings import TrainSettings
@@ -23,7 +24,13 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 
 
 @app.default
-def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Path | None = None) -> int:
+def train(
+    *overrides: Overrides,
+    cache: str | None = None,
+    config: Annotated[Path | None, LOCAL_PATH] = None,
+    out: Annotated[Path | None, LOCAL_PATH] = None,
+    show_config: Annotated[bool, Parameter(negative=())] = False,
+) -> int:
     """Train an xLSTM student from a cache of its teacher, by δ-distillation.
 
     Run the same command again after a stop: it continues from the newest checkpoint. To train with several
@@ -35,14 +42,21 @@ def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Pa
     Parameters
     ----------
     cache
-        Folder or URL of a cache that `teacher-cache build` wrote.
+        Folder or URL of a cache that `teacher-cache build` wrote. Required.
     config
         YAML file with the settings; configs/ has complete examples. Default: the paper's settings.
     out
         Local folder for checkpoints, metrics and the trained parameters. Default: `runs/NAME-OF-CACHE`.
+    show_config
+        Print all settings in force as YAML, and train nothing.
     """
     from student.settings import TrainSettings
 
+    if show_config:
+        print(as_yaml(load_settings(TrainSettings, config, overrides)))
+        return 0
+    if cache is None:
+        raise UserError("--cache is missing; give the folder or URL of a cache")
     if ":/" in str(out):
         raise UserError(f"--out {out}: checkpoints are written to a local folder; give a local path")
     settings = load_settings(TrainSettings, config, overrides)
@@ -54,10 +68,9 @@ def train(*overrides: Overrides, cache: str, config: Path | None = None, out: Pa
 def main() -> None:
     """Entry point of the console script."""
     if not {"--help", "-h"}.isdisjoint(sys.argv[1:]):
-        from student.settings import settings_help
+        from student.settings import TrainSettings
 
-        lines = [f"- `{option}` [{default}] {words}" for option, default, words in settings_help()]
-        app.help_epilogue = "Settings, and their defaults:\n" + "\n".join(lines)
+        app.help_epilogue = help_epilogue(TrainSettings)
     run_app(app)
 
 
@@ -82,14 +95,15 @@ def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
 
 def _name(cache: str) -> str:
     """The last part of a path or URL."""
-    return cache.rstrip("/").rpartition("/")[2] if "://" in cache else Path(cache).resolve().name
+    return cache.rstrip("/").rpartition("/")[2] if "://" in cache else expand_home(cache).resolve().name
 
 
 def _beside(deepspeed: Path | None, config: Path | None) -> Path | None:
     """The DeepSpeed JSON beside the settings file if it is there, else as the current folder sees it."""
-    if deepspeed is None or config is None or not (config.parent / deepspeed).is_file():
-        return deepspeed
-    return config.parent / deepspeed
+    if deepspeed is None:
+        return None
+    deepspeed = expand_home(deepspeed)
+    return config.parent / deepspeed if config is not None and (config.parent / deepspeed).is_file() else deepspeed
 
 
 def _finish(outcome: "Outcome") -> None:

@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.table import Table
 from torch import Tensor
 
+from delta_common.files import expand_home
 from delta_common.progress import byte_size, duration
 from teacher_cache.build.compute import batches, compute_batch
 from teacher_cache.build.request import make_manifest, require_fit, with_batch_size
@@ -233,7 +234,7 @@ def _free_bytes(out: str | Path | None) -> int | None:
     """Free bytes on the disk that the cache would go to; None if that is no disk."""
     if out is None or is_url(out):
         return None
-    place = Path(out).absolute()
+    place = expand_home(out).absolute()
     existing = next(folder for folder in [place, *place.parents] if folder.exists())
     return shutil.disk_usage(existing).free
 

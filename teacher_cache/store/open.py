@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from delta_common.errors import UserError
+from delta_common.files import expand_home
 from teacher_cache.format.errors import CacheFormatError
 from teacher_cache.store.base import Store, is_url
 from teacher_cache.store.local import LocalStore
@@ -11,12 +12,12 @@ SCHEMES = ("s3", "gs", "az")
 
 
 def open_store(path: str | Path) -> Store:
-    """The store at a folder or at a URL (s3://, gs://, az://).
+    """The store at a folder (`~` is the home folder) or at a URL (s3://, gs://, az://).
 
     Raises `UserError` for a URL of another kind, when obstore is not installed, or when the bucket cannot be reached.
     """
     if not is_url(path):
-        return LocalStore(Path(path))
+        return LocalStore(expand_home(path))
     url = str(path)
     scheme = url.partition(":")[0]
     if scheme not in SCHEMES:

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM
 from transformers.utils.quantization_config import GgufConfig
 
 from delta_common.errors import UserError
+from delta_common.files import expand_home
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.model import Teacher
 from teacher_cache.teacher.tokenizer import load_tokenizer
@@ -123,7 +124,7 @@ def _some(keys: list[str]) -> str:
 def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
     """Where transformers finds the teacher, and the arguments that name the file or the revision."""
     name = settings.model
-    path = _packaged_gguf(name.removeprefix(PACKAGE_PREFIX)) if name.startswith(PACKAGE_PREFIX) else Path(name)
+    path = _packaged_gguf(name.removeprefix(PACKAGE_PREFIX)) if name.startswith(PACKAGE_PREFIX) else expand_home(name)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise UserError(f"teacher.model {name}: no such GGUF file")

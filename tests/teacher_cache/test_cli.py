@@ -7,8 +7,11 @@ import pytest
 import yaml
 
 from delta_common.errors import UserError
+from delta_common.settings_file import load_settings
 from teacher_cache import Cache, open_cache
-from teacher_cache.cli import app
+from teacher_cache.build import job
+from teacher_cache.cli import app, main
+from teacher_cache.settings import BuildSettings
 from tests.helpers.damageable import contents
 
 
@@ -92,9 +95,9 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "no `out` folder is set; add it or give --out PATH"),
+        ([], "out: no folder is set; give --out PATH"),
         (["--out", "OUT", "--shards", "3"], "--shards 3: expected A:B, such as 0:100"),
-        (["--out", "OUT", "--rows.sequence", "3"], "unknown key 'rows.sequence'"),
+        (["--out", "OUT", "--rows.sequence", "3"], "--rows.sequence: no such option; did you mean --rows.seq_len"),
         (["--out", "OUT", "--rows.seq-len"], "--rows.seq-len: a value is missing"),
     ],
 )
@@ -104,3 +107,59 @@ def test_a_build_that_cannot_start_says_what_to_do(tmp_path: Path, options: list
     with pytest.raises(UserError, match=message):
         run("build", config, *(str(tmp_path / "out") if option == "OUT" else option for option in options))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[BuildSettings, str]]:
+    """What would have been built, and where."""
+    given: list[tuple[BuildSettings, str]] = []
+
+    def build(settings: BuildSettings, out: str, shards: range | None) -> job.BuildReport:
+        given.append((settings, out))
+        raise UserError("not built")
+
+    monkeypatch.setattr(job, "build", build)
+    return given
+
+
+def test_a_build_needs_no_settings_file(asked: list[tuple[BuildSettings, str]]) -> None:
+    words = ["--teacher.model", "m", "--corpus.source=s3://b/c", "--out", "o", "--targets.temperatures", "[1, 2]"]
+    with pytest.raises(UserError, match="not built"):
+        run("build", *words)
+    ((settings, out),) = asked
+    assert (settings.teacher.model, settings.corpus.source, out) == ("m", "s3://b/c", "o")
+    with pytest.raises(UserError, match=r"teacher missing; give --teacher.model VALUE"):
+        run("build", "--corpus.source", "c", "--out", "o")
+
+
+def test_config_prints_the_settings_in_force(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "build.yaml"
+    file.write_text("teacher: {model: m}\ncorpus: {source: c}\n")
+    assert run("config", file, "--rows.count", "7") == 0
+    said = yaml.safe_load(capsys.readouterr().out)
+    assert (said["teacher"]["model"], said["rows"]["count"], said["targets"]["preset"]) == ("m", 7, "default")
+    assert BuildSettings.model_validate(said) == load_settings(BuildSettings, file, ["--rows.count", "7"])
+
+
+@pytest.mark.parametrize("command", ["build", "plan", "repair", "config"])
+def test_help_of_what_takes_settings_lists_them(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["teacher-cache", command, "--help"])
+    monkeypatch.setattr(app[command], "help_epilogue", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert not stop.value.code
+    said = capsys.readouterr().out
+    assert "--teacher.model [required]" in said
+    assert "--rows.seq_len [512]" in said
+
+
+def test_a_home_folder_is_found_in_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    sizes = ["--rows", "4", "--seq-len", "8", "--vocab-size", "64", "--top-k", "2", "--samples", "0"]
+    assert run("synth", "~/cache", *sizes) == 0
+    assert run("inspect", "~/cache", "--html=~/page.html") == 0
+    assert {found.name for found in tmp_path.iterdir()} == {"cache", "page.html"}

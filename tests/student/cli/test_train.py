@@ -102,3 +102,20 @@ def test_help_lists_every_setting_with_its_default(
     said = capsys.readouterr().out
     assert "--training.epochs" in said
     assert "--evaluation.cache" in said
+
+
+def test_the_settings_in_force_are_printed_and_nothing_is_trained(
+    asked: Asked, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run("--show-config", "--training.epochs", "3") == 0
+    assert "epochs: 3\n" in capsys.readouterr().out
+    with pytest.raises(UserError, match="--cache is missing"):
+        run("--training.epochs", "3")
+    assert asked == []
+
+
+def test_a_home_folder_is_found(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "zero.json").write_text("{}")
+    assert run("--cache", "c", "--out=~/run", "--deepspeed", "~/zero.json") == 0
+    assert (asked[0][0].deepspeed, asked[0][2]) == (tmp_path / "zero.json", tmp_path / "run")
