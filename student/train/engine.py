@@ -8,6 +8,7 @@ prevents that.
 import json
 import math
 from collections.abc import Callable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,18 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+KNOWN_KEYS = (
+    *("fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "zero_allow_untested_optimizer"),
+    *("zero_force_ds_cpu_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu"),
+    *("gradient_accumulation_steps", "gradient_clipping", "gradient_predivide_factor", "prescale_gradients"),
+    *("communication_data_type", "seq_parallel_communication_data_type", "activation_checkpointing", "aio", "compile"),
+    *("checkpoint", "dataloader_drop_last", "disable_allgather", "disable_python_gc", "dump_state", "steps_per_print"),
+    *("log_level", "wall_clock_breakdown", "memory_breakdown", "timers", "comms_logger", "flops_profiler"),
+    *("tensorboard", "wandb", "csv_monitor", "comet"),
+)
+"""Keys of a DeepSpeed JSON that mean here what they mean to DeepSpeed, which ignores keys it does not know."""
+
+
 def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:
     """The user's DeepSpeed JSON, or ZeRO 0 without one, completed from our settings.
 
@@ -34,6 +47,7 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> 
             raise UserError(
                 f"{where}: {key!r} does not belong here; remove it and use the optimizer section of the settings"
             )
+    _require_known(config, where)
     training = settings.training
     _settle(config, where, "train_micro_batch_size_per_gpu", training.micro_batch_size, "training.micro_batch_size")
     _settle(
@@ -41,14 +55,12 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> 
     )
     _settle(config, where, "train_batch_size", training.global_batch(world_size), "the batch over all processes")
     _settle(config, where, "gradient_clipping", settings.optimizer.gradient_clipping, "optimizer.gradient_clipping")
-    for precision in ("fp16", "bf16"):
-        section = config.setdefault(precision, {})
-        if not isinstance(section, dict):
-            raise UserError(f'{where}: {precision} must be a section such as {{"enabled": true}}, not {section!r}')
-        _settle(
-            section, where, "enabled", training.precision == precision, "training.precision", f"{precision}.enabled"
-        )
-    config.setdefault("zero_optimization", {"stage": 0})
+    meaning = f"training.precision {training.precision}, which means"
+    for kind in ("fp16", "bf16", "torch_autocast"):
+        section = _section(config, where, kind, '{"enabled": true}')
+        _settle(section, where, "enabled", training.precision == kind, meaning, f"{kind}.enabled")
+    zero = _section(config, where, "zero_optimization", '{"stage": 2}')
+    zero["stage"] = 0 if zero.get("stage", "auto") == "auto" else zero["stage"]
     # torch's AdamW also steps states kept in host memory; DeepSpeed's own would have to be compiled.
     config.setdefault("zero_force_ds_cpu_optimizer", False)
     for monitor in ("tensorboard", "csv_monitor"):
@@ -74,7 +86,12 @@ def make_engine(
         trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
     )
     scheduler = LambdaLR(optimizer, multiplier)
-    engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    try:
+        engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    except ImportError as error:
+        raise UserError(
+            f"{settings.deepspeed}: asks for a package that is not installed ({error}); install it"
+        ) from error
     _undo_first_step(engine)
     return engine
 
@@ -166,7 +183,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"deepspeed: {path}: no such file; give a DeepSpeed JSON or leave the option out") from None
     except (OSError, ValueError) as error:
@@ -174,6 +191,24 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise UserError(f"deepspeed: {path}: expected a JSON object, got a {type(config).__name__}")
     return config
+
+
+def _require_known(config: dict[str, Any], where: str) -> None:
+    """Raise `UserError` for a key that DeepSpeed would ignore, or that this training has no use for."""
+    for key in config:
+        if key not in KNOWN_KEYS and not key.startswith("_"):
+            near = get_close_matches(key, KNOWN_KEYS, n=1)
+            raise UserError(
+                f"{where}: {key!r} has no meaning here; remove it" + "".join(f", or write {n!r}" for n in near)
+            )
+
+
+def _section(config: dict[str, Any], where: str, key: str, example: str) -> dict[str, Any]:
+    """The section `key`, empty if there was none."""
+    section: Any = config.setdefault(key, {})
+    if not isinstance(section, dict):
+        raise UserError(f"{where}: {key} must be a section such as {example}, not {json.dumps(section)}")
+    return section
 
 
 def _settle(section: dict[str, Any], where: str, key: str, value: Any, option: str, name: str | None = None) -> None:

@@ -363,6 +363,7 @@ def exported(folder: Path) -> Path:
         hidden_size=manifest.hidden_size,
         slstm_at=[0],
         tokenizer_sha256=manifest.tokenizer_sha256,
+        provenance={"teacher": manifest.teacher.model_dump(mode="json"), "context": manifest.rows.context},
     )
     model = hf.DistilXLSTMForCausalLM(config)
     frozen = dict(student.named_buffers())
@@ -388,7 +389,7 @@ def test_an_export_that_does_not_fit_or_is_cut_is_one_line(
 ) -> None:
     prepare(folder)
     assert run(eval_cli, exported, "--cache", folder / "another") == 2
-    assert "another tokenizer than" in capsys.readouterr().err
+    assert "another teacher than" in capsys.readouterr().err
     cut = folder / "cut_export"
     cut.mkdir()
     for file in exported.iterdir():

@@ -1,6 +1,7 @@
 """The DeepSpeed configuration: the user's JSON and our settings must not contradict each other."""
 
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,25 @@ def test_other_keys_of_the_json_are_kept(tmp_path: Path) -> None:
     assert config["csv_monitor"]["output_path"] == "here"
 
 
+def test_a_note_and_a_byte_order_mark_are_no_fault(tmp_path: Path) -> None:
+    (tmp_path / "deepspeed.json").write_bytes(b'\xef\xbb\xbf{"_comment": "mine", "zero_optimization": {"stage": 1}}')
+    settings = TrainSettings(deepspeed=tmp_path / "deepspeed.json")
+    assert deepspeed_config(settings, world_size=1, out=tmp_path)["zero_optimization"] == {"stage": 1}
+
+
+def test_a_stage_left_to_us_is_0(tmp_path: Path) -> None:
+    assert merged(tmp_path, {"zero_optimization": {"stage": "auto"}})["zero_optimization"] == {"stage": 0}
+
+
+@pytest.mark.usefixtures("only_process")
+def test_a_monitor_without_its_package_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = merged(tmp_path, {"wandb": {"enabled": True}}) | {"train_batch_size": 32}
+    settings = TrainSettings(deepspeed=tmp_path / "deepspeed.json")
+    with pytest.raises(UserError, match=r"deepspeed\.json: asks for a package that is not installed \(.*wandb"):
+        make_engine(nn.Linear(2, 2), settings, config, lambda step: 1.0)
+
+
 def test_without_a_json_it_is_zero_0(tmp_path: Path) -> None:
     config = deepspeed_config(TrainSettings(), world_size=1, out=tmp_path)
     assert config["zero_optimization"] == {"stage": 0}
@@ -54,7 +74,13 @@ def test_without_a_json_it_is_zero_0(tmp_path: Path) -> None:
     [
         ({"train_batch_size": 7}, "train_batch_size 7 differs from the batch over all processes 64"),
         ({"gradient_clipping": 0.5}, "gradient_clipping 0.5 differs from optimizer.gradient_clipping 1.0"),
-        ({"fp16": {"enabled": True}}, "fp16.enabled True differs from training.precision"),
+        ({"fp16": {"enabled": True}}, "fp16.enabled True differs from training.precision fp32, which means False"),
+        ({"torch_autocast": {"enabled": True}}, "torch_autocast.enabled True differs from training.precision fp32"),
+        ({"zero_optimization": True}, 'zero_optimization must be a section such as {"stage": 2}, not true'),
+        ({"zero_optimization": None}, "zero_optimization must be a section such as .*, not null"),
+        ({"zero_optimisation": {"stage": 2}}, "'zero_optimisation' has no meaning here; .* write 'zero_optimization'"),
+        ({"elasticity": {"enabled": True}}, "'elasticity' has no meaning here; remove it"),
+        ({"compression_training": {}}, "'compression_training' has no meaning here; remove it"),
         ({"optimizer": {"type": "Adam"}}, "'optimizer' does not belong here; remove it"),
         ({"fp16": True}, "fp16 must be a section"),
         ([], "expected a JSON object"),
