@@ -1,0 +1,215 @@
+"""The student that begins as its teacher: tokens to hidden states, with the interface of `XLSTMStudent`.
+
+Its layers are the teacher's own decoder layers out of transformers, with a `Mixer` for `self_attn`; nothing of the
+teacher's attention runs. The embedding and the head are frozen buffers, as in `XLSTMStudent`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from student.model.blocks import RecurrentState
+from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.transplant.body import put_body
+from student.model.transplant.families import Rotary, build_body
+from student.model.transplant.mixer import Mixer
+from student.model.transplant.mixing import Mixing, mixing_of
+from student.model.transplant.options import MixerShape
+from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
+
+INITIAL_SPREAD = 0.02
+"""Standard deviation of the matrices of a student without a body."""
+
+
+class TransplantStudent(nn.Module):
+    """Tokens to hidden states; the LM head is applied by whoever needs logits, in chunks.
+
+    `parameters()` and, unless `keep_frozen`, `state_dict()` are what can be trained, the body under its teacher's
+    names. With `recompute` each layer's activations are computed again in the backward pass.
+    """
+
+    embedding: Tensor
+    lm_head: Tensor | None
+    lm_head_bias: Tensor | None
+
+    def __init__(
+        self,
+        layers: nn.ModuleList,
+        norm: nn.Module,
+        rotary: Rotary,
+        shape: MixerShape,
+        frozen: FrozenWeights,
+        *,
+        recompute: bool = False,
+        keep_frozen: bool = False,
+    ) -> None:
+        super().__init__()
+        self.layers, self.norm = layers, norm
+        self.rotary, self.shape, self.recompute = rotary, shape, recompute
+        self.vocab_size = frozen.vocab_size
+        self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
+        self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
+        self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
+
+    @property
+    def head(self) -> FrozenHead:
+        """The LM head over real tokens, views of (V, d) and (V,)."""
+        weight = self.embedding if self.lm_head is None else self.lm_head
+        bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
+        return FrozenHead(weight[: self.vocab_size], bias)
+
+    def forward(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
+        """Hidden states (B, T, d) after the last norm, from tokens (B, T).
+
+        Where `document_start` (B, T) is true nothing of what came before is seen: each document's hidden states are
+        those it would have in a row of its own.
+        """
+        embedded = functional.embedding(tokens, self.embedding)
+        return self._run(embedded, self._mixing(embedded, document_start, None, want_state=False))
+
+    def prefill(
+        self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
+    ) -> tuple[Tensor, RecurrentState]:
+        """Hidden states (B, T, d) of tokens (B, T) that follow `state`, and the state to `step` on from.
+
+        Equal to `forward` over the whole row up to rounding, in memory that does not grow with T but for the result.
+        Where `document_start` (B, T) is true, nothing of what came before is seen, `state` included.
+        """
+        parts = []
+        for begin in range(0, tokens.shape[1], PREFILL_LENGTH):
+            span = slice(begin, begin + PREFILL_LENGTH)
+            starts = None if document_start is None else document_start[:, span]
+            embedded = functional.embedding(tokens[:, span], self.embedding)
+            mixing = self._mixing(embedded, starts, state, want_state=True)
+            parts.append(self._run(embedded, mixing))
+            state = mixing.after
+        assert state is not None
+        return torch.cat(parts, dim=1), state
+
+    def step(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
+        """One token a row, (B, 1): hidden states (B, 1, d) and the next state, of constant size."""
+        return self.prefill(tokens, state)
+
+    def attention_transfer(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
+        """How far each mixer's output is from softmax attention's on the same input, and how large the latter is.
+
+        Sums of squares (2, layers, B, T) from tokens (B, T), float32 or wider; `transfer.transfer_loss` makes the
+        loss of them. Every layer's input is that of a student whose layers all had softmax attention. Gradients reach
+        the mixers alone.
+        """
+        embedded = functional.embedding(tokens, self.embedding)
+        errors: list[Tensor] = []
+        mixing = self._mixing(embedded, document_start, None, want_state=False, transfer=errors)
+        x = embedded
+        for layer in self.layers:
+            x = layer(x, mixing=mixing).detach()
+        return torch.stack(errors, dim=1)
+
+    def logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits over real tokens, (..., V), of hidden states (..., d)."""
+        return functional.linear(hidden_states, self.head.weight, self.head.bias)
+
+    def parameter_counts(self) -> ParameterCounts:
+        trainable = sum(parameter.numel() for parameter in self.parameters())
+        bias = 0 if self.lm_head_bias is None else self.lm_head_bias.numel()
+        return ParameterCounts(trainable, trainable + 2 * self.embedding.numel() + bias)
+
+    def new_names(self) -> set[str]:
+        """Names of the parameters that no teacher has; the others are its body's."""
+        body = (".q_proj.", ".k_proj.", ".v_proj.", ".o_proj.", ".q_norm.", ".k_norm.")
+        names = (name for name, _ in self.named_parameters() if ".self_attn." in name)
+        return {name for name in names if not any(part in name for part in body)}
+
+    def _run(self, x: Tensor, mixing: Mixing) -> Tensor:
+        for layer in self.layers:
+            if self.recompute and torch.is_grad_enabled():
+                x = checkpoint(layer, x, mixing=mixing, use_reentrant=False)
+            else:
+                x = layer(x, mixing=mixing)
+        hidden_states: Tensor = self.norm(x)
+        return hidden_states
+
+    def _mixing(
+        self,
+        embedded: Tensor,
+        document_start: Tensor | None,
+        state: RecurrentState | None,
+        *,
+        want_state: bool,
+        transfer: list[Tensor] | None = None,
+    ) -> Mixing:
+        rows, length, _ = embedded.shape
+        return mixing_of(
+            self.shape,
+            self.rotary,
+            document_start,
+            state,
+            size=(rows, length),
+            like=embedded,
+            want_state=want_state,
+            transfer=transfer,
+        )
+
+
+def build_transplant(
+    config: Mapping[str, Any],
+    frozen: FrozenWeights,
+    body: Mapping[str, Tensor] | None,
+    shape: MixerShape,
+    *,
+    seed: int,
+    kernels: Literal["auto", "naive"] = "auto",
+    recompute: bool = False,
+    keep_frozen: bool = False,
+) -> TransplantStudent:
+    """A student in float32 whose layers are those of a teacher, mixers in place of attention.
+
+    Args:
+        config: the teacher's configuration, as transformers writes it.
+        frozen: its embedding and head.
+        body: its layers and last norm, as `body.body_tensors` gives them; None for random ones, to be loaded over.
+        shape: what the mixers add.
+        seed: of what is random; global random state is kept.
+        kernels: `naive` for the twins of everything that runs over a sequence.
+        recompute: compute activations again in the backward pass.
+        keep_frozen: have the frozen matrices in `state_dict()` too.
+
+    Raises `UserError` for a teacher whose layers do not fit, and for a body that is not the configuration's. Under
+    `torch.device("meta")`, without a body, nothing is allocated.
+
+    """
+    parts = _without_memory(config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for layer in parts.layers:
+            layer.self_attn = Mixer(layer.self_attn, parts.hidden_size, shape, kernels)
+        student = TransplantStudent(
+            parts.layers, parts.norm, parts.rotary, shape, frozen, recompute=recompute, keep_frozen=keep_frozen
+        )
+        if body is None:
+            _random_body(student)
+    if body is not None:
+        put_body(student, body, student.new_names() | {"embedding", "lm_head", "lm_head_bias"})
+    return student
+
+
+def _without_memory(config: Mapping[str, Any]) -> Any:
+    with torch.device("meta"):
+        return build_body(config)
+
+
+@torch.no_grad()
+def _random_body(student: TransplantStudent) -> None:
+    new, device = student.new_names(), torch.get_default_device()
+    body = {name: old for name, old in student.named_parameters() if name not in new}
+    values = {name: torch.empty_like(old, device=device) for name, old in body.items()}
+    for name, value in values.items():
+        if value.dim() > 1:
+            value.normal_(std=INITIAL_SPREAD)
+        else:
+            value.fill_(0 if name.endswith("bias") else 1)
+    student.load_state_dict(values, strict=False, assign=True)
