@@ -15,6 +15,8 @@ class OptimizerSettings(FrozenSettings):
 
     learning_rate: float = Field(2e-4, gt=0)
     """Peak learning rate, reached at the end of the warmup."""
+    body_learning_rate: float | None = Field(None, ge=0)
+    """The same for the teacher's own weights in a student that begins with them; 0 keeps them as they are."""
     betas: tuple[float, float] = (0.9, 0.999)
     """AdamW's decay of the gradient's mean and of its square."""
     weight_decay: float = Field(0.0, ge=0)
@@ -40,6 +42,9 @@ class TrainingSettings(FrozenSettings):
     """Decides the initial weights and the order of the rows."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the student computes in; fp16 and bf16 keep float32 master weights, as DeepSpeed does."""
+    recompute: bool = False
+    """Compute activations again in the backward pass, for students that begin as their teacher: less memory, a third
+    more time."""
     checkpoint_every: int = Field(500, ge=1)
     """Optimizer steps between checkpoints; the last step always writes one."""
 
@@ -87,7 +92,7 @@ class TrainSettings(FrozenSettings):
         written or measured, and which kernels compute.
         """
         kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed"})
-        for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every"):
+        for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every", "recompute"):
             del kept["training"][name]
         del kept["model"]["kernels"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)

@@ -27,6 +27,9 @@ class TeacherSettings(FrozenSettings):
     """Attention kernel; another one rounds differently, so it makes another cache."""
     compile: bool = False
     """Fuse the layers' small operations with `torch.compile`: a quarter less time on a GPU, different rounding."""
+    carry: Literal["head", "body"] = "head"
+    """What the cache carries of the teacher: embedding and LM head, or its decoder layers too, with which students of
+    `model.preset: transplant` and `hybrid` begin."""
 
 
 class CorpusSettings(FrozenSettings):

@@ -4,13 +4,13 @@ from typing import Any
 
 from torch import nn
 
-from student.model.xlstm import XLSTMStudent
+from student.model.student import Student
 
 SHARE_OF_RATE = 0.1
 """Share of the blocks' learning rate: these matrices are trained already."""
 
 
-def unfreeze(engine: Any, student: XLSTMStudent) -> None:
+def unfreeze(engine: Any, student: Student) -> None:
     """Make the frozen matrices parameters of the running optimizer, on the same learning-rate schedule; float32 only.
 
     A tied pair stays one matrix. The tensors that were frozen keep their values.

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from delta_common.errors import UserError
 from student.inference.hf_config import DistilXLSTMConfig
 from student.inference.load import CONFIG_FILE, is_export, load_model, read_config
-from student.model.xlstm import XLSTMStudent
+from student.model.student import Student
 from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
-from student.run.student import initial_student
+from student.run.student import student_of_run
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 
@@ -24,7 +24,7 @@ EXPORT_ROWS = 8
 class TrainedStudent:
     """A student, and how many rows to put through it at a time."""
 
-    model: XLSTMStudent
+    model: Student
     rows: int
 
 
@@ -40,7 +40,7 @@ def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStude
 def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     settings, summary = read_settings(path), read_summary(path)
     _require_same_teacher(path, summary, cache)
-    student = initial_student(_computable(settings, device), cache, device)
+    student = student_of_run(path, _computable(settings, device), cache, device)
     # As trained: a cache of an earlier version does not say how its teacher scales the embedding.
     student.embedding_scale = summary.embedding_scale
     file = path / TRAINED_FILE

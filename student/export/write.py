@@ -89,6 +89,11 @@ def _cache_of(run: Path, summary: RunSummary, given: str | None) -> Cache:
 def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLSTMConfig:
     """The export's configuration, with its provenance: teacher, cache, steps and settings."""
     manifest = cache.manifest
+    if files.settings.model.begins_as_teacher:
+        raise UserError(
+            f"{files.path}: a student of model.preset {files.settings.model.preset} has no form for transformers yet; "
+            "evaluate it with student-eval"
+        )
     shape = resolve_shape(
         files.settings.model, TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
     )

@@ -12,7 +12,8 @@ from torch import Tensor
 from delta_common.errors import UserError
 from student.model.blocks import RecurrentState
 from student.model.state import select_rows
-from student.model.xlstm import PREFILL_LENGTH, XLSTMStudent
+from student.model.student import Student
+from student.model.xlstm import PREFILL_LENGTH
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Sampling:
 
 
 def generate_tokens(
-    student: XLSTMStudent,
+    student: Student,
     prompt: Sequence[int],
     *,
     max_new_tokens: int,
@@ -55,7 +56,7 @@ def generate_tokens(
 
 @torch.no_grad()
 def continue_prompts(
-    student: XLSTMStudent,
+    student: Student,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -89,7 +90,7 @@ def continue_prompts(
         hidden_states = hidden_states[:, -1]
 
 
-def read_prompts(student: XLSTMStudent, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, RecurrentState]:
+def read_prompts(student: Student, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, RecurrentState]:
     """Hidden states (B, d) after the last token of each prompt, and the recurrent state there.
 
     Shorter prompts are padded on the left, and forget the padding where they begin. Memory holds one chunk and

@@ -16,10 +16,21 @@ INNER_MULTIPLE = 64
 
 
 class StudentSettings(FrozenSettings):
-    """The xLSTM block stack; an option that is not set has the preset's value."""
+    """The student: an xLSTM block stack or its teacher's own layers; what is not set has the preset's value."""
 
-    preset: Literal["paper", "heuristic"] = "paper"
-    """`paper`: 6 blocks, 16 heads. `heuristic`: half the teacher's layers, its heads rounded up to a multiple of 4."""
+    preset: Literal["paper", "heuristic", "transplant", "hybrid"] = "paper"
+    """`paper`: 6 blocks, 16 heads. `heuristic`: half the teacher's layers, its heads rounded up to a multiple of 4.
+    `transplant` begins as the teacher, with a recurrence where attention was; `hybrid` has a window of attention
+    beside the recurrence."""
+
+    window: int = Field(default=64, ge=1)
+    """Positions that the window of `hybrid` sees, the present one among them."""
+
+    sinks: int = Field(default=4, ge=0)
+    """First positions of a document that `hybrid` keeps in sight behind its window."""
+
+    teacher: str | None = None
+    """For `transplant` and `hybrid`: where the teacher is, if the cache does not carry its body; a Hub id or folder."""
 
     blocks: int | None = Field(default=None, ge=1)
     """Blocks in the stack."""
@@ -44,6 +55,11 @@ class StudentSettings(FrozenSettings):
 
     kernels: Literal["auto", "naive"] = "auto"
     """What computes the recurrences: `auto`, the fastest for the device, or `naive`, the xlstm package's modules."""
+
+    @property
+    def begins_as_teacher(self) -> bool:
+        """Whether the student has its teacher's layers, rather than a block stack of its own."""
+        return self.preset in ("transplant", "hybrid")
 
 
 @dataclass(frozen=True)

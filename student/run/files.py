@@ -15,6 +15,8 @@ from student.settings import TrainSettings
 SETTINGS_FILE = "settings.json"
 PLAN_FILE = "plan.json"
 TRAINED_FILE = "trained.safetensors"
+TEACHER_CONFIG_FILE = "teacher_config.json"
+"""Of a student that begins as its teacher: the teacher's configuration, which gives the layers their shape."""
 SUMMARY_FILE = "summary.json"
 
 

@@ -1,31 +1,65 @@
-"""A student around the frozen matrices of a cache."""
+"""A student around the frozen matrices of a cache, with initial weights or its teacher's."""
+
+import json
+from pathlib import Path
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
+from delta_common.errors import UserError
+from delta_common.weights import weights_sha256
 from student.model.frozen import FrozenWeights, read_frozen_weights
-from student.model.shape import TeacherDims, resolve_shape
-from student.model.xlstm import XLSTMStudent, build_student
+from student.model.shape import StudentSettings, TeacherDims, resolve_shape
+from student.model.student import Student
+from student.model.transplant.body import body_tensors
+from student.model.transplant.options import mixer_shape, require_window_in_row
+from student.model.transplant.student import build_transplant
+from student.model.xlstm import build_student
+from student.run.files import TEACHER_CONFIG_FILE
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> XLSTMStudent:
+
+def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> Student:
     """A student with initial weights around the frozen matrices of a cache, in the run's precision.
 
-    Raises `UserError` for a shape that does not fit the cache's teacher.
+    Raises `UserError` for a shape that does not fit the cache's teacher, and for a body that is not its own.
     """
+    if settings.model.begins_as_teacher:
+        student = _transplant(settings, cache, *teacher_body(settings.model, cache))
+    else:
+        student = _block_stack(settings, cache)
+    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
+    return student.to(device=device, dtype=DTYPES[settings.training.precision])
+
+
+def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: torch.device) -> Student:
+    """The student of a run's folder, whose parameters are still to be loaded: it needs no teacher's body."""
+    if not settings.model.begins_as_teacher:
+        return initial_student(settings, cache, device)
+    file = run / TEACHER_CONFIG_FILE
+    try:
+        config: dict[str, Any] = json.loads(file.read_bytes())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file}: not what student-train writes there; run its command again") from error
+    return _transplant(settings, cache, config, None).to(device=device, dtype=DTYPES[settings.training.precision])
+
+
+def _block_stack(settings: TrainSettings, cache: Cache) -> Student:
     manifest = cache.manifest
     dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
-    shape = resolve_shape(settings.model, dims)
-    student = build_student(
-        shape,
+    return build_student(
+        resolve_shape(settings.model, dims),
         frozen_weights_of(cache),
         context_length=manifest.seq_len,
         seed=settings.training.seed,
         kernels=settings.model.kernels,
     )
-    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
-    return student.to(device=device, dtype=DTYPES[settings.training.precision])
 
 
 def frozen_weights_of(cache: Cache) -> FrozenWeights:
@@ -40,4 +74,53 @@ def frozen_weights_of(cache: Cache) -> FrozenWeights:
     )
 
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+def _transplant(
+    settings: TrainSettings, cache: Cache, config: dict[str, Any], body: dict[str, Tensor] | None
+) -> Student:
+    shape = mixer_shape(settings.model)
+    require_window_in_row(shape, cache.manifest.seq_len)
+    return build_transplant(
+        config,
+        frozen_weights_of(cache),
+        body,
+        shape,
+        seed=settings.training.seed,
+        kernels=settings.model.kernels,
+        recompute=settings.training.recompute,
+    )
+
+
+def teacher_body(settings: StudentSettings, cache: Cache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The teacher's configuration and its body, from the cache or from `model.teacher`.
+
+    Raises `UserError` where neither has it, and where `model.teacher` is not the cache's teacher by its digest.
+    """
+    if settings.teacher is not None:
+        return _named_teacher(settings.teacher, cache)
+    config, file = cache.teacher_config, cache.body_weights
+    if config is None or file is None:
+        raise UserError(
+            f"model.preset {settings.preset}: {cache.path} does not carry its teacher's body; name the teacher with "
+            "--model.teacher, or build the cache with teacher.carry: body"
+        )
+    try:
+        return config, load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{file}: the teacher's body is not readable: {error}") from error
+
+
+def _named_teacher(name: str, cache: Cache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    from transformers import AutoModelForCausalLM
+
+    wanted = cache.manifest.teacher
+    try:
+        model = AutoModelForCausalLM.from_pretrained(name, dtype=getattr(torch, wanted.dtype))
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise UserError(f"model.teacher {name}: cannot be loaded: {reason}") from error
+    if weights_sha256(model.state_dict()) != wanted.weights_sha256:
+        raise UserError(
+            f"model.teacher {name}: its weights are not those of {wanted.name}, the teacher of {cache.path}; "
+            "name that teacher, in the revision the cache was built with"
+        )
+    return model.config.get_text_config(decoder=True).to_dict(), body_tensors(model)

@@ -14,7 +14,7 @@ from student.loss.channel_scale import channel_rms
 from student.loss.frobenius import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
-from student.model.xlstm import XLSTMStudent
+from student.model.student import Student
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.student import initial_student
 from student.settings import TargetViewSettings, TrainSettings
@@ -39,7 +39,7 @@ class Run:
     out: Path
     processes: Processes
     reader: BatchReader
-    student: XLSTMStudent
+    student: Student
     engine: "DeepSpeedEngine"
     """Around `student`."""
     frobenius: FrobeniusTerm | None

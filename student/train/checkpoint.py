@@ -175,17 +175,17 @@ def restore_learning_rate(engine: "DeepSpeedEngine", updates: int) -> None:
 
 
 def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> None:
-    """Write the trained parameters, by their names in the student, to a safetensors file.
+    """Write the student's parameters, by their names, to a safetensors file: those that were not trained too.
 
     They have the precision the student computes in: 16 bits under fp16 and bf16. Every process calls this.
     """
     import deepspeed
 
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    partitioned = [p for p in trainable.values() if hasattr(p, "ds_id")]
+    parameters = dict(module.named_parameters())
+    partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         if processes.rank == 0:
-            tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in trainable.items()}
+            tensors = {name: p.detach().to("cpu", copy=True).contiguous() for name, p in parameters.items()}
             write_atomically(path, save(tensors))
     torch.distributed.barrier()
 

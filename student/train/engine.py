@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from delta_common.errors import UserError
+from student.model.transplant.student import TransplantStudent
 from student.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -79,8 +80,8 @@ def make_engine(
     import deepspeed
 
     _require_valid(config, settings)
-    trainable = [parameter for parameter in module.parameters() if parameter.requires_grad]
     wanted = settings.optimizer
+    trainable = parameter_groups(module, settings)
     is_plain = settings.training.precision == "fp32" and not config["zero_optimization"].get("stage")
     optimizer = (_SkippingAdamW if is_plain else torch.optim.AdamW)(
         trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
@@ -94,6 +95,29 @@ def make_engine(
         ) from error
     _undo_first_step(engine)
     return engine
+
+
+def parameter_groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+    """What the optimizer trains: new parameters, and the teacher's own with their learning rate.
+
+    With a learning rate of 0 the teacher's own no longer require a gradient. Raises `UserError` where a student has
+    none of its teacher's.
+    """
+    rate = settings.optimizer.body_learning_rate
+    if not isinstance(module, TransplantStudent):
+        if rate is not None:
+            raise UserError(
+                "optimizer.body_learning_rate: this student begins without its teacher's weights; leave it out"
+            )
+        return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
+    new = module.new_names()
+    if rate == 0:
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name in new)
+    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    groups = [{"params": [parameter for name, parameter in named if name in new]}]
+    body = [parameter for name, parameter in named if name not in new]
+    return groups + ([{"params": body, **({} if rate is None else {"lr": rate})}] if body else [])
 
 
 class _SkippingAdamW(torch.optim.AdamW):

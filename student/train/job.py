@@ -1,5 +1,6 @@
 """A training job from start to end: assemble, resume, measure, train, measure, write the result."""
 
+import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ import torch
 
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
-from student.run.files import PLAN_FILE, SETTINGS_FILE, TRAINED_FILE, RunPlan
+from student.model.transplant.student import TransplantStudent
+from student.run.files import PLAN_FILE, SETTINGS_FILE, TEACHER_CONFIG_FILE, TRAINED_FILE, RunPlan
 from student.settings import TrainSettings
 from student.train.assemble import Run, assemble
 from student.train.checkpoint import Progress, find_checkpoint, load_checkpoint, require_same_run, save_trained
@@ -77,6 +79,9 @@ def _prepare_folder(run: Run, start: int) -> None:
     plan = RunPlan(total_steps=run.total_steps)
     for name, content in ((SETTINGS_FILE, run.settings), (PLAN_FILE, plan)):
         write_atomically(run.out / name, content.model_dump_json(indent=1).encode() + b"\n")
+    if isinstance(run.student, TransplantStudent):
+        config = json.dumps(run.student.teacher_config, indent=1, sort_keys=True)
+        write_atomically(run.out / TEACHER_CONFIG_FILE, config.encode() + b"\n")
     run.metrics.drop_after(start)
     run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)

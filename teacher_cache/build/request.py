@@ -8,6 +8,7 @@ from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
+from teacher_cache.format.keys import BODY_KEY
 from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
 from teacher_cache.format.sealed import digest
 from teacher_cache.read.cache import open_cache
@@ -128,7 +129,13 @@ def settings_differences(existing: Manifest, settings: BuildSettings) -> list[st
         "hidden": settings.hidden.layout(),
         "compute": _compute(settings),
     }
-    return manifest_differences(existing, existing.model_copy(update=asked))
+    return manifest_differences(existing, existing.model_copy(update=asked)) + _other_carry(existing, settings)
+
+
+def _other_carry(existing: Manifest, settings: BuildSettings) -> list[str]:
+    carried = "body" if BODY_KEY in existing.files else "head"
+    wanted = settings.teacher.carry
+    return [] if wanted == carried else [f"teacher.carry: the cache has {carried!r}, these settings give {wanted!r}"]
 
 
 def require_fit(settings: BuildSettings, teacher: Teacher) -> None:

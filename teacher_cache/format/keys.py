@@ -3,6 +3,8 @@
 import re
 
 FROZEN_WEIGHTS_KEY = "teacher/frozen.safetensors"
+BODY_KEY = "teacher/body.safetensors"
+TEACHER_CONFIG_KEY = "teacher/config.json"
 TOKENIZER_FOLDER = "teacher/tokenizer"
 COMMITS_FOLDER = "commits"
 CORPUS_FOLDER = "corpus"

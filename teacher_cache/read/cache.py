@@ -1,5 +1,6 @@
 """Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError, CacheUnfinishedError
-from teacher_cache.format.keys import COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TOKENIZER_FOLDER
+from teacher_cache.format.keys import BODY_KEY, COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.checked_store import CheckedStore
 from teacher_cache.read.decode import CachedRows, DecodedEntries, decode_entries, decode_rows, decode_states
@@ -117,6 +118,23 @@ class Cache:
         `local_folder`. Raises `CacheCorruptError` when it is not what was written.
         """
         return self._local_folder([FROZEN_WEIGHTS_KEY]) / FROZEN_WEIGHTS_KEY
+
+    @property
+    def body_weights(self) -> Path | None:
+        """Safetensors file of the teacher's decoder layers and last norm, None where the cache does not carry them.
+
+        Raises `CacheCorruptError` when it is not what was written.
+        """
+        return self._local_folder([BODY_KEY]) / BODY_KEY if BODY_KEY in self.manifest.files else None
+
+    @property
+    def teacher_config(self) -> dict[str, Any] | None:
+        """The teacher's configuration as transformers writes it, where the cache carries the body."""
+        if TEACHER_CONFIG_KEY not in self.manifest.files:
+            return None
+        folder = self._local_folder([TEACHER_CONFIG_KEY])
+        config: dict[str, Any] = json.loads((folder / TEACHER_CONFIG_KEY).read_bytes())
+        return config
 
     @property
     def tokenizer_folder(self) -> Path | None:

@@ -14,8 +14,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
 from delta_common.tokenizer import tokenizer_digest
+from delta_common.weights import weights_sha256
 from teacher_cache.device import to_device
-from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
+from teacher_cache.format.keys import BODY_KEY, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY
 from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json
 from teacher_cache.settings import TeacherSettings
@@ -156,7 +157,7 @@ class Teacher:
             revision=getattr(self._model.config, "_commit_hash", None) or self._settings.revision,
             model_type=self._model.config.model_type,
             config_sha256=hashlib.sha256(canonical_json(fields)).hexdigest(),
-            weights_sha256=_weights_sha256(self._model),
+            weights_sha256=weights_sha256(self._model.state_dict()),
             dtype=self._settings.dtype,
             attention=self._settings.attention,
             hidden_size=config.hidden_size,
@@ -191,7 +192,7 @@ class Teacher:
         )
 
     def files(self) -> dict[str, bytes]:
-        """The objects of a cache that hold the teacher's embedding, LM head and tokenizer, by key.
+        """The objects of a cache that hold the teacher's embedding, LM head and tokenizer, and its body if asked for.
 
         With them a student needs nothing but the cache: no Hub, no teacher, no doubt about which weights.
         """
@@ -201,7 +202,19 @@ class Teacher:
         if self._head.bias is not None:
             frozen["lm_head.bias"] = self._head.bias
         tensors = {name: weight.detach().contiguous().cpu() for name, weight in frozen.items()}
-        return {FROZEN_WEIGHTS_KEY: save(tensors), **tokenizer_files(self.tokenizer)}
+        body = self._body_files() if self._settings.carry == "body" else {}
+        return {FROZEN_WEIGHTS_KEY: save(tensors), **body, **tokenizer_files(self.tokenizer)}
+
+    def _body_files(self) -> dict[str, bytes]:
+        """Decoder layers and last norm, by the decoder's names and in the teacher's dtype, and the configuration."""
+        embedding = self._model.get_input_embeddings().weight.data_ptr()
+        tensors = {
+            name: tensor.detach().contiguous().cpu()
+            for name, tensor in self._body.state_dict().items()
+            if tensor.data_ptr() != embedding
+        }
+        config = {k: v for k, v in self._config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
+        return {BODY_KEY: save(tensors), TEACHER_CONFIG_KEY: canonical_json(config)}
 
 
 def position_ids(document_start: Tensor) -> Tensor:

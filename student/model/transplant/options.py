@@ -1,8 +1,9 @@
 """The shape of the mixer that replaces attention: two presets, and what fits."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from delta_common.errors import UserError
+from student.model.shape import StudentSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,13 @@ TRANSPLANT = MixerShape(window=0, sinks=0, convolution=4, lags=8, feature_factor
 """The recurrence, with convolution and lags for what is near; no attention."""
 HYBRID = MixerShape(window=64, sinks=4, convolution=0, lags=0, feature_factor=2)
 """A window of softmax attention and sinks; the recurrence for what they do not see."""
+
+
+def mixer_shape(settings: StudentSettings) -> MixerShape:
+    """The mixer of a preset, with the window and the sinks that are set."""
+    if settings.preset == "transplant":
+        return TRANSPLANT
+    return replace(HYBRID, window=settings.window, sinks=settings.sinks)
 
 
 def require_window_in_row(shape: MixerShape, row: int) -> None:

@@ -35,6 +35,8 @@ class TransplantStudent(nn.Module):
     embedding: Tensor
     lm_head: Tensor | None
     lm_head_bias: Tensor | None
+    teacher_config: Mapping[str, Any]
+    """The teacher's configuration, as transformers writes it."""
 
     def __init__(
         self,
@@ -50,7 +52,7 @@ class TransplantStudent(nn.Module):
         super().__init__()
         self.layers, self.norm = layers, norm
         self.rotary, self.shape, self.recompute = rotary, shape, recompute
-        self.vocab_size = frozen.vocab_size
+        self.vocab_size, self.embedding_scale = frozen.vocab_size, frozen.embedding_scale
         self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
         self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
         self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
@@ -68,7 +70,7 @@ class TransplantStudent(nn.Module):
         Where `document_start` (B, T) is true nothing of what came before is seen: each document's hidden states are
         those it would have in a row of its own.
         """
-        embedded = functional.embedding(tokens, self.embedding)
+        embedded = self._embedded(tokens)
         return self._run(embedded, self._mixing(embedded, document_start, None, want_state=False))
 
     def prefill(
@@ -83,7 +85,7 @@ class TransplantStudent(nn.Module):
         for begin in range(0, tokens.shape[1], PREFILL_LENGTH):
             span = slice(begin, begin + PREFILL_LENGTH)
             starts = None if document_start is None else document_start[:, span]
-            embedded = functional.embedding(tokens[:, span], self.embedding)
+            embedded = self._embedded(tokens[:, span])
             mixing = self._mixing(embedded, starts, state, want_state=True)
             parts.append(self._run(embedded, mixing))
             state = mixing.after
@@ -97,11 +99,11 @@ class TransplantStudent(nn.Module):
     def attention_transfer(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
         """How far each mixer's output is from softmax attention's on the same input, and how large the latter is.
 
-        Sums of squares (2, layers, B, T) from tokens (B, T), float32 or wider; `transfer.transfer_loss` makes the
-        loss of them. Every layer's input is that of a student whose layers all had softmax attention. Gradients reach
+        Sums of squares (2, layers, B, T) from tokens (B, T), float32 or wider; `student.loss.transfer` makes the loss
+        of them. Every layer's input is that of a student whose layers all had softmax attention. Gradients reach
         the mixers alone.
         """
-        embedded = functional.embedding(tokens, self.embedding)
+        embedded = self._embedded(tokens)
         errors: list[Tensor] = []
         mixing = self._mixing(embedded, document_start, None, want_state=False, transfer=errors)
         x = embedded
@@ -123,6 +125,11 @@ class TransplantStudent(nn.Module):
         body = (".q_proj.", ".k_proj.", ".v_proj.", ".o_proj.", ".q_norm.", ".k_norm.")
         names = (name for name, _ in self.named_parameters() if ".self_attn." in name)
         return {name for name in names if not any(part in name for part in body)}
+
+    def _embedded(self, tokens: Tensor) -> Tensor:
+        """What the first layer reads, (B, T, d)."""
+        embedded = functional.embedding(tokens, self.embedding)
+        return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
     def _run(self, x: Tensor, mixing: Mixing) -> Tensor:
         for layer in self.layers:
@@ -192,6 +199,7 @@ def build_transplant(
         )
         if body is None:
             _random_body(student)
+    student.teacher_config = dict(config)
     if body is not None:
         put_body(student, body, student.new_names() | {"embedding", "lm_head", "lm_head_bias"})
     return student

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from student.loss.transfer import transfer_loss
 from student.model.transplant.body import body_tensors
 from student.model.transplant.student import build_transplant
-from student.model.transplant.transfer import transfer_loss
 from tests.helpers.transplants import (
     FAMILIES,
     SHAPES,
