@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +14,7 @@ from student.model.frozen import FrozenWeights, read_frozen_weights
 from student.model.shape import StudentSettings, TeacherDims, resolve_shape
 from student.model.student import Student
 from student.model.transplant.body import body_tensors
+from student.model.transplant.families import Config
 from student.model.transplant.options import mixer_shape, require_window_in_row
 from student.model.transplant.student import build_transplant
 from student.model.xlstm import build_student
@@ -44,7 +44,7 @@ def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: tor
         return initial_student(settings, cache, device)
     file = run / TEACHER_CONFIG_FILE
     try:
-        config: dict[str, Any] = json.loads(file.read_bytes())
+        config: Config = json.loads(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not what student-train writes there; run its command again") from error
     return _transplant(settings, cache, config, None).to(device=device, dtype=DTYPES[settings.training.precision])
@@ -74,9 +74,7 @@ def frozen_weights_of(cache: Cache) -> FrozenWeights:
     )
 
 
-def _transplant(
-    settings: TrainSettings, cache: Cache, config: dict[str, Any], body: dict[str, Tensor] | None
-) -> Student:
+def _transplant(settings: TrainSettings, cache: Cache, config: Config, body: dict[str, Tensor] | None) -> Student:
     shape = mixer_shape(settings.model)
     require_window_in_row(shape, cache.manifest.seq_len)
     return build_transplant(
@@ -90,7 +88,7 @@ def _transplant(
     )
 
 
-def teacher_body(settings: StudentSettings, cache: Cache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def teacher_body(settings: StudentSettings, cache: Cache) -> tuple[Config, dict[str, Tensor]]:
     """The teacher's configuration and its body, from the cache or from `model.teacher`.
 
     Raises `UserError` where neither has it, and where `model.teacher` is not the cache's teacher by its digest.
@@ -109,7 +107,7 @@ def teacher_body(settings: StudentSettings, cache: Cache) -> tuple[dict[str, Any
         raise UserError(f"{file}: the teacher's body is not readable: {error}") from error
 
 
-def _named_teacher(name: str, cache: Cache) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _named_teacher(name: str, cache: Cache) -> tuple[Config, dict[str, Tensor]]:
     from transformers import AutoModelForCausalLM
 
     wanted = cache.manifest.teacher

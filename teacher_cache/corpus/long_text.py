@@ -1,9 +1,8 @@
 """Tokenizes a long document piece by piece: a tokenizer at work takes a hundred times the memory of its result."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
+from tokenizers import Tokenizer
 
 PIECE = 2**20
 """Characters per piece."""
@@ -11,7 +10,7 @@ OVERLAP = 2**12
 """Characters that a piece shares with the one before it."""
 
 
-def encode_long(backend: Any, text: str, piece: int = PIECE, overlap: int = OVERLAP) -> NDArray[np.uint32]:
+def encode_long(backend: Tokenizer, text: str, piece: int = PIECE, overlap: int = OVERLAP) -> NDArray[np.uint32]:
     """Token ids (n,) of a text of any length, the same as if it were encoded at once.
 
     Neighbouring pieces overlap. A tokenizer looks at nearby characters only, so both give the same tokens for most of
@@ -41,7 +40,7 @@ def encode_long(backend: Any, text: str, piece: int = PIECE, overlap: int = OVER
     return np.concatenate([*done, ids])
 
 
-def _encoded(backend: Any, text: str, begin: int, end: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+def _encoded(backend: Tokenizer, text: str, begin: int, end: int) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
     """Token ids (n,) of text[begin:end], and the index in `text` at which each token begins (n,)."""
     encoding = backend.encode(text[begin:end], add_special_tokens=False)
     offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)

@@ -25,7 +25,7 @@ from tests.helpers.families import save_family
 from tests.helpers.small_training import trace
 
 CPU = torch.device("cpu")
-LONGER = ["--training.max_steps=30", "--training.checkpoint_every=10"]
+LONGER = ["--training.max_steps=60", "--training.checkpoint_every=20"]
 QUICK = [
     *("--training.micro_batch_size=4", "--training.gradient_accumulation=1", "--training.max_steps=6"),
     *("--training.checkpoint_every=2", "--optimizer.learning_rate=3e-3", "--distillation.frobenius.weight_init=0"),
@@ -94,8 +94,8 @@ def test_a_window_as_wide_as_the_row_is_the_teacher(folder: Path) -> None:
 def test_it_learns_and_continues_to_the_bit_where_it_was_stopped(
     folder: Path, alone: Processes, tmp_path: Path, preset: str
 ) -> None:
-    options = [f"--model.preset={preset}", "--model.window=8", "--optimizer.body_learning_rate=1e-3"]
-    wanted = settings(*options, "--distillation.temperature_init=1", *LONGER)
+    options = [f"--model.preset={preset}", "--model.window=8", "--optimizer.body_learning_rate=1e-4"]
+    wanted = settings(*options, "--distillation.temperature_init=1", "--optimizer.learning_rate=1e-2", *LONGER)
     run_job(wanted, folder / "cache", tmp_path / "whole", alone)
     kl = [line["kl"] for line in trace(tmp_path / "whole")]
     assert sum(kl[-6:]) < 0.9 * sum(kl[:6])

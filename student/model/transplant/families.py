@@ -11,6 +11,9 @@ from transformers import AutoConfig
 
 from delta_common.errors import UserError
 
+Config = Mapping[str, Any]
+"""A teacher's configuration, as transformers writes it."""
+
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 
 FAMILIES = {
@@ -58,7 +61,7 @@ def rotated(x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
     return x * angles[0] + torch.cat([-second, first], dim=-1) * angles[1]
 
 
-def build_body(config: Mapping[str, Any]) -> Body:
+def build_body(config: Config) -> Body:
     """Decoder layers and last norm of a teacher, from its configuration as transformers writes it.
 
     Raises `UserError` for a family that is not in the table, and for what does not fit of one that is.

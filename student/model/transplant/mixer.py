@@ -29,6 +29,9 @@ LAG_BIAS = -2.0
 SHARE_BIAS = 1.0
 """Of the recurrence beside the window: little enough to begin as the window alone does."""
 
+LayerState = dict[str, Any]
+"""What one layer carries from position to position: tensors by name, rows on axis 0."""
+
 
 class Heads(NamedTuple):
     """A layer's input, projected: queries (B, H, T, D), keys and values (B, K, T, D)."""
@@ -129,10 +132,8 @@ class Mixer(nn.Module):
         k = k if self.k_norm is None else self.k_norm(k)
         return Heads(*(x.transpose(1, 2) for x in (q, k, v)))
 
-    def _beside_lags(
-        self, x: Tensor, heads: Heads, mixing: Mixing, before: dict[str, Any]
-    ) -> tuple[Weighted, dict[str, Any]]:
-        after: dict[str, Any] = {}
+    def _beside_lags(self, x: Tensor, heads: Heads, mixing: Mixing, before: LayerState) -> tuple[Weighted, LayerState]:
+        after: LayerState = {}
         if self.shape.convolution:
             heads, after["convolution"] = self._convolved(heads, mixing, before)
         v = self._for_each_head(heads.v)
@@ -147,15 +148,15 @@ class Mixer(nn.Module):
             after["values"] = (self._last_values(heads.v, before),)
         return sums, after
 
-    def _last_values(self, v: Tensor, before: dict[str, Any]) -> Tensor:
+    def _last_values(self, v: Tensor, before: LayerState) -> Tensor:
         """Values (B, K, lags - 1, D) that the next sequence's lags reach back to."""
         behind = before["values"][0] if "values" in before else None
         reach = self.shape.lags - 1
         return with_past(v, behind, reach)[:, :, v.shape[2] :]
 
     def _beside_window(
-        self, x: Tensor, heads: Heads, mixing: Mixing, before: dict[str, Any]
-    ) -> tuple[Weighted, dict[str, Any]]:
+        self, x: Tensor, heads: Heads, mixing: Mixing, before: LayerState
+    ) -> tuple[Weighted, LayerState]:
         i, log_forget = self._gates(x)
         present = (heads.k, heads.v, i, log_forget)
         behind = before.get("window") or tuple(zeros_before(part, self.shape.window) for part in present)
@@ -227,7 +228,7 @@ class Mixer(nn.Module):
         i, f = _wide(self.input_gate, x), _wide(self.forget_gate, x)
         return i.transpose(1, 2), functional.logsigmoid(f).transpose(1, 2)
 
-    def _convolved(self, heads: Heads, mixing: Mixing, before: dict[str, Any]) -> tuple[Heads, tuple[Tensor]]:
+    def _convolved(self, heads: Heads, mixing: Mixing, before: LayerState) -> tuple[Heads, tuple[Tensor]]:
         flat = [x.transpose(1, 2).flatten(2) for x in heads]
         sizes = [x.shape[-1] for x in flat]
         y, after = causal_conv(

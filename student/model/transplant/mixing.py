@@ -1,12 +1,12 @@
 """What every mixer of a forward pass is told: documents, places, rotary positions, the state to go on from."""
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from student.model.blocks import RecurrentState
 from student.model.transplant.families import Rotary
 from student.model.transplant.options import MixerShape
 
@@ -42,9 +42,9 @@ class Mixing:
     """Places of the w positions before the sequence, below 0 where there was none of the document, (B, w)."""
     angles: Angled | None
     """None without a window."""
-    before: dict[str, Any] | None
+    before: RecurrentState | None
     """The state before the sequence."""
-    after: dict[str, Any] | None = None
+    after: RecurrentState | None = None
     """Where mixers put the state behind the sequence; None if nobody wants it."""
     transfer: list[Tensor] | None = field(default=None)
     """Where mixers put how far they are from softmax attention, whose output they then give; None in ordinary use."""
@@ -54,7 +54,7 @@ def mixing_of(
     shape: MixerShape,
     rotary: Rotary,
     document_start: Tensor | None,
-    state: dict[str, Any] | None,
+    state: RecurrentState | None,
     *,
     size: tuple[int, int],
     like: Tensor,
@@ -70,7 +70,7 @@ def mixing_of(
     angles = None
     if shape.window or transfer is not None:
         angles = _angles(shape, rotary, place, behind, like.dtype)
-    after: dict[str, Any] | None = {DOCUMENT: {"place": (place[:, -1] + 1,)}} if want_state else None
+    after: RecurrentState | None = {DOCUMENT: {"place": (place[:, -1] + 1,)}} if want_state else None
     return Mixing(place, document_start, behind, angles, state or None, after, transfer)
 
 

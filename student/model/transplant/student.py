@@ -5,7 +5,7 @@ teacher's attention runs. The embedding and the head are frozen buffers, as in `
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenHead, FrozenWeights
 from student.model.transplant.body import put_body
-from student.model.transplant.families import Rotary, build_body
+from student.model.transplant.families import Body, Config, Rotary, build_body
 from student.model.transplant.mixer import Mixer
 from student.model.transplant.mixing import Mixing, mixing_of
 from student.model.transplant.options import MixerShape
@@ -35,7 +35,7 @@ class TransplantStudent(nn.Module):
     embedding: Tensor
     lm_head: Tensor | None
     lm_head_bias: Tensor | None
-    teacher_config: Mapping[str, Any]
+    teacher_config: Config
     """The teacher's configuration, as transformers writes it."""
 
     def __init__(
@@ -163,7 +163,7 @@ class TransplantStudent(nn.Module):
 
 
 def build_transplant(
-    config: Mapping[str, Any],
+    config: Config,
     frozen: FrozenWeights,
     body: Mapping[str, Tensor] | None,
     shape: MixerShape,
@@ -205,7 +205,7 @@ def build_transplant(
     return student
 
 
-def _without_memory(config: Mapping[str, Any]) -> Any:
+def _without_memory(config: Config) -> Body:
     with torch.device("meta"):
         return build_body(config)
 
