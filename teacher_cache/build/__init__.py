@@ -1,1 +1,1 @@
-"""The building job: rows, teacher, targets, shards."""
+"""Builds a cache: rows, teacher, targets, shards. `job` is the page to read first."""

@@ -61,7 +61,7 @@ class Costs:
 
 
 @dataclass(frozen=True)
-class Extent:
+class BuildEstimate:
     """A whole build by one device; n devices take an n-th of the time."""
 
     tokens: float
@@ -81,7 +81,7 @@ class Extent:
     """What a stop costs on average: loading the teacher, and half a shard again."""
 
     @classmethod
-    def of(cls, costs: Costs, *, tokens: float, shards: int, overlapping: bool) -> "Extent":
+    def of(cls, costs: Costs, *, tokens: float, shards: int, overlapping: bool) -> "BuildEstimate":
         """Extrapolate; `overlapping` says whether stages run side by side, as with a GPU, or share a CPU's cores."""
         stages = costs.stages
         whole = sum(stages.values())
@@ -106,7 +106,7 @@ class BuildPlan:
     """A build's extent and cost, extrapolated from a few rows."""
 
     rows: int
-    extent: Extent
+    extent: BuildEstimate
     load_seconds: float
     bytes_per_token: float
     bytes_by_array: dict[str, float]
@@ -148,7 +148,7 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
     overlapping = teacher.device.type == "cuda"
     return BuildPlan(
         rows=count,
-        extent=Extent.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping),
+        extent=BuildEstimate.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping),
         load_seconds=load_seconds,
         bytes_per_token=sum(costs.bytes_by_array.values()),
         bytes_by_array=dict(costs.bytes_by_array),

@@ -1,7 +1,7 @@
-"""A valid cache without a teacher: for CI, for sizing disks, for tests.
+"""Makes a valid cache without a teacher: for CI, for sizing disks, for tests.
 
-The stand-in is a second-order Markov source with a Zipf vocabulary. Its logits are `head @ state`, as a
-language model's are, so the cached embedding, head and distributions belong together and a student can learn.
+In the teacher's place stands a second-order Markov source over a Zipf-distributed vocabulary. Its logits are
+`head @ state`, as a language model's are, so embedding, head and distributions fit together and a student can learn.
 """
 
 import hashlib
@@ -62,7 +62,7 @@ class SyntheticSettings:
     samples: int = 0
     exact_hidden: Literal["lossless", "int8"] = "lossless"
     device: str = "cpu"
-    """Where logits are computed; devices round differently."""
+    """Where to compute logits; devices round differently, so bytes depend on it."""
 
     def __post_init__(self) -> None:
         for name in ("rows", "seq_len", "top_k", "hidden_size", "rows_per_shard"):
@@ -141,7 +141,7 @@ class SyntheticTeacher:
         return stored
 
     def logits(self, states: Tensor) -> Tensor:
-        """(n, d) → (n, V), in the teacher's dtype."""
+        """Logits (n, V) of states (n, d), in the teacher's dtype."""
         logits: Tensor = states @ self.head.T
         return logits
 
@@ -184,16 +184,16 @@ class SyntheticTeacher:
         return arrays, statistics
 
     def _next_tokens(self, logits: Tensor, generators: list[np.random.Generator]) -> Tensor:
-        """One token a row by inverting the cumulative distribution at that row's own uniform number."""
+        """One token per row: EOS now and then, else drawn by a uniform number from the row's own generator."""
         uniform = to_device(torch.tensor([random.random() for random in generators]), self._device)
         ends = torch.tensor([random.random() < 1 / MEAN_DOCUMENT_TOKENS for random in generators])
         return torch.where(to_device(ends, self._device), EOS_TOKEN_ID, drawn_tokens(logits, uniform))
 
 
 def drawn_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
-    """The token of logits (n, V) at which a row's running sum of probabilities reaches its number of uniform (n,).
+    """The token (n,) at which the cumulative probabilities of logits (n, V) reach uniform (n,).
 
-    The running sum goes over blocks first, and over the tokens of one block then.
+    They are summed over blocks of tokens first, and then within the block that is reached.
     """
     weights = in_blocks(logits).float()
     weights.sub_(weights.amax((1, 2), keepdim=True)).mul_(LOG2_E).exp2_()

@@ -61,7 +61,7 @@ class CacheWriter:
         return [s for s in range(self.manifest.shard_count) if commit_key(s) not in done]
 
     def abandoned_shards(self) -> list[int]:
-        """Pending shards that no builder holds, since theirs died. An object store may need a minute to tell."""
+        """Pending shards that no builder holds. An object store notices about a minute later that a builder died."""
         return [shard for shard in self.pending_shards() if self._store.is_abandoned(_lock_name(shard))]
 
     def bookmarks(self) -> Bookmarks:

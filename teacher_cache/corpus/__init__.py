@@ -1,1 +1,1 @@
-"""From a corpus to rows of tokens."""
+"""Reads a corpus and cuts it into rows of tokens."""

@@ -76,7 +76,7 @@ def require_column(settings: CorpusSettings, names: list[str], where: str) -> No
         )
 
 
-def make_document(text: Any, name: Any, settings: CorpusSettings, *, place: str, where: str) -> Document:
+def make_document(text: object, name: object, settings: CorpusSettings, *, place: str, where: str) -> Document:
     """The document in a record; null counts as empty text.
 
     `place` is its name if the record gives none; `where`, the file, begins every message. Raises `UserError` if `text`

@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import IO, Any, Literal
+from typing import IO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -83,7 +83,7 @@ def _batches(file: pq.ParquetFile, columns: list[str], start: int) -> Iterator[p
             first += rows
 
 
-def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[tuple[Any, Any]]:
+def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[tuple[object, object]]:
     """(text, id or None) of each row of a batch; `first` is the number of its first row."""
     try:
         found = [batch.column(name).to_pylist() for name in columns]
@@ -94,7 +94,7 @@ def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) 
     return zip(found[0], ids, strict=True)
 
 
-def _value(column: pa.Array, index: int, where: str) -> Any:
+def _value(column: pa.Array, index: int, where: str) -> object:
     try:
         return column[index].as_py()
     except UnicodeDecodeError as error:

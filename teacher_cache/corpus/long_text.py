@@ -18,7 +18,7 @@ def encode_long(backend: Tokenizer, text: str, piece: int = PIECE, overlap: int 
     overlap, as in a single word of a million letters, the whole text is encoded at once.
 
     Args:
-        backend: a `tokenizers.Tokenizer`, which reports the characters that each token stands for.
+        backend: the tokenizer; it reports the characters that each token stands for.
         text: the document.
         piece: characters per piece.
         overlap: characters that a piece shares with the one before.

@@ -1,1 +1,1 @@
-"""The teacher model: loading it, and running it over rows of tokens."""
+"""Loads the teacher model, makes sure that it can serve, and runs it over rows of tokens."""

@@ -5,9 +5,8 @@ import importlib.util
 import io
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
@@ -62,7 +61,7 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
     return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
 
 
-def _unpacked(arguments: dict[str, Any]) -> dict[str, Any]:
+def _unpacked(arguments: Mapping[str, str]) -> dict[str, GgufConfig]:
     """Arguments that unpack GGUF weights while loading: packed ones give other numbers where a kernel is installed."""
     return {"quantization_config": GgufConfig(dequantize=True)} if "gguf_file" in arguments else {}
 
@@ -98,7 +97,7 @@ def _is_pointer(file: Path) -> bool:
         return False
 
 
-def require_whole(report: Mapping[str, Any], name: str) -> None:
+def require_whole(report: Mapping[str, Iterable[object]], name: str) -> None:
     """Raise `UserError` unless the checkpoint holds all of the model's parameters and no others.
 
     transformers fills in random values for those it does not find. `report` is its loading report.
@@ -121,7 +120,7 @@ def _some(keys: list[str]) -> str:
     return ", ".join(keys[:3]) + (", …" if len(keys) > 3 else "")
 
 
-def _source(settings: TeacherSettings) -> tuple[str, dict[str, Any]]:
+def _source(settings: TeacherSettings) -> tuple[str, dict[str, str]]:
     """Where transformers finds the teacher, and the arguments that name the file or the revision."""
     name = settings.model
     path = _packaged_gguf(name.removeprefix(PACKAGE_PREFIX)) if name.startswith(PACKAGE_PREFIX) else expand_home(name)

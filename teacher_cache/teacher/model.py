@@ -5,7 +5,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from safetensors.torch import save
@@ -121,7 +120,7 @@ class Teacher:
         """The fields of `TeacherStates` that are asked for."""
         total = LayerSum()
 
-        def add(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        def add(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
             total.add(output[0] if isinstance(output, tuple) else output)
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []

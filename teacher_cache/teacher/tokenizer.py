@@ -29,7 +29,7 @@ TRIED = (
 """Texts on which pre-tokenizers differ: digits, white space, apostrophes, case, scripts, combining marks, symbols."""
 
 
-def load_tokenizer(where: str, name: str, **arguments: Any) -> PreTrainedTokenizerBase:
+def load_tokenizer(where: str, name: str, **arguments: str | bool) -> PreTrainedTokenizerBase:
     """The tokenizer at a folder or Hub id, which gives the tokens that its tokenizer.json gives.
 
     transformers may load the class of the model's family, or the one that tokenizer_config.json names, which silently

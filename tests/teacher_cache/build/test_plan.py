@@ -8,7 +8,7 @@ import pytest
 from delta_common.errors import UserError
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
-from teacher_cache.build.plan import Costs, Extent, make_plan, render_plan
+from teacher_cache.build.plan import BuildEstimate, Costs, make_plan, render_plan
 from teacher_cache.inspect.summary import summarize
 from teacher_cache.settings import BuildSettings
 from tests.helpers.e2e_corpus import write_text_corpus
@@ -72,7 +72,7 @@ COSTS = Costs(
 
 @pytest.mark.parametrize(("overlapping", "per_token"), [(True, 4e-3), (False, 7e-3)])
 def test_stages_beside_each_other_take_the_longest_and_others_the_sum(overlapping: bool, per_token: float) -> None:
-    extent = Extent.of(COSTS, tokens=1e6, shards=20, overlapping=overlapping)
+    extent = BuildEstimate.of(COSTS, tokens=1e6, shards=20, overlapping=overlapping)
     assert extent.seconds == pytest.approx(per_token * 1e6 + 60)
     assert extent.tokens_per_second == pytest.approx(1 / per_token)
     assert extent.write_rate == pytest.approx(40 / per_token)
