@@ -20,7 +20,7 @@ ROWS_PER_SHARD = {"sample-10BT": 1024, "sample-100BT": 4096, "sample-350BT": 409
 OPEN_SECONDS_PER_SHARD = 0.9e-3
 """Time of `open_cache` per shard: local disk, 10,000 shards of 8 arrays, a busy machine."""
 
-HEADS = ["", "H200 hours", "rows a shard", "shards", "objects", "size", "size without states", "restart", "opening"]
+HEADS = ["", "H200 hours", "rows per shard", "shards", "objects", "size", "size without states", "restart", "opening"]
 
 
 def extent(name: str, arrays: dict[str, float]) -> Extent:

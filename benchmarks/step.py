@@ -266,7 +266,7 @@ def print_step(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
     for name in ("setup", "sizes", "coefficients"):
         print(f"{name}: {words(figures[name])}")
-    print(f"\n{'case':8} {'seconds a step':>16} {'peak MiB':>10}")
+    print(f"\n{'case':8} {'seconds per step':>16} {'peak MiB':>10}")
     for case, wall in figures["seconds"].items():
         print(f"{case:8} {wall:16.3f} {figures['peak_bytes'][case] / 2**20:10,.0f}")
     print()

@@ -15,7 +15,7 @@ from teacher_cache import open_cache
 from teacher_cache.inspect.summary import summarize
 
 CLEAR_MARGIN = 1.0
-"""Nats a token by which held-out cross-entropy must fall for the demo to have shown anything."""
+"""Nats per token by which held-out cross-entropy must fall for the demo to have shown anything."""
 
 
 def measurements(run: Path) -> list[dict[str, float]]:
@@ -34,7 +34,7 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
     lines = [
         "",
         f"cache            {cache}: {made['tokens']:,} tokens in {made['bytes'] / 2**20:.1f} MiB",
-        f"bytes a token    {made['bytes_per_token']:.1f}, of which {_logit_bytes(made):.1f} for the distributions",
+        f"bytes per token  {made['bytes_per_token']:.1f}, of which {_logit_bytes(made):.1f} for the distributions",
         f"retained mass    {retained}",
         f"entries kept     {_entry_words(made)}; sums over them are unbiased at every T from 1 to 2",
         f"student          {run}, trained on {made['tokens']:,} tokens, teacher not loaded",
@@ -45,7 +45,7 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
         f"KL to teacher    {before['kl']:.3f} → {after['kl']:.3f} nats at T = 1",
         f"same 1st choice  {before['agreement']:.1%} → {after['agreement']:.1%}",
         "",
-        "next:",
+        f"next, after `source {Path(sys.executable).with_name('activate')}`:",
         f"  teacher-cache inspect {cache} --row 3 --tokens 0:40",
         f"  student-train --cache {cache} --config configs/demo-student.yaml --out {run}-longer "
         f"--training.epochs 3 --evaluation.cache {held_out}",
@@ -57,7 +57,7 @@ def words_of(cache: Path, held_out: Path, run: Path) -> tuple[str, bool]:
 
 def _entry_words(summary: dict[str, dict[str, float]]) -> str:
     targets, entries = summary["targets"], summary["entries"]
-    return f"{entries['mean']:.1f} a position: top {targets['top_k']} and up to {targets['samples']} sampled"
+    return f"{entries['mean']:.1f} per position: top {targets['top_k']} and up to {targets['samples']} sampled"
 
 
 def _logit_bytes(summary: dict[str, dict[str, dict[str, float]]]) -> float:

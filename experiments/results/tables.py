@@ -8,8 +8,8 @@ from typing import Any
 
 from delta_common.progress import duration
 from experiments.plan import ExperimentPlan, Folder
+from experiments.results.gradient_norms import norm_tables
 from experiments.results.spread import Difference, Spread, difference
-from experiments.train.gradient_norms import norm_tables
 from experiments.variants import TABLES, Table, Variant
 
 Results = Mapping[str, Mapping[int, Mapping[str, Any]]]

@@ -42,7 +42,7 @@ def document_starts(
         return starts
     length = tokens.shape[1]
     if positions.dim() != 2 or positions.shape[1] != length or positions.shape[0] not in (1, tokens.shape[0]):
-        raise ValueError(f"position_ids: of shape {tuple(positions.shape)}; give {tuple(tokens.shape)}, one a token")
+        raise ValueError(f"position_ids: of shape {tuple(positions.shape)}; give {tuple(tokens.shape)}, one per token")
     packed = (positions == 0).expand(tokens.shape)
     if mask is not None:
         packed = packed & mask.bool()[:, -length:]

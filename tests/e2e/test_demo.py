@@ -58,7 +58,7 @@ def test_the_demo_learns_and_a_second_run_does_nothing_over(tmp_path: Path) -> N
     before, after = held_out_cross_entropy(printed)
     assert before - after > CLEAR_MARGIN
     assert re.search(rf"^cache +{demo}/cache: [\d,]+ tokens in [\d.]+ MiB$", printed, re.MULTILINE)
-    assert re.search(r"^bytes a token +[\d.]+, of which [\d.]+ for the distributions$", printed, re.MULTILINE)
+    assert re.search(r"^bytes per token +[\d.]+, of which [\d.]+ for the distributions$", printed, re.MULTILINE)
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < MOST_MEMORY_KIB
     committed = commit_times(demo)
     assert {name.split("/")[0] for name in committed} == {"cache", "heldout"}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.plan import Folder
-from experiments.train.gradient_norms import common_levels, norm_at, norm_tables, smoothed
+from experiments.results.gradient_norms import common_levels, norm_at, norm_tables, smoothed
 from student.run.records import Records
 
 
