@@ -8,7 +8,11 @@ from delta_common.settings_file import FrozenSettings
 
 
 class FrobeniusSettings(FrozenSettings):
-    """The hidden-state term β·F; both weights 0 leave it out."""
+    """The hidden-state term β·F; both weights 0 leave it out.
+
+    The student's output is normed and cannot reach raw states of massive activation: there F hardly falls, whatever is
+    learnt.
+    """
 
     weight_init: float = Field(default=0.1, ge=0, le=1)
     """β at the first update; equal to weight_final it stays fixed."""
@@ -20,7 +24,8 @@ class FrobeniusSettings(FrozenSettings):
     """One norm per sequence (Eq. 37 read literally), or one over the whole micro-batch (the authors' code)."""
 
     channels: Literal["raw", "normalised"] = "raw"
-    """`normalised` divides each channel by the teacher's RMS of it, so that a few large channels do not dominate."""
+    """`normalised` divides each channel by the teacher's RMS of it. The student's output is normed and cannot reach
+    `raw` states of massive activation, so that F may hardly fall."""
 
     @property
     def enabled(self) -> bool:

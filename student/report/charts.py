@@ -9,8 +9,8 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
 
 
 def figure(chart: Chart, number: int) -> Markup:
-    """A chart under its name, with an empty `output` that the page's script fills with the values pointed at."""
-    caption = element("figcaption", element("b", chart.measure.name), " ", element("output"))
+    """A chart under its name and note, with an empty `output` that the page's script fills with values pointed at."""
+    caption = element("figcaption", element("b", chart.measure.name), " ", chart.measure.note, element("output"))
     return element("figure", caption, _svg(chart), data_chart=number)
 
 

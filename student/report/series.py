@@ -19,13 +19,20 @@ class Measure:
     key: str
     name: str
     source: Literal["metrics", "evaluations", "costs"] = "metrics"
+    note: str = ""
+    """What to know before reading it."""
 
+
+FROBENIUS_NOTE = (
+    "The student's output is normed and cannot reach raw states of massive activation: "
+    "with `channels: raw` this may hardly fall, whatever is learnt."
+)
 
 MEASURES = (
     Measure("loss", "Loss"),
     Measure("cross_entropy", "Cross-entropy, nats per token"),
     Measure("kl", "KL at T, nats per token"),
-    Measure("frobenius", "Frobenius term"),
+    Measure("frobenius", "Frobenius term", note=FROBENIUS_NOTE),
     Measure("gradient_norm", "Gradient norm, before clipping"),
     Measure("alpha", "α, the teacher's weight"),
     Measure("temperature", "T, the temperature"),

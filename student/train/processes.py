@@ -52,15 +52,17 @@ def joined_processes() -> Iterator[Processes]:
     local_rank = int(os.environ.setdefault("LOCAL_RANK", "0"))
     accelerator.set_device(local_rank)
     backend = accelerator.communication_backend_name()
+    device = torch.device(accelerator.device_name(local_rank))
+    # Without it torch guesses the device at the first barrier, and warns of that.
+    bound = device if device.type == "cuda" else None
     ours = not torch.distributed.is_initialized()
     if ours and os.environ.keys() >= LAUNCHED:
-        torch.distributed.init_process_group(backend)
+        torch.distributed.init_process_group(backend, device_id=bound)
     elif ours:
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, device_id=bound)
     deepspeed.init_distributed(dist_backend=backend, verbose=False)
     try:
-        device = torch.device(accelerator.device_name(local_rank))
         yield Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), device)
     finally:
         if ours:

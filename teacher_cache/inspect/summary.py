@@ -17,6 +17,9 @@ from teacher_cache.format.commits import REPORTED_TEMPERATURES, mean_statistics
 from teacher_cache.inspect.shards import ShardRange, outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.read.cache import Cache
 
+LARGE_PERPLEXITY = 1e6
+"""Above it a perplexity is written with an exponent."""
+
 Identity = Mapping[str, Any]
 """A section of the manifest, or the corpus description, as its JSON value."""
 
@@ -251,9 +254,16 @@ def _temperature_table(summary: Summary) -> Table:
         table.add_row(words, *cells)
     cross_entropy = summary["cross_entropy"]
     if cross_entropy is not None:
-        table.add_row("teacher cross-entropy", f"{cross_entropy:.3f} (perplexity {math.exp(cross_entropy):.1f})")
+        table.add_row("teacher cross-entropy", f"{cross_entropy:.3f} (perplexity {_perplexity(cross_entropy)})")
         table.add_row("first choice is next", f"{summary['agreement']:.1%}")
     return table
+
+
+def _perplexity(cross_entropy: float) -> str:
+    """exp of it in words; above 709 nats that is no longer a number."""
+    with np.errstate(over="ignore"):
+        value = float(np.exp(cross_entropy))
+    return f"{value:.1f}" if value < LARGE_PERPLEXITY else f"{value:.3g}"
 
 
 def _shards_table(summary: Summary) -> Table:

@@ -20,3 +20,9 @@ def test_nothing_is_drawn_outside_its_frame(tmp_path: Path, factor: float) -> No
         ]
         assert min(heights) == TOP
         assert max(heights) == HEIGHT - BOTTOM
+
+
+def test_the_frobenius_terms_caption_says_what_it_cannot_do(tmp_path: Path) -> None:
+    captions = {chart.measure.key: figure(chart, 0) for chart in charts([a_run(tmp_path / "a")])}
+    assert "cannot reach raw states of massive activation" in captions["frobenius"]
+    assert "massive" not in captions["kl"]

@@ -53,6 +53,16 @@ def test_tables_name_teacher_size_and_arrays(cache: Cache) -> None:
     assert all(name in words for name in summarize(cache)["arrays"])
 
 
+@pytest.mark.parametrize(
+    ("cross_entropy", "words"), [(1.0, "2.7)"), (20.0, "4.85e+08)"), (709.0, "8.22e+307)"), (1e4, "inf)")]
+)
+def test_a_perplexity_of_any_size_is_shown(cross_entropy: float, words: str, cache: Cache) -> None:
+    console = Console(width=100)
+    with console.capture() as captured:
+        console.print(render_summary({**summarize(cache), "cross_entropy": cross_entropy}))
+    assert f"(perplexity {words}" in captured.get()
+
+
 def test_an_empty_cache_has_a_summary(cache: Cache) -> None:
     empty = Cache(cache.store, cache.manifest, {})
     summary = json.loads(json.dumps(summarize(empty)))
