@@ -12,7 +12,7 @@ from pathlib import Path
 
 from cyclopts import App, CycloptsError, Parameter, Token
 
-from delta_common.errors import UserError
+from delta_common.errors import REMEDIES, UserError
 from delta_common.files import expand_home
 
 EXIT_USAGE = 2
@@ -95,7 +95,7 @@ def _failed_system_call(program: str, error: OSError) -> int:
         _discard_output()
         return EXIT_NO_READER
     if error.filename is not None:
-        remedy = "check that it is there and that you may read and write it"
+        remedy = REMEDIES.get(error.errno or 0, "check the path and its disk")
         return _say(program, f"error: {error.filename}: {error.strerror}; {remedy}", EXIT_USAGE)
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         _discard_output()

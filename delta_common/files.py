@@ -1,7 +1,7 @@
 """Files that are written whole or not at all, even when the writer is killed."""
 
 import os
-import tempfile
+import secrets
 from pathlib import Path
 
 STAGING_PREFIX = ".staging-"
@@ -17,18 +17,22 @@ def expand_home(path: Path | str) -> Path:
 def write_atomically(path: Path, data: bytes | memoryview) -> None:
     """Write to a temporary name beside `path`, flush to disk, rename. On an `OSError` the old file stays."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, staged = tempfile.mkstemp(prefix=_staging_prefix(path), dir=path.parent)
+    staged = staging_path(path)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with staged.open("xb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(staged, 0o644)
         os.replace(staged, path)
     except BaseException:
-        Path(staged).unlink(missing_ok=True)
+        staged.unlink(missing_ok=True)
         raise
     _flush(path.parent)
+
+
+def staging_path(path: Path) -> Path:
+    """A new name beside `path`. Unlike those of `tempfile`, what is made there is as readable as the umask allows."""
+    return path.parent / f"{_staging_prefix(path)}{secrets.token_hex(8)}"
 
 
 def remove_leftovers(path: Path) -> None:
@@ -38,7 +42,8 @@ def remove_leftovers(path: Path) -> None:
 
 
 def settle_on_disk(path: Path) -> int:
-    """Flush a file that another process or library wrote; return its size in bytes."""
+    """Flush a file that another library wrote, make it as readable as its folder; return its size in bytes."""
+    path.chmod(path.parent.stat().st_mode & 0o666)
     with path.open("rb") as file:
         os.fsync(file.fileno())
         return os.fstat(file.fileno()).st_size

@@ -7,7 +7,6 @@ Tensors keep their values and types: the frozen matrices those of the cache, the
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from delta_common.errors import UserError
-from delta_common.files import STAGING_PREFIX, settle_on_disk
+from delta_common.files import settle_on_disk, staging_path
 from delta_common.tokenizer import is_digest_of, tokenizer_digest
 from student.export.card import CARD_FILE, model_card
 from student.inference.hf import DistilXLSTMForCausalLM
@@ -176,16 +175,15 @@ def _published(out: Path) -> Iterator[Path]:
     """A temporary folder to write to; it becomes `out` once all of it is on disk."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        staged = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{out.name}-", dir=out.parent))
+        staged = staging_path(out)
+        staged.mkdir()
     except OSError as error:
         raise UserError(f"--out {out}: cannot be made ({error.strerror}); give another folder") from error
     try:
         _require_ours(out)
         yield staged
         for file in staged.iterdir():
-            file.chmod(0o644)
             settle_on_disk(file)
-        staged.chmod(0o755)
         _require_ours(out, {file.name for file in staged.iterdir()})
         _replace(out, staged)
     except (OSError, SafetensorError) as error:
@@ -218,7 +216,7 @@ def _is_export(folder: Path) -> bool:
 
 def _replace(out: Path, staged: Path) -> None:
     if out.exists():
-        before = Path(tempfile.mkdtemp(prefix=f"{STAGING_PREFIX}{out.name}-", dir=out.parent))
+        before = staging_path(out)
         os.rename(out, before)
         os.rename(staged, out)
         shutil.rmtree(before)

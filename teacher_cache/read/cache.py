@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file
 from torch import Tensor
 
-from delta_common.errors import UserError
+from delta_common.errors import UserError, cannot_be_read
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
@@ -84,6 +84,8 @@ class Cache:
                 group = zarr.open_group(checked, mode="r", zarr_format=3)
                 self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
         except DECODING_ERRORS as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise cannot_be_read(error.filename, error) from error
             raise CacheCorruptError(f"{self.path}: Zarr cannot open its arrays ({error}); {REPAIR}") from error
 
     def __len__(self) -> int:
@@ -229,6 +231,8 @@ class Cache:
         except UserError:
             raise
         except DECODING_ERRORS as error:
+            if isinstance(error, OSError) and error.filename is not None:
+                raise cannot_be_read(error.filename, error) from error
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
     def _checked(self, indices: RowIndices) -> NDArray[np.int64]:

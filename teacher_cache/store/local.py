@@ -11,11 +11,11 @@ import zarr.abc.store
 import zarr.storage
 from filelock import FileLock, Timeout
 
-from delta_common.errors import UserError
+from delta_common.errors import UserError, cannot_be_read
 from delta_common.files import BLOCK_BYTES, remove_leftovers, write_atomically
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import LOCKS_FOLDER
-from teacher_cache.store.base import read_if_there
+from teacher_cache.store.base import NO_OBJECT, read_if_there
 
 
 class LocalStore:
@@ -30,15 +30,17 @@ class LocalStore:
         return str(self.path / key)
 
     def exists(self) -> bool:
-        return self.root.exists()
+        with self._unreadable_named(""):
+            return self.root.exists()
 
     def names(self, folder: str = "") -> set[str]:
         place = self.root / folder
-        if not place.exists():
-            return set()
-        if not place.is_dir():
-            raise CacheError(f"{self.where(folder)}: a file, not a folder; choose another --out")
-        return {found.name for found in place.iterdir() if found.name[0] != "."}
+        with self._unreadable_named(folder):
+            if not place.exists():
+                return set()
+            if not place.is_dir():
+                raise CacheError(f"{self.where(folder)}: a file, not a folder; choose another --out")
+            return {found.name for found in place.iterdir() if found.name[0] != "."}
 
     def publish(self, key: str, data: bytes | memoryview) -> None:
         with self._failures_named(key):
@@ -52,7 +54,8 @@ class LocalStore:
         return found in (None, data)
 
     def read(self, key: str) -> bytes:
-        return (self.root / key).read_bytes()
+        with self._unreadable_named(key):
+            return (self.root / key).read_bytes()
 
     def read_all(self, keys: Sequence[str]) -> Iterator[bytes]:
         return map(self.read, keys)
@@ -68,7 +71,7 @@ class LocalStore:
 
     def sizes(self, folder: str = "") -> dict[str, int]:
         found = {}
-        for path, folders, names in os.walk(self.root / folder):
+        for path, folders, names in os.walk(self.root / folder, onerror=_unreadable):
             folders[:] = [name for name in folders if name[0] != "."]
             for name in names:
                 if name[0] != ".":
@@ -117,6 +120,15 @@ class LocalStore:
         return zarr.storage.LocalStore(self.root, read_only=True)
 
     @contextmanager
+    def _unreadable_named(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except NO_OBJECT:
+            raise
+        except OSError as error:
+            raise cannot_be_read(self.where(key), error) from error
+
+    @contextmanager
     def _failures_named(self, key: str) -> Iterator[None]:
         try:
             yield
@@ -126,7 +138,14 @@ class LocalStore:
             raise UserError(_write_failure(self.where(key), error)) from error
 
 
+def _unreadable(error: OSError) -> None:
+    if not isinstance(error, NO_OBJECT):
+        raise cannot_be_read(error.filename, error) from error
+
+
 def _write_failure(target: str, error: OSError) -> str:
+    if error.errno == errno.ENAMETOOLONG:
+        return f"{target}: {error.strerror}; choose a shorter --out"
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return f"{target}: the disk is full; free space and run the same command again, finished shards are kept"
     return f"{target}: cannot be written ({error.strerror}); choose another --out or make the folder writable"

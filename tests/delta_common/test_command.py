@@ -106,7 +106,7 @@ def test_without_a_temporary_folder_the_traceback_is_printed(
 def test_a_file_that_the_system_refuses_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command("tool", lambda: len((tmp_path / "none").read_bytes())) == EXIT_USAGE
     said = capsys.readouterr().err
-    assert said.startswith(f"tool: error: {tmp_path / 'none'}: No such file or directory; ")
+    assert said.startswith(f"tool: error: {tmp_path / 'none'}: No such file or directory; check the path\n")
     assert said.count("\n") == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from delta_common.files import STAGING_PREFIX, remove_leftovers, settle_on_disk, write_atomically
+from delta_common.files import STAGING_PREFIX, remove_leftovers, settle_on_disk, staging_path, write_atomically
 
 
 def test_a_file_is_written_into_folders_that_were_not_there(tmp_path: Path) -> None:
@@ -15,7 +15,29 @@ def test_a_file_is_written_into_folders_that_were_not_there(tmp_path: Path) -> N
     write_atomically(path, memoryview(b"second"))
     assert path.read_bytes() == b"second"
     assert os.listdir(path.parent) == ["file"]
-    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+@pytest.mark.parametrize(
+    ("umask", "folders", "files"), [(0o022, 0o755, 0o644), (0o077, 0o700, 0o600), (0, 0o777, 0o666)]
+)
+def test_what_is_written_is_as_readable_as_the_umask_allows(
+    tmp_path: Path, umask: int, folders: int, files: int
+) -> None:
+    before = os.umask(umask)
+    try:
+        write_atomically(tmp_path / "new" / "file", b"1")
+        (tmp_path / "new" / "private").touch(0o600)
+        settle_on_disk(tmp_path / "new" / "private")
+        staging_path(tmp_path / "folder").mkdir()
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.rglob("*")}
+    assert modes == {"new": folders, "file": files, "private": files, staged_name(tmp_path): folders}
+
+
+def staged_name(folder: Path) -> str:
+    (name,) = (path.name for path in folder.iterdir() if path.name.startswith(f"{STAGING_PREFIX}folder-"))
+    return name
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Opening a cache, its rows and its targets; what is damaged, missing or not built is an error of its kind."""
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -190,3 +191,21 @@ def test_damaged_frozen_weights_are_not_handed_out(copy: Path) -> None:
     cache = open_cache(copy)
     with pytest.raises(CacheCorruptError, match=r"frozen\.safetensors: its bytes are not those that were written"):
         _ = cache.frozen_weights
+
+
+def test_an_object_that_may_not_be_read_is_named_and_is_no_damage(
+    synthetic_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = PermissionError(errno.EACCES, "Permission denied", "there/tokens/c/0/0")
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise refused
+
+    cache = open_cache(synthetic_cache)
+    monkeypatch.setattr("zarr.storage.LocalStore.get", refuse)
+    for read in (lambda: cache[0], lambda: open_cache(synthetic_cache)):
+        with pytest.raises(
+            UserError, match=r"there/tokens/c/0/0: cannot be read \(Permission denied\); make it"
+        ) as said:
+            read()
+        assert not isinstance(said.value, CacheCorruptError)

@@ -2,12 +2,14 @@ import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from delta_common.errors import UserError
 from delta_common.files import STAGING_PREFIX
+from teacher_cache.store.base import read_if_there
 from teacher_cache.store.local import LocalStore
 
 
@@ -98,3 +100,40 @@ def test_a_lock_is_abandoned_unless_it_is_held(tmp_path: Path) -> None:
     with store.lock("shard-00001"):
         assert not LocalStore(tmp_path).is_abandoned("shard-00001")
     assert store.is_abandoned("shard-00001")
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ENAMETOOLONG])
+def test_what_cannot_be_read_is_one_line_that_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(path: object, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    store = LocalStore(tmp_path / "cache")
+    store.publish("folder/x", b"1")
+    monkeypatch.setattr(os, "scandir", refuse)
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    asked: list[tuple[Callable[[], object], str]] = [
+        (store.exists, "cache"),
+        (lambda: store.names("folder"), "cache/folder"),
+        (lambda: store.read("folder/x"), "cache/folder/x"),
+        (store.sizes, "cache"),
+    ]
+    for ask, name in asked:
+        with pytest.raises(UserError, match=rf"{tmp_path / name}: cannot be read \({os.strerror(number)}\); "):
+            ask()
+
+
+def test_what_is_not_there_is_no_failure(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    store = LocalStore(tmp_path / "none")
+    assert (store.exists(), store.names("a"), store.sizes("a"), store.size("a")) == (False, set(), {}, None)
+    assert read_if_there(store, "a") is None
+    assert read_if_there(LocalStore(tmp_path), "file/inner") is None
+    assert read_if_there(LocalStore(tmp_path), "") is None
+
+
+def test_a_name_that_is_too_long_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="File name too long; choose a shorter --out"):
+        LocalStore(tmp_path / ("n" * 300)).publish("x", b"")
