@@ -7,7 +7,7 @@ averaged states in int8; reading with a tokenizer at half a million tokens per s
 tokens of GPT-2; Qwen has a larger vocabulary and makes somewhat fewer, which is not corrected for.
 """
 
-from teacher_cache.build.plan import Costs, Extent
+from teacher_cache.build.plan import BuildEstimate, Costs
 
 SEQ_LEN = 512
 LOGITS = {"logits/ids": 61.0, "logits/values": 27.0, "logits/log_mass": 9.0, "tokens": 2.0, "starts": 0.1, "mask": 0.1}
@@ -23,16 +23,16 @@ OPEN_SECONDS_PER_SHARD = 0.9e-3
 HEADS = ["", "H200 hours", "rows per shard", "shards", "objects", "size", "size without states", "restart", "opening"]
 
 
-def extent(name: str, arrays: dict[str, float]) -> Extent:
+def estimate(name: str, arrays: dict[str, float]) -> BuildEstimate:
     """What a cache of one of the sizes takes."""
     costs = Costs(1 / READ, 1 / COMPUTED, 1 / ENCODED, arrays, LOAD_SECONDS, TEACHER_BYTES)
     shards = -(-int(SIZES[name]) // (SEQ_LEN * ROWS_PER_SHARD[name]))
-    return Extent.of(costs, tokens=SIZES[name], shards=shards, overlapping=True)
+    return BuildEstimate.of(costs, tokens=SIZES[name], shards=shards, overlapping=True)
 
 
 def cells(name: str) -> list[str]:
     """A line of the table."""
-    whole, bare = extent(name, LOGITS | STATES), extent(name, LOGITS)
+    whole, bare = estimate(name, LOGITS | STATES), estimate(name, LOGITS)
     return [
         name,
         f"{whole.seconds / 3600:,.0f}",
