@@ -168,6 +168,10 @@ class Cache:
         entries = self._entries(index) if sparse else None
         return decode_rows(self.manifest, lambda name: self._read(name, index), entries)
 
+    def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
+        """Only the tokens of some rows, (n, T+1); indices and errors as for `rows`."""
+        return self._read("tokens", self._checked(indices))
+
     def targets(self, indices: RowIndices, *, temperature: float) -> TargetsAt:
         """The teacher's distributions of some rows at any temperature in the cached range; indices as for `rows`.
 

@@ -1,6 +1,7 @@
 """Two caches side by side: what is equal, what differs and by how much."""
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ from rich.console import Console
 
 from teacher_cache import Cache, open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
+from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.inspect.compare import compare_caches, position_distances, render_comparison
 from teacher_cache.inspect.entries import RowEntries
 from tests.helpers.layouts import keep, layout, zipf_logits
+from tests.helpers.object_server import BUCKET, Proxy
 
 SIZES: dict[str, Any] = {"rows": 10, "seq_len": 16, "vocab_size": 300, "hidden_size": 16, "rows_per_shard": 4}
 SAMPLED = {"top_k": 6, "samples": 20}
@@ -128,3 +131,21 @@ def test_distances_are_those_of_the_definition() -> None:
         for i in set(a.ids[t].tolist()) & set(b.ids[t].tolist())
     )
     assert float(found["value_difference"].max()) == pytest.approx(largest, abs=1e-5)
+
+
+def test_caches_in_an_object_store_are_compared_as_local_ones_are(sampled: Cache, s3: Proxy) -> None:
+    url = f"s3://{BUCKET}/{uuid.uuid4().hex}/cache"
+    make_synthetic_cache(url, **SIZES, **SAMPLED)
+    here, there = compare_caches(sampled, sampled), compare_caches(sampled, open_cache(url))
+    assert there["b"]["path"] == url
+    assert (there["settings"], there["content"]) == (here["settings"], here["content"])
+
+
+def test_damaged_tokens_are_named_and_not_compared(sampled: Cache, folder: Path) -> None:
+    damaged = other(folder, "damaged")
+    path = Path(damaged.path) / "tokens/c/1/0"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CacheCorruptError, match="tokens/c/1/0: its bytes are not those that were written"):
+        compare_caches(sampled, damaged)
