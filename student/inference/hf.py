@@ -136,8 +136,8 @@ class StudentBackbone:
         config, past = self.model.config, past_key_values
         outputs = ("output_hidden_states", "output_attentions")
         require_known(past, StudentState, inputs_embeds, {n: kwargs.get(n, getattr(config, n, False)) for n in outputs})
-        if input_ids is None:
-            raise ValueError("input_ids: missing")
+        if input_ids is None or input_ids.numel() == 0:
+            raise ValueError("input_ids: no tokens; give one at least")
         wanted = config.use_cache and not self.model.training if use_cache is None else use_cache
         length = None if past is None else past.length
         starts = document_starts(attention_mask, position_ids, input_ids, length, kwargs)

@@ -62,12 +62,14 @@ def _row_starts(mask: Tensor | None, length: int, past_length: int | None) -> Te
 
     A row begins where its mask turns to 1; there the student forgets the padding.
     """
-    if mask is None or (past_length is not None and length == 1) or bool(mask.all()):
+    if mask is None:
         return None
     if mask.dim() != 2 or mask.shape[1] < length:
         raise ValueError(
             f"attention_mask: of shape {tuple(mask.shape)}; give one of (rows, tokens), 1 where a token is"
         )
+    if (past_length is not None and length == 1) or bool(mask.all()):
+        return None
     seen = mask.bool()
     goes_on = past_length is not None and seen.shape[1] == length
     starts = seen & ~pad(seen[:, :-1], (1, 0), value=goes_on)

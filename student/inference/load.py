@@ -45,7 +45,7 @@ def load_export(path: Path, device: torch.device) -> ExportedStudent:
 
     model = load_model(path, torch.float32)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, config=model.config)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: its tokenizer is not readable ({error}); {AGAIN}") from error
     if not is_digest_of(tokenizer, model.config.tokenizer_sha256):

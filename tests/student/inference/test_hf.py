@@ -174,8 +174,9 @@ def test_transformers_own_trainer_trains_and_evaluates(tmp_path: Path, monkeypat
         ({"output_attentions": True}, "output_attentions: a student returns none"),
         ({"position_ids": torch.arange(3)[None]}, r"position_ids: of shape \(1, 3\); give \(1, 4\)"),
         ({"cu_seq_lens_q": torch.tensor([0, 2, 4])}, "cu_seq_lens_q: .* give them too"),
-        ({"attention_mask": torch.zeros(1, 1, 4, 4)}, r"attention_mask: of shape \(1, 1, 4, 4\)"),
-        ({"input_ids": None}, "input_ids: missing"),
+        ({"attention_mask": torch.ones(1, 1, 4, 4)}, r"attention_mask: of shape \(1, 1, 4, 4\)"),
+        ({"input_ids": None}, "input_ids: no tokens; give one at least"),
+        ({"input_ids": torch.zeros(1, 0, dtype=torch.long)}, "input_ids: no tokens; give one at least"),
     ],
 )
 def test_what_a_student_cannot_take_is_one_line(given: dict[str, Any], words: str) -> None:
