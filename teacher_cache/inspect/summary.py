@@ -14,11 +14,14 @@ from rich.text import Text
 from delta_common.progress import byte_size
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import REPORTED_TEMPERATURES, mean_statistics
+from teacher_cache.format.nodes import expected_error
 from teacher_cache.inspect.shards import ShardRange, outlier_sentences, shard_figures, shards_to_json
 from teacher_cache.read.cache import Cache
 
 LARGE_PERPLEXITY = 1e6
 """Above it a perplexity is written with an exponent."""
+LARGE_ERROR = 0.01
+"""Nats of log Z between the cached temperatures from which on the expected error is shown."""
 
 Identity = Mapping[str, Any]
 """A section of the manifest, or the corpus description, as its JSON value."""
@@ -62,6 +65,8 @@ class Summary(TypedDict):
     rows_done: int
     tokens: int
     shards: ShardCount
+    expected_error: float
+    """About the largest error of log Z between the cached temperatures, in nats; 0 in exact mode."""
     bytes: int
     bytes_per_token: float | None
     arrays: dict[str, ArraySize]
@@ -100,6 +105,7 @@ def summarize(cache: Cache) -> Summary:
         "rows_done": sum(commit.rows for commit in commits),
         "tokens": positions,
         "shards": {"done": len(cache.commits), "planned": manifest.shard_count},
+        "expected_error": expected_error(cache.layout.node_temperatures) if cache.layout.mode == "sparse" else 0.0,
         "bytes": total,
         "bytes_per_token": total / positions if positions else None,
         "arrays": arrays,
@@ -169,6 +175,7 @@ def identity_facts(summary: Summary) -> dict[str, str]:
         "rows": f"{summary['rows_done']:,} of {rows['count']:,}, {rows['mode']}, {rows['seq_len']} positions each",
         "tokens": f"{summary['tokens']:,} counted positions",
         "targets": _target_words(summary),
+        **_error_words(summary),
         "hidden states": _hidden_words(summary["hidden"]),
         "shards": f"{shards['done']:,} of {shards['planned']:,}" + ("" if finished else " — unfinished"),
         "size": _size_words(summary),
@@ -203,6 +210,14 @@ def _target_words(summary: Summary) -> str:
     sampled = f" and up to {targets['samples']} sampled" if targets["samples"] else ""
     kept = f"; {entries['mean']:.1f} ± {entries['standard_deviation']:.1f} kept per position" if entries else ""
     return f"top {targets['top_k']}{sampled} as {targets['value_dtype']}{kept}; {right}"
+
+
+def _error_words(summary: Summary) -> dict[str, str]:
+    """A warning where targets between the cached temperatures are only about right."""
+    if summary["expected_error"] <= LARGE_ERROR:
+        return {}
+    right = ", ".join(f"{t:g}" for t in sorted(summary["targets"]["node_temperatures"]))
+    return {"expected error": f"log Z up to about {summary['expected_error']:g} nats; right at T = {right}"}
 
 
 def _hidden_words(hidden: Identity) -> str:

@@ -7,7 +7,8 @@ import pytest
 from rich.console import Console
 
 from teacher_cache import Cache
-from teacher_cache.inspect.summary import corpus_words, render_summary, summarize
+from teacher_cache.format.nodes import node_temperatures
+from teacher_cache.inspect.summary import corpus_words, identity_facts, render_summary, summarize
 
 
 def test_the_summary_counts_what_is_on_disk_and_is_json(cache: Cache) -> None:
@@ -79,3 +80,15 @@ def test_a_corpus_is_named_by_what_is_known_of_it() -> None:
         "a/b, subset x, revision f00"
     )
     assert corpus_words({}) == "?"
+
+
+def test_targets_that_are_only_about_right_between_nodes_are_said_to_be(cache: Cache) -> None:
+    is_exact = cache.manifest.targets.mode == "exact"
+    summary = summarize(cache)
+    assert summary["expected_error"] == (0.0 if is_exact else 0.002)
+    assert "expected error" not in identity_facts(summary)
+    wide = cache.layout.model_copy(update={"node_temperatures": node_temperatures(1.0, 20.0, 3)})
+    summary = summarize(Cache(cache.store, cache.manifest, cache.commits, wide))
+    assert summary["expected_error"] == (0.0 if is_exact else 0.05)
+    said = identity_facts(summary).get("expected error", "")
+    assert said.startswith("log Z up to about 0.05 nats; right at T = 1, ") != is_exact
