@@ -205,7 +205,7 @@ def test_a_damaged_checkpoint_names_the_way_back(cache: Path, alone: Processes, 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--trainign.epochs", "3"], "unknown key 'trainign'"),
+        (["--trainign.epochs", "3"], "did you mean --training.epochs"),
         (["--training.epochs", "0"], "training.epochs"),
         (["--model.heads", "5"], "--model.heads 5"),
         (["--targets.top_k", "9"], "targets.top_k 9: the cache holds 8; choose 1 to 8"),

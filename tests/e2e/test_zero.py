@@ -15,6 +15,7 @@ from delta_common.errors import UserError
 from student.loss.schedule import cosine_with_warmup, distillation_at
 from student.train import loop
 from student.train.assemble import assemble
+from student.train.checkpoint import find_checkpoint, load_checkpoint
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.read.cache import open_cache
@@ -190,11 +191,15 @@ def test_a_run_that_skips_is_resumed_to_the_bit(cache: Path, alone: Processes, t
 
 def test_before_the_first_update_nothing_has_moved(cache: Path, alone: Processes, tmp_path: Path) -> None:
     wanted = small_settings(*overflowing(tmp_path, 0, "--training.max_steps=2"))
-    run_job(wanted, cache, tmp_path / "out", alone)
-    continued = run_job(wanted, cache, tmp_path / "out", alone)
+    for _ in range(2):
+        with pytest.raises(UserError, match="step 2: the gradient has not been finite for 2 steps"):
+            run_job(wanted, cache, tmp_path / "out", alone)
     assert [record["applied"] for record in trace(tmp_path / "out")] == [False, False]
-    untouched = assemble(wanted, open_cache(cache), tmp_path / "untouched", alone)
-    for ours, theirs in zip(continued.run.student.parameters(), untouched.student.parameters(), strict=True):
+    continued, untouched = (assemble(wanted, open_cache(cache), tmp_path / name, alone) for name in ("out", "other"))
+    found = find_checkpoint(tmp_path / "out")
+    assert found is not None
+    load_checkpoint(continued.engine, *found)
+    for ours, theirs in zip(continued.student.parameters(), untouched.student.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
 
