@@ -1,12 +1,16 @@
 """Joining the other processes on a GPU says nothing: which device is ours is told, not guessed."""
 
+import importlib.util
 import subprocess
 import sys
 
 import pytest
 import torch
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
+]
 
 PROGRAM = """
 import torch
