@@ -1,10 +1,15 @@
 """Files that are written whole or not at all, even when the writer is killed."""
 
+import json
 import os
 import secrets
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 STAGING_PREFIX = ".staging-"
+MOST_DIGITS = 21
+"""Of an integer of 64 bits, and its sign."""
 BLOCK_BYTES = 2**22
 """Bytes read at once from a file or object that is only scanned."""
 
@@ -12,6 +17,20 @@ BLOCK_BYTES = 2**22
 def expand_home(path: Path | str) -> Path:
     """A path in which a leading `~` is the home folder, where there is one."""
     return Path(os.path.expanduser(path))
+
+
+def parse_json(data: bytes | str, *, parse_float: Callable[[str], float] = float) -> Any:
+    """A JSON value that a file holds; raises `ValueError` also for endless nesting and for integers beyond 64 bits."""
+    try:
+        return json.loads(data, parse_float=parse_float, parse_int=_bounded_int)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def _bounded_int(text: str) -> int:
+    if len(text) > MOST_DIGITS or abs(number := int(text)) >= 2**64:
+        raise ValueError(f"{text[:MOST_DIGITS]}… is too large a number")
+    return number
 
 
 def write_atomically(path: Path, data: bytes | memoryview) -> None:

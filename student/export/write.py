@@ -4,7 +4,6 @@ Tensors keep their values and types: the frozen matrices those of the cache, the
 `trained.safetensors`. float32 holds all of them exactly, and an export is loaded in it, so nothing is rounded.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
 
 from delta_common.errors import UserError
-from delta_common.files import settle_on_disk, staging_path
+from delta_common.files import parse_json, settle_on_disk, staging_path
 from delta_common.tokenizer import is_digest_of, tokenizer_digest
 from student.export.card import CARD_FILE, model_card
 from student.inference.hf import DistilXLSTMForCausalLM
@@ -208,7 +207,7 @@ def _require_ours(out: Path, names: set[str] | None = None) -> None:
 
 def _is_export(folder: Path) -> bool:
     try:
-        said = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        said = parse_json((folder / CONFIG_FILE).read_bytes())
         return bool(said["model_type"] == DistilXLSTMConfig.model_type)
     except (OSError, ValueError, KeyError, TypeError):
         return False

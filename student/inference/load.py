@@ -1,6 +1,5 @@
 """An export loaded for use: its model, or the student and its tokenizer. Needs neither a cache nor the trainer."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -9,6 +8,7 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
+from delta_common.files import parse_json
 from delta_common.tokenizer import is_digest_of
 from student.model.xlstm import XLSTMStudent
 
@@ -68,7 +68,7 @@ def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "DistilXLSTM
     model: DistilXLSTMForCausalLM
     try:
         model, found = DistilXLSTMForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, SafetensorError) as error:
         raise UserError(f"{path}: its weights or configuration are damaged ({error}); {AGAIN}") from error
     wrong = sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])})
     if wrong:
@@ -85,7 +85,7 @@ def read_config(path: Path) -> "DistilXLSTMConfig":
         raise UserError(f"{path}: {what}; give the folder that student-export RUN --out FOLDER writes")
     file = path / CONFIG_FILE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = parse_json(file.read_bytes())
         found = content.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: not a model's configuration; {AGAIN}") from error

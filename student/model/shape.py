@@ -32,7 +32,7 @@ class StudentSettings(FrozenSettings):
     teacher: str | None = None
     """For `transplant` and `hybrid`: where the teacher is, if the cache does not carry its body; a Hub id or folder."""
 
-    blocks: int | None = Field(default=None, ge=1)
+    blocks: int | None = Field(default=None, ge=1, le=10_000)
     """Blocks in the stack."""
 
     slstm_at: tuple[int, ...] | None = None
@@ -41,16 +41,16 @@ class StudentSettings(FrozenSettings):
     heads: int | None = Field(default=None, ge=1)
     """Heads of every block; must divide the teacher's width."""
 
-    conv_kernel: int = Field(default=4, ge=2)
+    conv_kernel: int = Field(default=4, ge=2, le=10_000)
     """Positions that the causal convolution before each recurrence sees."""
 
     qkv_block_size: int = Field(default=32, ge=1)
     """Size of the diagonal blocks of an mLSTM block's query, key and value projections."""
 
-    mlstm_proj_factor: float = Field(default=2.0, gt=0)
+    mlstm_proj_factor: float = Field(default=2.0, gt=0, le=1_000)
     """Inner width of an mLSTM block, as a multiple of the teacher's width."""
 
-    slstm_ffn_factor: float = Field(default=1.7, gt=0)
+    slstm_ffn_factor: float = Field(default=1.7, gt=0, le=1_000)
     """Width of the gated feed-forward layer after an sLSTM block, as a multiple of the teacher's width."""
 
     kernels: Literal["auto", "naive"] = "auto"

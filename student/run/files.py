@@ -1,13 +1,13 @@
 """The files of a run's folder that other commands read: its settings, metrics, costs, measurements and summary."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from delta_common.errors import UserError
+from delta_common.files import parse_json
 from delta_common.settings_file import FrozenSettings
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records, StepCost
 from student.settings import TrainSettings
@@ -106,8 +106,8 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 
 def _parse(model: type[ModelT], path: Path) -> ModelT:
     try:
-        return model.model_validate_json(path.read_bytes())
-    except (OSError, ValidationError) as error:
+        return model.model_validate(parse_json(path.read_bytes()))
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not what student-train writes there; run its command again") from error
 
 
@@ -121,7 +121,7 @@ def _costs(path: Path) -> list[StepCost]:
 def _lines(path: Path) -> list[dict[str, Any]]:
     try:
         found = Records(path).read()
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable as lines of JSON ({error}); is it damaged?") from error
     if not all(isinstance(line, dict) for line in found):
         raise UserError(f"{path}: not readable as lines of JSON objects; is it damaged?")

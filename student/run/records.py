@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from delta_common.files import write_atomically
+from delta_common.files import parse_json, write_atomically
 
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
@@ -23,7 +23,7 @@ class Records:
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return [parse_json(line) for line in lines if line.endswith("\n")]
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line; it is in the file when this returns."""

@@ -1,6 +1,5 @@
 """A student around the frozen matrices of a cache, with initial weights or its teacher's."""
 
-import json
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_common.errors import UserError
+from delta_common.files import parse_json
 from delta_common.weights import weights_sha256
 from student.model.frozen import FrozenWeights, read_frozen_weights
 from student.model.shape import StudentSettings, TeacherDims, resolve_shape
@@ -44,7 +44,7 @@ def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: tor
         return initial_student(settings, cache, device)
     file = run / TEACHER_CONFIG_FILE
     try:
-        config: Config = json.loads(file.read_bytes())
+        config: Config = parse_json(file.read_bytes())
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not what student-train writes there; run its command again") from error
     return _transplant(settings, cache, config, None).to(device=device, dtype=DTYPES[settings.training.precision])

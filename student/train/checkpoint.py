@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import xxhash
-from pydantic import ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 
 from delta_common.differences import differences
 from delta_common.errors import UserError
-from delta_common.files import settle_on_disk, write_atomically
+from delta_common.files import parse_json, settle_on_disk, write_atomically
 from delta_common.settings_file import FrozenSettings
 from student.train.engine import loss_scaler
 from student.train.master_states import gathered_states, restore_states
@@ -116,8 +116,8 @@ def find_checkpoint(out: Path) -> tuple[Path, TrainingState] | None:
     folder = finished[-1].parent
     remedy = f"remove {folder} to continue from the checkpoint before it"
     try:
-        state = TrainingState.model_validate_json(finished[-1].read_bytes())
-    except ValidationError as error:
+        state = TrainingState.model_validate(parse_json(finished[-1].read_bytes()))
+    except ValueError as error:
         raise UserError(f"{finished[-1]}: not the state of a checkpoint; {remedy}") from error
     tensors = folder / TENSORS_FILE
     if not tensors.is_file() or tensors.stat().st_size != state.tensors_bytes:

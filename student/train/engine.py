@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from delta_common.errors import UserError
+from delta_common.files import parse_json
 from student.model.transplant.student import TransplantStudent
 from student.settings import TrainSettings
 
@@ -207,7 +208,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        config = json.loads(path.read_text(encoding="utf-8-sig"))
+        config = parse_json(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"deepspeed: {path}: no such file; give a DeepSpeed JSON or leave the option out") from None
     except (OSError, ValueError) as error:

@@ -6,6 +6,8 @@ from typing import TypeVar
 import xxhash
 from pydantic import BaseModel, ConfigDict
 
+from delta_common.files import parse_json
+
 
 class Record(BaseModel):
     """A record that is stored as JSON: immutable; an unknown key is an error."""
@@ -50,10 +52,7 @@ def load_json(data: bytes) -> object:
     A double has several decimal spellings. Digests are taken of values, so without this check a flipped bit that turns
     one spelling into another would go unnoticed.
     """
-    try:
-        return json.loads(data, parse_float=_spelled_float)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return parse_json(data, parse_float=_spelled_float)
 
 
 def _spelled_float(text: str) -> float:

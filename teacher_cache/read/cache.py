@@ -1,6 +1,5 @@
 """Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from delta_common.errors import UserError, cannot_be_read
+from delta_common.files import parse_json
 from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
@@ -135,7 +135,11 @@ class Cache:
         if TEACHER_CONFIG_KEY not in self.manifest.files:
             return None
         folder = self._local_folder([TEACHER_CONFIG_KEY])
-        config: dict[str, Any] = json.loads((folder / TEACHER_CONFIG_KEY).read_bytes())
+        try:
+            config: dict[str, Any] = parse_json((folder / TEACHER_CONFIG_KEY).read_bytes())
+        except ValueError as error:
+            where = self.store.where(TEACHER_CONFIG_KEY)
+            raise CacheCorruptError(f"{where}: not a model's configuration ({error}); {REPAIR}") from error
         return config
 
     @property

@@ -1,12 +1,20 @@
 """Files that are there whole or not at all."""
 
+import json
 import os
 import stat
 from pathlib import Path
 
 import pytest
 
-from delta_common.files import STAGING_PREFIX, remove_leftovers, settle_on_disk, staging_path, write_atomically
+from delta_common.files import (
+    STAGING_PREFIX,
+    parse_json,
+    remove_leftovers,
+    settle_on_disk,
+    staging_path,
+    write_atomically,
+)
 
 
 def test_a_file_is_written_into_folders_that_were_not_there(tmp_path: Path) -> None:
@@ -76,3 +84,18 @@ def test_a_file_of_another_writer_is_flushed_and_measured(tmp_path: Path, monkey
     (tmp_path / "file").write_bytes(b"12345")
     assert settle_on_disk(tmp_path / "file") == 5
     assert len(flushed) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000 + "]" * 100_000, '{"a": ' * 100_000, "9" * 5_000, "9" * 4_000, str(2**64), str(-(2**64)), "{"],
+)
+def test_absurd_json_is_a_value_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"nested too deeply|too large a number|Expecting"):
+        parse_json(text)
+
+
+def test_json_is_read_as_python_reads_it() -> None:
+    for value in (None, {"a": [1.5, True, "ü"]}, [2**64 - 1, -(2**63), 0]):
+        assert parse_json(json.dumps(value)) == parse_json(json.dumps(value).encode()) == value
+    assert parse_json("[0.10]", parse_float=lambda text: float(len(text))) == [4.0]

@@ -78,6 +78,8 @@ def test_other_folders_are_told_apart(export: Path, tmp_path: Path) -> None:
     [
         ("{", "not a model's configuration"),
         ("[]", "not a model's configuration"),
+        ("[" * 100_000, "not a model's configuration"),
+        ('{"num_hidden_layers": ' + "9" * 4_000 + "}", "not a model's configuration"),
         (json.dumps({"model_type": "llama"}), "a model of type 'llama'; give a folder of student-export"),
     ],
 )

@@ -57,3 +57,11 @@ def test_a_damaged_file_is_named(copy: Path, name: str) -> None:
     read: Callable[[Path], object] = read_run
     with pytest.raises(UserError, match=words):
         read(copy)
+
+
+@pytest.mark.parametrize("absurd", ["[" * 100_000, "9" * 5_000, "9" * 4_000])
+@pytest.mark.parametrize("name", DAMAGE)
+def test_absurd_json_is_named(copy: Path, name: str, absurd: str) -> None:
+    (copy / name).write_text('{"step": ' + absurd + "}\n")
+    with pytest.raises(UserError, match=rf"{name}: not "):
+        read_run(copy)

@@ -70,3 +70,9 @@ def test_a_number_spelled_in_another_way_is_refused() -> None:
     for spelling in (b"0.10", b"1.0e-7", b"0.1000000000000000055"):
         with pytest.raises(ValueError, match="is spelled"):
             load_json(spelling)
+
+
+@pytest.mark.parametrize("absurd", [b"[" * 100_000, b"9" * 5_000, b"9" * 4_000])
+def test_absurd_json_is_no_record(absurd: bytes) -> None:
+    with pytest.raises(SealError, match="malformed"):
+        parse_sealed(Record, b'{"digest": ' + absurd + b"}")
