@@ -2,6 +2,7 @@
 
 import errno
 import io
+import logging
 import os
 import select
 import sys
@@ -43,6 +44,8 @@ def run_command(program: str, command: Callable[[], int | None]) -> int:
     """
     _open_missing_streams()
     _print_any_character()
+    # Zarr reads in tasks: after an error in one, which is reported, asyncio would list the others at the end.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     try:
         code = command() or 0
         sys.stdout.flush()

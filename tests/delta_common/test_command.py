@@ -117,7 +117,7 @@ PRINTS_A_TABLE = "lambda: print_tables(*['ü☃'] * 100_000)"
 def shell(command: str, redirection: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command under bash; the last word of stdout is its exit code."""
     script = (
-        "import sys; from delta_common.command import run_command; from delta_common.console import print_tables; "
+        "import asyncio, sys; from delta_common.command import run_command; from delta_common.console import print_tables; "
         f"sys.exit(run_command('tool', {command}))"
     )
     line = f'"{sys.executable}" -c "{script}" {redirection}; echo " ${{PIPESTATUS[0]}}"'
@@ -139,6 +139,12 @@ def test_output_on_a_full_disk_is_one_line(command: str) -> None:
     assert done.stdout.split() == [str(EXIT_USAGE)]
     assert done.stderr.startswith("tool: error: No space left on device; ")
     assert done.stderr.count("\n") == 1
+
+
+def test_tasks_that_an_error_leaves_behind_are_not_listed() -> None:
+    left = "lambda loop: loop.create_task(asyncio.sleep(9)) and loop.run_until_complete(asyncio.sleep(0))"
+    done = shell(f"lambda: ({left})(asyncio.new_event_loop())", "")
+    assert (done.stdout.split(), done.stderr) == (["0"], "")
 
 
 def test_output_that_is_closed_is_not_missed() -> None:
