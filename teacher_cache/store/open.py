@@ -16,6 +16,8 @@ def open_store(path: str | Path) -> Store:
 
     Raises `UserError` for a URL of another kind, when obstore is not installed, or when the bucket cannot be reached.
     """
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r}: a path has no null characters; give a folder or a URL")
     if not is_url(path):
         return LocalStore(expand_home(path))
     url = str(path)

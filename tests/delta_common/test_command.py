@@ -117,7 +117,8 @@ PRINTS_A_TABLE = "lambda: print_tables(*['ü☃'] * 100_000)"
 def shell(command: str, redirection: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a command under bash; the last word of stdout is its exit code."""
     script = (
-        "import asyncio, sys; from delta_common.command import run_command; from delta_common.console import print_tables; "
+        "import asyncio, sys; from delta_common.command import run_command; "
+        "from delta_common.console import print_tables; "
         f"sys.exit(run_command('tool', {command}))"
     )
     line = f'"{sys.executable}" -c "{script}" {redirection}; echo " ${{PIPESTATUS[0]}}"'

@@ -52,3 +52,8 @@ def test_a_cache_to_read_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(CacheFormatError, match="absent: no such folder; give the path of a cache"):
         open_existing(tmp_path / "absent")
     assert open_existing(tmp_path).path == tmp_path
+
+
+def test_a_null_character_is_refused() -> None:
+    with pytest.raises(UserError, match="a path has no null characters"):
+        open_store("there\0")
