@@ -16,7 +16,13 @@ from delta_common.errors import UserError
 from teacher_cache.build.background_writes import ShardWrites
 from teacher_cache.build.compute import computed_batches
 from teacher_cache.build.progress_words import BuildProgress
-from teacher_cache.build.request import is_already_built, open_writer, recorded_batch_size, require_fit
+from teacher_cache.build.request import (
+    is_already_built,
+    open_writer,
+    recorded_batch_size,
+    require_fit,
+    say_what_students_miss,
+)
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.build.writer import CacheWriter, environment
@@ -60,6 +66,7 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
     require_fit(settings, teacher)
+    say_what_students_miss(teacher)
     settings, writer = open_writer(store, settings, teacher)
     ours = range(writer.manifest.shard_count) if shards is None else shards
     _require_within(ours, writer.manifest.shard_count)

@@ -1,5 +1,6 @@
 """What settings ask for: whether it is there already, whether the teacher can give it, the manifest and the writer."""
 
+import sys
 from contextlib import ExitStack
 
 from delta_common.errors import UserError
@@ -136,6 +137,16 @@ def _other_carry(existing: Manifest, settings: BuildSettings) -> list[str]:
     carried = "body" if BODY_KEY in existing.files else "head"
     wanted = settings.teacher.carry
     return [] if wanted == carried else [f"teacher.carry: the cache has {carried!r}, these settings give {wanted!r}"]
+
+
+def say_what_students_miss(teacher: Teacher) -> None:
+    """Say on stderr where the teacher's first layer reads more than its embedding, which is all a student reads."""
+    if not teacher.embeds_plainly:
+        print(
+            "build: note: the teacher adds to its token embedding (learnt positions, a norm, a projection); the cache "
+            "is right, but a student reads the embedding alone",
+            file=sys.stderr,
+        )
 
 
 def require_fit(settings: BuildSettings, teacher: Teacher) -> None:

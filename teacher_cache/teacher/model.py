@@ -67,10 +67,9 @@ class Teacher:
         self.vocab_size = real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
         self._records = self.device.type == "cuda" and not settings.compile
         self.forget_shapes()
-        self._subject = Subject(
-            model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size
-        )
-        require_teacher(self._subject)
+        subject = Subject(model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size)
+        require_teacher(subject)
+        self._embedding_scale = embedding_scale(subject)
         if settings.compile:
             for layer in self._layers:
                 layer.forward = torch.compile(layer.forward)
@@ -151,6 +150,7 @@ class Teacher:
         """What the manifest says of the teacher; the weights' digest covers every tensor in the dtype it runs in."""
         config = self._config
         fields = {k: v for k, v in self._model.config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
+        scale = self._embedding_scale
         return TeacherIdentity(
             name=self._settings.model,
             revision=getattr(self._model.config, "_commit_hash", None) or self._settings.revision,
@@ -163,18 +163,13 @@ class Teacher:
             num_layers=len(self._layers),
             num_heads=head_count(config),
             padded_vocab_size=self._head.weight.shape[0],
-            embedding_scale=self._embedding_scale(),
+            embedding_scale=None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-2) else scale,
         )
-
-    def _embedding_scale(self) -> float | None:
-        """What the manifest says: None for 1, and if the first layer does not read a multiple of the embedding."""
-        scale = embedding_scale(self._subject)
-        return None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-2) else scale
 
     @property
     def embeds_plainly(self) -> bool:
         """Whether the first layer reads the token embedding or a multiple of it, and nothing else."""
-        return embedding_scale(self._subject) is not None
+        return self._embedding_scale is not None
 
     def tokenizer_identity(self) -> TokenizerIdentity:
         """What the manifest says of the tokenizer. Raises `UserError` if it has no EOS."""

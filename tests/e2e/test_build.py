@@ -188,7 +188,7 @@ def test_rows_without_a_count_are_counted(config: dict[str, Any], tmp_path: Path
         (["--targets.proposal", "[[1.0, 0.5], [2.0, 0.4]]"], r"the shares sum to 0\.9, they must sum to 1"),
         (["--targets.proposal", "[[3.0, 1.0]]"], r"temperature 3 is outside targets\.temperatures, 1 to 2"),
         (["--hidden.stride", "0"], r"hidden\.stride"),
-        (["--targets.topk", "3"], r"unknown key 'targets\.topk'; did you mean 'top_k'"),
+        (["--targets.topk", "3"], r"--targets\.topk: no such option; did you mean --targets\.top_k\?"),
         (["--compute.batch_size", "many"], r"compute\.batch_size"),
     ],
 )

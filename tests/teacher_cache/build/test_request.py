@@ -14,14 +14,16 @@ from teacher_cache.build.request import (
     open_writer,
     recorded_batch_size,
     require_fit,
+    say_what_students_miss,
     settings_differences,
 )
 from teacher_cache.corpus.row_stream import CorpusRows
-from teacher_cache.settings import BuildSettings
+from teacher_cache.settings import BuildSettings, TeacherSettings
 from teacher_cache.store.local import LocalStore
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.families import save_family
 
 
 @pytest.fixture(scope="module")
@@ -133,3 +135,13 @@ def test_the_number_of_rows_that_was_counted_is_kept(
     assert writer.bookmarks().length() == writer.manifest.rows.count
     monkeypatch.delattr(CorpusRows, "count")
     assert open_writer(store, whole, teacher)[1].manifest == writer.manifest
+
+
+@pytest.mark.parametrize(("name", "words"), [("GPT2", "adds to its token embedding"), ("Gemma", "")])
+def test_what_a_student_will_not_read_is_said(
+    name: str, words: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = load_teacher(TeacherSettings(model=str(save_family(name, tmp_path)), dtype="float32"))
+    say_what_students_miss(found)
+    said = capsys.readouterr().err
+    assert (words in said) if words else said == ""
