@@ -1,6 +1,5 @@
-"""A teacher's body: its decoder layers and last norm, without embedding and head, as named tensors with a digest."""
+"""A teacher's body: its decoder layers and last norm, without embedding and head, as named tensors."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,25 +18,6 @@ def body_tensors(model: Any) -> dict[str, Tensor]:
     """
     tensors = model.get_decoder().state_dict()
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(NOT_BODY)}
-
-
-def body_sha256(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 in hexadecimal over names, types, shapes and bytes, in the order of names."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.detach().contiguous().cpu().view(torch.uint8).numpy().data)
-    return sha.hexdigest()
-
-
-def require_body(tensors: Mapping[str, Tensor], sha256: str) -> None:
-    """Raise `UserError` unless the tensors have this digest."""
-    found = body_sha256(tensors)
-    if found != sha256:
-        raise UserError(
-            f"the body's digest is {found[:12]}, the cache's manifest says {sha256[:12]}: it is another teacher's, or "
-            "damaged; name the teacher that the cache was built with, or rebuild the cache"
-        )
 
 
 def put_body(module: nn.Module, tensors: Mapping[str, Tensor], new: set[str]) -> None:
