@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from student.model.kernels import mlstm_torch
+from student.model.kernels.chunks import Memory
 from student.model.kernels.headwise import normalise_heads
-from student.model.kernels.mlstm_torch import HeadInputs, Memory
+from student.model.kernels.mlstm_torch import HeadInputs
 
 if TYPE_CHECKING:
     from xlstm.blocks.mlstm.cell import mLSTMCell

@@ -20,14 +20,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-LONGEST_CHUNK = 64
+from student.model.kernels.chunks import (
+    LONGEST_CHUNK,
+    NOTHING,
+    Documents,
+    Memory,
+    border_memories,
+    documents_of,
+    in_chunks,
+)
+
 EPSILON = 1e-6
 """xlstm's ε. It meets a denominator scaled by exp(-m), so results are equal to it only with the same m."""
 LARGEST_EXPONENT = 80.0
 """Where exp(-m) would overflow, its derivative would be infinite times the zero that it divides down to, not a number.
 Beyond this the output is zero to float32's rounding either way."""
-NOTHING = -1e30
-"""Logarithm of a weight of 0; finite, so that differences of two are numbers."""
 
 
 class HeadInputs(NamedTuple):
@@ -45,95 +52,23 @@ class HeadInputs(NamedTuple):
     """Pre-activation of the forget gate, (B, H, T)."""
 
 
-class Memory(NamedTuple):
-    """The state between two positions."""
-
-    c: Tensor
-    """(B, H, D, D)"""
-    n: Tensor
-    """(B, H, D)"""
-    m: Tensor
-    """(B, H)"""
-
-
-class _Documents(NamedTuple):
-    """Which positions see what where documents start inside the sequence."""
-
-    together: Tensor
-    """Whether position t and position j of a chunk are of one document, (B, 1, C, L, L)."""
-    first: Tensor
-    """Whether a position is of the document that the chunk begins in the middle of, (B, 1, C, L)."""
-    last: Tensor
-    """Whether a position is of the document that the chunk ends in, (B, 1, C, L)."""
-
-
 def run(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None) -> tuple[Tensor, Memory]:
     """Outputs (B, H, T, D) before the norm, and the memory after the last position."""
     length = inputs.q.shape[2]
     chunks = math.ceil(length / LONGEST_CHUNK)
-    q, k, v = (_in_chunks(x, chunks, 0.0) for x in (inputs.q, inputs.k, inputs.v))
+    q, k, v = (in_chunks(x, chunks, 0.0) for x in (inputs.q, inputs.k, inputs.v))
     # Positions that fill up the last chunk add nothing and forget nothing.
-    i = _in_chunks(inputs.i, chunks, NOTHING)
-    log_forget = _in_chunks(functional.logsigmoid(inputs.f), chunks, 0.0).cumsum(-1)
-    documents = None if document_start is None else _documents(_in_chunks(document_start[:, None], chunks, 0.0))
-    borders = _memories(k, v, i, log_forget, documents, memory)
+    i = in_chunks(inputs.i, chunks, NOTHING)
+    log_forget = in_chunks(functional.logsigmoid(inputs.f), chunks, 0.0).cumsum(-1)
+    documents = None if document_start is None else documents_of(in_chunks(document_start[:, None], chunks, 0.0))
+    borders = border_memories(k, v, i, log_forget, documents, memory, -math.log(k.shape[-1]) / 2)
     before, after = (Memory(*(x[:, :, where] for x in borders)) for where in (slice(chunks), chunks))
     outputs = _outputs(q, k, v, i, log_forget, documents, before)
     return outputs.flatten(2, 3)[:, :, :length], after
 
 
-def _in_chunks(x: Tensor, chunks: int, fill: float) -> Tensor:
-    """(B, H, T, ...) to (B, H, C, L, ...), filled up at the end."""
-    size = math.ceil(x.shape[2] / chunks)
-    behind = [0, 0] * (x.dim() - 3) + [0, chunks * size - x.shape[2]]
-    filled = functional.pad(x, behind, value=fill)
-    return filled.reshape(*x.shape[:2], chunks, size, *x.shape[3:]).contiguous()
-
-
-def _documents(starts: Tensor) -> _Documents:
-    """Masks from starts (B, 1, C, L)."""
-    number = starts.long().cumsum(-1)
-    together = number[..., :, None] == number[..., None, :]
-    return _Documents(together, number == 0, number == number[..., -1:])
-
-
-def _memories(
-    k: Tensor, v: Tensor, i: Tensor, log_forget: Tensor, documents: _Documents | None, memory: Memory | None
-) -> Memory:
-    """The memory in front of every chunk and behind the last, (B, H, C + 1, ...)."""
-    log_kept = log_forget[..., -1]
-    log_added = log_kept[..., None] - log_forget + i
-    if documents is not None:
-        log_added = log_added.masked_fill(~documents.last, NOTHING)
-        log_kept = log_kept.masked_fill(~documents.first[..., -1], NOTHING)
-    m_added = log_added.amax(-1)
-    k = k * torch.exp(log_added - m_added[..., None] - math.log(k.shape[-1]) / 2)[..., None]
-    c, n = k.transpose(-1, -2) @ v, k.sum(-2)
-    m_before = torch.full_like(m_added[..., 0], NOTHING) if memory is None else memory.m
-    log_weights = _log_spans(log_kept) + torch.cat([m_before[..., None], m_added], dim=-1)[..., None, :]
-    m = log_weights.amax(-1)
-    weights = torch.exp(log_weights - m[..., None])
-    if memory is None:
-        weights = weights[..., 1:]
-    else:
-        c, n = torch.cat([memory.c[:, :, None], c], dim=2), torch.cat([memory.n[:, :, None], n], dim=2)
-    return Memory((weights @ c.flatten(-2)).view(*m.shape, *c.shape[-2:]), weights @ n, m)
-
-
-def _log_spans(log_kept: Tensor) -> Tensor:
-    """How much of what is there at border s is left at border t, as a logarithm (B, H, C + 1, C + 1), from (B, H, C).
-
-    Every span is added up by itself: differences of running sums would carry the rounding of all that went before.
-    """
-    chunks = log_kept.shape[-1]
-    behind = torch.ones(chunks, chunks + 1, dtype=torch.bool, device=log_kept.device).tril()
-    spans = functional.pad(log_kept[..., None].masked_fill(~behind, 0).cumsum(-2), (0, 0, 1, 0))
-    later = torch.ones(chunks + 1, chunks + 1, dtype=torch.bool, device=log_kept.device).triu(1)
-    return spans.masked_fill(later, NOTHING)
-
-
 def _outputs(
-    q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_forget: Tensor, documents: _Documents | None, before: Memory
+    q: Tensor, k: Tensor, v: Tensor, i: Tensor, log_forget: Tensor, documents: Documents | None, before: Memory
 ) -> Tensor:
     """(B, H, C, L, D)"""
     size = q.shape[-2]

@@ -9,7 +9,8 @@ import math
 from torch import Tensor
 from torch.nn.functional import pad
 
-from student.model.kernels.mlstm_torch import EPSILON, NOTHING, HeadInputs, Memory
+from student.model.kernels.chunks import NOTHING, Memory
+from student.model.kernels.mlstm_torch import EPSILON, HeadInputs
 
 LONGEST_CHUNK = 128
 HEAD_MULTIPLE = 64

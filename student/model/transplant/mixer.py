@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 from xlstm.components.conv import CausalConv1d, CausalConv1dConfig
 
+from student.model.kernels.chunks import NOTHING, Memory
 from student.model.kernels.convolution import causal_conv
 from student.model.transplant import naive
 from student.model.transplant.families import rotated
 from student.model.transplant.mixing import Mixing, delayed, zeros_before
 from student.model.transplant.nearby import nearby, with_past
 from student.model.transplant.options import MixerShape
-from student.model.transplant.recurrence import HeadInputs, Memory, recurrence
-from student.model.transplant.weighted import NOTHING, Weighted, added, mean
+from student.model.transplant.recurrence import HeadInputs, recurrence
+from student.model.transplant.weighted import Weighted, added, mean
 from student.model.transplant.window import WindowInputs, chunk_size, sinks_by_chunk, window
 
 FORGET_BIAS = (2.0, 6.0)

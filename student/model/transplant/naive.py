@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from student.model.transplant.recurrence import HeadInputs, Memory
-from student.model.transplant.weighted import NOTHING, Weighted
+from student.model.kernels.chunks import NOTHING, Memory
+from student.model.transplant.recurrence import HeadInputs
+from student.model.transplant.weighted import Weighted
 from student.model.transplant.window import WindowInputs, chunk_size
 
 

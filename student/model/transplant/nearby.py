@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.model.transplant.weighted import NOTHING, Weighted
+from student.model.kernels.chunks import NOTHING
+from student.model.transplant.weighted import Weighted
 
 
 def nearby(log_weights: Tensor, v: Tensor, place: Tensor) -> Weighted:

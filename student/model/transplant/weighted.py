@@ -5,8 +5,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-NOTHING = -1e30
-"""Logarithm of a weight that is none; finite, so that differences of two are numbers."""
 SMALLEST_WEIGHT = 1e-20
 """Below it a position sees nothing: its output is zero, not zero over zero."""
 

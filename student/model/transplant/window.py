@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from student.model.transplant.weighted import NOTHING, Weighted
+from student.model.kernels.chunks import NOTHING
+from student.model.transplant.weighted import Weighted
 
 LONGEST_CHUNK = 64
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.model.kernels.mlstm_torch import EPSILON, LONGEST_CHUNK, HeadInputs, Memory, run
+from student.model.kernels.chunks import LONGEST_CHUNK, Memory
+from student.model.kernels.mlstm_torch import EPSILON, HeadInputs, run
 
 
 def random_inputs(length: int, seed: int = 0) -> HeadInputs:

@@ -5,7 +5,7 @@ held against plain torch there by tests/gpu/test_mlstm_gpu.py.
 import pytest
 import torch
 
-from student.model.kernels.mlstm_torch import Memory
+from student.model.kernels.chunks import Memory
 from student.model.kernels.mlstm_triton import (
     HEAD_MULTIPLE,
     LONGEST_CHUNK,

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from student.model.kernels.chunks import Memory
 from student.model.transplant import naive
-from student.model.transplant.recurrence import HeadInputs, Memory, recurrence
+from student.model.transplant.recurrence import HeadInputs, recurrence
 from student.model.transplant.weighted import Weighted, mean
 from tests.helpers.transplants import starts_at
 

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from student.model.transplant.weighted import NOTHING, Weighted, added, mean
+from student.model.kernels.chunks import NOTHING
+from student.model.transplant.weighted import Weighted, added, mean
 
 
 def _sums(scores: Tensor, v: Tensor) -> Weighted:
