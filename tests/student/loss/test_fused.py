@@ -1,8 +1,5 @@
 """The one-pass loss against autograd through the naive one: values, gradients, masks, chunks, kinds of targets."""
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,8 +14,8 @@ from student.loss.divergence import TermWeights
 from student.loss.fused import fused_loss
 from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
-from tests.helpers import ROOT
 from tests.helpers.loss_cases import KINDS, VOCAB, Kind, gradient, make_case, relative_error
+from tests.helpers.programs import python
 
 
 class LargestTensor(TorchDispatchMode):
@@ -121,16 +118,3 @@ def test_peak_memory_does_not_grow_with_the_logits() -> None:
     """16 times the tokens: logits would be 15 times 100 MB more in float32, states and entries are 1 MB."""
     grown = [int(python(PEAK, str(tokens))) for tokens in (512, 8192)]
     assert max(grown) < 16 * 1024, "KiB"
-
-
-def python(program: str, *arguments: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", program, *arguments],
-        env={**os.environ, **environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
