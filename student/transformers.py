@@ -5,8 +5,8 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from student.inference.hf import DistilXLSTMForCausalLM
-from student.inference.hf_config import DistilXLSTMConfig
+from student.inference.hf import STUDENTS
 
-AutoConfig.register(DistilXLSTMConfig.model_type, DistilXLSTMConfig, exist_ok=True)
-AutoModelForCausalLM.register(DistilXLSTMConfig, DistilXLSTMForCausalLM, exist_ok=True)
+for _student in STUDENTS:
+    AutoConfig.register(_student.config_class.model_type, _student.config_class, exist_ok=True)
+    AutoModelForCausalLM.register(_student.config_class, _student, exist_ok=True)

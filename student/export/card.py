@@ -4,8 +4,10 @@ import json
 
 import torch
 
+from student.export.config import FROZEN_NAMES
 from student.run.files import RunFiles, RunSummary
 from student.run.measure_words import MEASURE_WORDS
+from student.run.student_words import beginning_words, student_words
 from teacher_cache.format.manifest import Manifest
 
 CARD_FILE = "README.md"
@@ -14,16 +16,25 @@ LAST_STEP = ("loss", "cross_entropy", "kl", "frobenius", "temperature", "alpha")
 
 def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes: dict[str, torch.dtype]) -> str:
     """The card as Markdown; `dtypes` are those of the stored tensors."""
-    teacher = manifest.teacher.name
+    teacher, model = manifest.teacher.name, files.settings.model
+    if model.begins_as_teacher:
+        tag, title, of_teacher = (
+            "linear-attention",
+            f"A student that began as {teacher}",
+            "What the layers began with, embedding",
+        )
+    else:
+        tag, title, of_teacher = "xlstm", f"An xLSTM distilled from {teacher}", "Embedding"
     parts = [
-        _front_matter(),
-        f"# An xLSTM distilled from {teacher}",
-        f"{summary.trainable_parameters:,} trained of {summary.total_parameters:,} parameters: a stack of xLSTM blocks "
-        "between the teacher's own embedding and LM head, which are frozen. Trained by δ-distillation "
-        "(Distil-xLSTM, [arXiv 2503.18565](https://arxiv.org/abs/2503.18565)) from a cache of the teacher's outputs. "
-        "Embedding, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
+        _front_matter(tag),
+        f"# {title}",
+        f"{summary.trainable_parameters:,} trained of {summary.total_parameters:,} parameters: "
+        f"{student_words(model)}, between the teacher's own embedding and LM head, which are frozen. Trained by "
+        "δ-distillation (Distil-xLSTM, [arXiv 2503.18565](https://arxiv.org/abs/2503.18565)) from a cache of the "
+        "teacher's outputs. "
+        f"{of_teacher}, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
         _use(has_tokenizer=manifest.tokenizer.has_files),
-        "## Where it comes from\n\n" + _table(_provenance(summary, manifest)),
+        "## Where it comes from\n\n" + _table(_provenance(files, summary, manifest)),
         "## Held out\n\n" + _held_out(files, summary.teacher_measures or {}),
         "## Last step of training\n\n" + _table(_last_step(files)),
         "## Numbers in the file\n\n" + _precision(files, dtypes),
@@ -32,8 +43,8 @@ def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes:
     return "\n\n".join(parts) + "\n"
 
 
-def _front_matter() -> str:
-    return "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- xlstm\n- distillation\n---"
+def _front_matter(tag: str) -> str:
+    return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- {tag}\n- distillation\n---"
 
 
 def _use(*, has_tokenizer: bool) -> str:
@@ -48,7 +59,7 @@ def _use(*, has_tokenizer: bool) -> str:
     return f"```python\n{code}\n```\n\nOr `student-generate PATH-OF-THIS-FOLDER --prompt Once`."
 
 
-def _provenance(summary: RunSummary, manifest: Manifest) -> dict[str, str]:
+def _provenance(files: RunFiles, summary: RunSummary, manifest: Manifest) -> dict[str, str]:
     teacher, rows = manifest.teacher, manifest.rows
     return {
         "teacher": teacher.name,
@@ -60,6 +71,7 @@ def _provenance(summary: RunSummary, manifest: Manifest) -> dict[str, str]:
         "cache, fingerprint": summary.cache_fingerprint,
         "corpus": str(manifest.corpus.get("source", "–")),
         "rows": f"{rows.count:,} of {rows.seq_len:,} positions, {rows.mode}, context {rows.context}",
+        "began with": beginning_words(files.settings.model),
         "steps": f"{summary.steps:,}",
     }
 
@@ -78,12 +90,14 @@ def _held_out(files: RunFiles, teacher: dict[str, float]) -> str:
 
 def _last_step(files: RunFiles) -> dict[str, str]:
     last = files.metrics[-1]
-    return {name.replace("_", "-"): f"{last[name]:.4f}" for name in LAST_STEP if name in last}
+    known = {name: last[name] for name in LAST_STEP if last.get(name) is not None}
+    return {name.replace("_", "-"): f"{value:.4f}" for name, value in known.items()}
 
 
 def _precision(files: RunFiles, dtypes: dict[str, torch.dtype]) -> str:
     def words(*, trained: bool) -> str:
-        kinds = {str(kind).removeprefix("torch.") for name, kind in dtypes.items() if (".stack." in name) == trained}
+        frozen = {f"student.{name}" for name in FROZEN_NAMES.values()}
+        kinds = {str(kind).removeprefix("torch.") for name, kind in dtypes.items() if (name not in frozen) == trained}
         return " and ".join(sorted(kinds))
 
     return (

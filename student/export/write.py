@@ -6,13 +6,12 @@ Tensors keep their values and types: the frozen matrices those of the cache, the
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoTokenizer, GenerationConfig
@@ -21,15 +20,12 @@ from delta_common.errors import UserError
 from delta_common.files import parse_json, settle_on_disk, staging_path
 from delta_common.tokenizer import is_digest_of, tokenizer_digest
 from student.export.card import CARD_FILE, model_card
-from student.inference.hf import DistilXLSTMForCausalLM
-from student.inference.hf_config import DistilXLSTMConfig
+from student.export.config import frozen_tensors, make_config
+from student.inference.hf import STUDENTS
+from student.inference.hf_config import CONFIGS, StudentConfig
 from student.inference.load import CONFIG_FILE, WEIGHTS_FILE
-from student.model.shape import TeacherDims, resolve_shape
 from student.run.files import TRAINED_FILE, RunFiles, RunSummary, read_run
 from teacher_cache.read.cache import Cache, open_cache
-
-FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "lm_head.bias": "lm_head_bias"}
-"""Names in a cache, and in the student."""
 
 
 def export_student(run: Path, out: Path, cache: str | None = None) -> int:
@@ -42,8 +38,9 @@ def export_student(run: Path, out: Path, cache: str | None = None) -> int:
     files = read_run(run)
     summary = _finished(files)
     trained_on = _cache_of(files.path, summary, cache)
-    config = make_config(files, summary, trained_on)
-    tensors = _tensors(files.path, trained_on, config)
+    frozen = frozen_tensors(trained_on)
+    config = make_config(files, summary, trained_on, frozen)
+    tensors = _tensors(files.path, frozen, config)
     with _published(out) as staged:
         save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
         config.save_pretrained(staged)
@@ -84,76 +81,23 @@ def _cache_of(run: Path, summary: RunSummary, given: str | None) -> Cache:
     return cache
 
 
-def make_config(files: RunFiles, summary: RunSummary, cache: Cache) -> DistilXLSTMConfig:
-    """The export's configuration, with its provenance: teacher, cache, steps and settings."""
-    manifest = cache.manifest
-    if files.settings.model.begins_as_teacher:
-        raise UserError(
-            f"{files.path}: a student of model.preset {files.settings.model.preset} has no form for transformers yet; "
-            "evaluate it with student-eval"
-        )
-    shape = resolve_shape(
-        files.settings.model, TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
-    )
-    with _opened(cache.frozen_weights) as frozen:
-        names = set(frozen.keys())
-    return DistilXLSTMConfig(
-        vocab_size=manifest.vocab_size,
-        padded_vocab_size=manifest.padded_vocab_size,
-        hidden_size=shape.hidden_size,
-        num_hidden_layers=shape.blocks,
-        num_attention_heads=shape.heads,
-        slstm_at=list(shape.slstm_at),
-        conv_kernel=shape.conv_kernel,
-        qkv_block_size=shape.qkv_block_size,
-        mlstm_proj_factor=shape.mlstm_proj_factor,
-        slstm_ffn_factor=shape.slstm_ffn_factor,
-        embedding_scale=summary.embedding_scale,
-        tie_word_embeddings="lm_head.weight" not in names,
-        head_bias="lm_head.bias" in names,
-        eos_token_id=manifest.eos_token_id,
-        pad_token_id=manifest.tokenizer.pad_token_id,
-        tokenizer_sha256=manifest.tokenizer_sha256,
-        provenance={
-            "teacher": manifest.teacher.model_dump(mode="json"),
-            "cache_fingerprint": cache.fingerprint,
-            "context": manifest.rows.context,
-            "seq_len": manifest.seq_len,
-            "steps": summary.steps,
-            "settings": files.settings.model_dump(mode="json"),
-        },
-        architectures=[DistilXLSTMForCausalLM.__name__],
-        dtype="float32",
-    )
-
-
-def _tensors(run: Path, cache: Cache, config: DistilXLSTMConfig) -> dict[str, Tensor]:
+def _tensors(run: Path, frozen: Mapping[str, Tensor], config: StudentConfig) -> dict[str, Tensor]:
     """All tensors by their names in the model, their shapes checked against it."""
-    with _opened(cache.frozen_weights) as frozen:
-        names = set(frozen.keys())
-        found = {f"student.{ours}": frozen.get_tensor(n) for n, ours in FROZEN_NAMES.items() if n in names}
     try:
-        found |= {f"student.{name}": tensor for name, tensor in load_file(run / TRAINED_FILE).items()}
+        trained = load_file(run / TRAINED_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{run / TRAINED_FILE}: not readable ({error}); run student-train again") from error
+    found = {f"student.{name}": tensor for name, tensor in (*frozen.items(), *trained.items())}
+    kind = next(kind for kind in STUDENTS if isinstance(config, kind.config_class))
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in DistilXLSTMForCausalLM(config).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found or found[name].shape != expected.get(name):
             raise UserError(f"{run / TRAINED_FILE}: {name} is not as the run's settings say; run student-train again")
     return found
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            yield file
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{path}: the teacher's frozen weights are not readable: {error}") from error
-
-
-def _generation_config(config: DistilXLSTMConfig) -> GenerationConfig:
+def _generation_config(config: StudentConfig) -> GenerationConfig:
     return GenerationConfig(eos_token_id=config.eos_token_id, pad_token_id=config.pad_token_id)
 
 
@@ -208,7 +152,7 @@ def _require_ours(out: Path, names: set[str] | None = None) -> None:
 def _is_export(folder: Path) -> bool:
     try:
         said = parse_json((folder / CONFIG_FILE).read_bytes())
-        return bool(said["model_type"] == DistilXLSTMConfig.model_type)
+        return said["model_type"] in [config.model_type for config in CONFIGS]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

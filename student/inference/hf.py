@@ -1,4 +1,4 @@
-"""An exported student as a transformers model; `student.transformers` makes the `Auto` classes know it.
+"""Exported students as transformers models; `student.transformers` makes the `Auto` classes know them.
 
 The recurrent state takes the place of a key-value cache; its size is constant. The frozen matrices are stored with the
 model, so a folder loads by itself.
@@ -14,11 +14,13 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.modeling_utils import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
-from student.inference.hf_config import DistilXLSTMConfig
+from student.inference.hf_config import DistilTransplantConfig, DistilXLSTMConfig, StudentConfig
 from student.inference.hf_inputs import document_starts, ends_in_padding, require_known
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenWeights
 from student.model.state import select_rows
+from student.model.student import Student
+from student.model.transplant.student import TransplantStudent, build_transplant
 from student.model.xlstm import XLSTMStudent, build_student
 
 INITIAL_SPREAD = 0.02
@@ -43,20 +45,13 @@ class StudentState:
         self.recurrent = select_rows(self.recurrent, rows)
 
 
-class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
-    """The student with its LM head; `.student` is the `XLSTMStudent`."""
+class StudentForCausalLM(PreTrainedModel, GenerationMixin):
+    """A student with its LM head."""
 
-    config_class = DistilXLSTMConfig
+    student: Student
     base_model_prefix = "student"
     supports_gradient_checkpointing = True
     _is_stateful = True
-
-    def __init__(self, config: DistilXLSTMConfig) -> None:
-        super().__init__(config)
-        self.student: XLSTMStudent = build_student(
-            config.shape, _frozen_matrices(config), context_length=1, seed=0, keep_frozen=True
-        )
-        self.post_init()
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -113,14 +108,47 @@ class DistilXLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         return False
 
     def _init_weights(self, module: Any) -> None:
-        """Do nothing: xlstm's modules initialise themselves."""
+        """Do nothing: a student's modules initialise themselves."""
+
+
+class DistilXLSTMForCausalLM(StudentForCausalLM):
+    """The xLSTM student with its LM head."""
+
+    config_class = DistilXLSTMConfig
+    student: XLSTMStudent
+
+    def __init__(self, config: DistilXLSTMConfig) -> None:
+        super().__init__(config)
+        self.student = build_student(config.shape, _frozen_matrices(config), context_length=1, seed=0, keep_frozen=True)
+        self.post_init()
+
+
+class DistilTransplantForCausalLM(StudentForCausalLM):
+    """The student that begins as its teacher, with its LM head.
+
+    Raises `UserError` for a teacher's family or a mixer that this version does not know.
+    """
+
+    config_class = DistilTransplantConfig
+    student: TransplantStudent
+
+    def __init__(self, config: DistilTransplantConfig) -> None:
+        super().__init__(config)
+        self.student = build_transplant(
+            config.layers, _frozen_matrices(config), None, config.shape, seed=0, keep_frozen=True
+        )
+        self.post_init()
+
+
+STUDENTS = (DistilXLSTMForCausalLM, DistilTransplantForCausalLM)
+"""All kinds of students."""
 
 
 @dataclass(frozen=True)
 class StudentBackbone:
     """Tokens to hidden states after the last norm, called as transformers calls a model without its LM head."""
 
-    model: DistilXLSTMForCausalLM
+    model: StudentForCausalLM
 
     def __call__(
         self,
@@ -165,7 +193,7 @@ class StudentBackbone:
         return hidden_states, past
 
 
-def _frozen_matrices(config: DistilXLSTMConfig) -> FrozenWeights:
+def _frozen_matrices(config: StudentConfig) -> FrozenWeights:
     """Random matrices of the configured sizes, to be replaced by loaded weights."""
     size = config.padded_vocab_size, config.hidden_size
     return FrozenWeights(

@@ -5,30 +5,36 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.tokenizer import is_digest_of
-from student.model.xlstm import XLSTMStudent
+from student.model.student import Student
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from student.inference.hf import DistilXLSTMForCausalLM
-    from student.inference.hf_config import DistilXLSTMConfig
+    from student.inference.hf import StudentForCausalLM
+    from student.inference.hf_config import StudentConfig
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 TOKENIZER_FILE = "tokenizer_config.json"
 AGAIN = "run student-export again"
+DAMAGED = (
+    *(OSError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError, AttributeError),
+    *(SafetensorError, StrictDataclassError),
+)
+"""What transformers and we raise over files that do not fit together."""
 
 
 @dataclass(frozen=True)
 class ExportedStudent:
     """A student in float32 with its tokenizer; `stop_token` ends a text."""
 
-    student: XLSTMStudent
+    student: Student
     tokenizer: "PreTrainedTokenizerBase"
     stop_token: int | None
 
@@ -53,30 +59,34 @@ def load_export(path: Path, device: torch.device) -> ExportedStudent:
     return ExportedStudent(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
 
 
-def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "DistilXLSTMForCausalLM":
+def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "StudentForCausalLM":
     """An export as transformers has it, on the CPU, in `dtype` or ("auto") in the one that its configuration names.
 
     Raises `UserError` when it is no export, or a file is missing or damaged.
     """
-    read_config(path)
+    config = read_config(path)
     _require_file(path / WEIGHTS_FILE)
     from transformers.utils import logging
 
-    from student.inference.hf import DistilXLSTMForCausalLM
+    from student.inference.hf import STUDENTS
 
     logging.disable_progress_bar()
-    model: DistilXLSTMForCausalLM
+    kind = next(kind for kind in STUDENTS if isinstance(config, kind.config_class))
+    model: StudentForCausalLM
     try:
-        model, found = DistilXLSTMForCausalLM.from_pretrained(path, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, SafetensorError) as error:
-        raise UserError(f"{path}: its weights or configuration are damaged ({error}); {AGAIN}") from error
+        model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    except UserError as error:
+        raise UserError(f"{path / CONFIG_FILE}: {error}") from error
+    except DAMAGED as error:
+        said = " ".join(str(error).split())
+        raise UserError(f"{path}: its weights or configuration are damaged ({said}); {AGAIN}") from error
     wrong = sorted({*found["missing_keys"], *found["unexpected_keys"], *map(str, found["mismatched_keys"])})
     if wrong:
         raise UserError(f"{path / WEIGHTS_FILE}: {wrong[0]} is missing or not the student's; {AGAIN}")
     return model
 
 
-def read_config(path: Path) -> "DistilXLSTMConfig":
+def read_config(path: Path) -> "StudentConfig":
     """The configuration of an export. Raises `UserError` when the folder is none."""
     if not path.is_dir():
         raise UserError(f"{path}: no such folder; give the --out folder of student-export")
@@ -89,12 +99,13 @@ def read_config(path: Path) -> "DistilXLSTMConfig":
         found = content.get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file}: not a model's configuration; {AGAIN}") from error
-    from student.inference.hf_config import DistilXLSTMConfig
+    from student.inference.hf_config import CONFIGS
 
-    if found != DistilXLSTMConfig.model_type:
+    kind = next((kind for kind in CONFIGS if kind.model_type == found), None)
+    if kind is None:
         raise UserError(f"{file}: a model of type {found!r}; give a folder of student-export")
     try:
-        config: DistilXLSTMConfig = DistilXLSTMConfig.from_dict(content)
+        config: StudentConfig = kind.from_dict(content)
     except (ValueError, TypeError) as error:
         raise UserError(f"{file}: not an export's configuration ({error}); {AGAIN}") from error
     return config

@@ -42,12 +42,20 @@ def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: tor
     """The student of a run's folder, whose parameters are still to be loaded: it needs no teacher's body."""
     if not settings.model.begins_as_teacher:
         return initial_student(settings, cache, device)
+    student = _transplant(settings, cache, teacher_config_of(run), None)
+    return student.to(device=device, dtype=DTYPES[settings.training.precision])
+
+
+def teacher_config_of(run: Path) -> Config:
+    """The teacher's configuration, from the folder of a run whose student begins as its teacher."""
     file = run / TEACHER_CONFIG_FILE
     try:
-        config: Config = parse_json(file.read_bytes())
+        config = parse_json(file.read_bytes())
+        if not isinstance(config, dict):
+            raise ValueError("no JSON object")
     except (OSError, ValueError) as error:
         raise UserError(f"{file}: not what student-train writes there; run its command again") from error
-    return _transplant(settings, cache, config, None).to(device=device, dtype=DTYPES[settings.training.precision])
+    return config
 
 
 def _block_stack(settings: TrainSettings, cache: Cache) -> Student:

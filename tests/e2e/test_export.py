@@ -23,7 +23,7 @@ from student.inference.generate import generate_tokens
 from student.inference.load import load_export
 from student.inference.tokenizer import encode_prompt
 from teacher_cache.read.cache import open_cache
-from tests.helpers.made_exports import change_tokenizer, make_export, run, train
+from tests.helpers.made_exports import PRESETS, change_tokenizer, make_export, run, train
 from tests.helpers.small_training import make_uneven_cache
 
 CPU = torch.device("cpu")
@@ -41,6 +41,15 @@ KEPT_OUT = (
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
     return make_export(tmp_path_factory.mktemp("export"), tiny_teacher)
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def made(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of every kind of student."""
+    if request.param == "paper":
+        return folder
+    teacher: Path = request.getfixturevalue("tiny_teacher")
+    return make_export(tmp_path_factory.mktemp(request.param), teacher, request.param)
 
 
 def fresh(code: str, *arguments: Path | str, **environment: str) -> Any:
@@ -70,11 +79,11 @@ print(json.dumps(model(tokens).logits.double().tolist()))
 """
 
 
-def test_a_fresh_process_without_trainer_and_cache_has_the_trained_student(folder: Path, tmp_path: Path) -> None:
-    trained = load_student(folder / "run", open_cache(folder / "cache"), CPU).model
+def test_a_fresh_process_without_trainer_and_cache_has_the_trained_student(made: Path, tmp_path: Path) -> None:
+    trained = load_student(made / "run", open_cache(made / "cache"), CPU).model
     with torch.no_grad():
         expected = trained.logits(trained(torch.arange(60).view(2, 30))).double()
-    found = torch.tensor(fresh(LOGITS, folder / "export", tmp_path / "again"), dtype=torch.float64)
+    found = torch.tensor(fresh(LOGITS, made / "export", tmp_path / "again"), dtype=torch.float64)
     assert torch.allclose(found, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
     assert fresh(LOGITS, tmp_path / "again") == found.tolist()
 
@@ -117,9 +126,9 @@ print(json.dumps([alone, together]))
 """
 
 
-def test_pipelines_write_what_the_student_writes(folder: Path) -> None:
-    alone, together = fresh(PIPELINE, folder / "export", *PROMPTS)
-    found = load_export(folder / "export", CPU)
+def test_pipelines_write_what_the_student_writes(made: Path) -> None:
+    alone, together = fresh(PIPELINE, made / "export", *PROMPTS)
+    found = load_export(made / "export", CPU)
     expected = [
         found.tokenizer.decode(
             generate_tokens(
@@ -131,10 +140,10 @@ def test_pipelines_write_what_the_student_writes(folder: Path) -> None:
     assert alone == together == expected
 
 
-def test_generate_follows_beams_and_samples_as_transformers_does_without_a_state(folder: Path) -> None:
+def test_generate_follows_beams_and_samples_as_transformers_does_without_a_state(made: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(folder / "export").double()
+    model = AutoModelForCausalLM.from_pretrained(made / "export").double()
     tokens = torch.arange(40, 50)[None]
     for options in ({"num_beams": 3}, {"do_sample": True, "top_p": 0.9}, {}):
         written = []
@@ -143,6 +152,16 @@ def test_generate_follows_beams_and_samples_as_transformers_does_without_a_state
             chosen = {"max_new_tokens": 10, "do_sample": False, **options}
             written.append(model.generate(tokens, use_cache=use_cache, **chosen))
         assert torch.equal(*written)
+
+
+def test_tensors_are_those_of_the_cache_and_of_the_run(made: Path) -> None:
+    stored = load_file(made / "export" / "model.safetensors")
+    assert torch.equal(
+        stored.pop("student.embedding"), load_file(made / "cache/teacher/frozen.safetensors")["embedding.weight"]
+    )
+    trained = load_file(made / "run" / "trained.safetensors")
+    assert stored.keys() == {f"student.{name}" for name in trained}
+    assert all(torch.equal(stored[f"student.{name}"], tensor) for name, tensor in trained.items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -178,12 +197,12 @@ def test_tensors_keep_values_and_types(tmp_path: Path, precision: str, dtype: st
     assert "it takes tokens, not text" in card
 
 
-def test_the_card_and_the_configuration_say_where_it_comes_from(folder: Path) -> None:
-    card = (folder / "export" / "README.md").read_text()
-    config = json.loads((folder / "export" / "config.json").read_text())
-    manifest = open_cache(folder / "cache").manifest
-    evaluations = [json.loads(line) for line in (folder / "run" / "evaluation.jsonl").read_text().splitlines()]
-    last = json.loads((folder / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+def test_the_card_and_the_configuration_say_where_it_comes_from(made: Path) -> None:
+    card = (made / "export" / "README.md").read_text()
+    config = json.loads((made / "export" / "config.json").read_text())
+    manifest = open_cache(made / "cache").manifest
+    evaluations = [json.loads(line) for line in (made / "run" / "evaluation.jsonl").read_text().splitlines()]
+    last = json.loads((made / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     for said in (
         manifest.teacher.name,
         manifest.teacher.weights_sha256,

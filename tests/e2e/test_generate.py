@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from student.cli import generate as generate_cli
-from tests.helpers.made_exports import change_tokenizer, make_export, run
+from tests.helpers.made_exports import PRESETS, change_tokenizer, make_export, run
 
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
 
@@ -22,6 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path
     return make_export(tmp_path_factory.mktemp("generate"), tiny_teacher)
 
 
+@pytest.fixture(scope="module", params=PRESETS)
+def made(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same of every kind of student."""
+    if request.param == "paper":
+        return folder
+    teacher: Path = request.getfixturevalue("tiny_teacher")
+    return make_export(tmp_path_factory.mktemp(request.param), teacher, request.param)
+
+
 def written(capsys: pytest.CaptureFixture[str], *words: Path | str) -> str:
     capsys.readouterr()
     assert run(generate_cli, *words) == 0
@@ -29,9 +38,9 @@ def written(capsys: pytest.CaptureFixture[str], *words: Path | str) -> str:
 
 
 def test_student_generate_continues_prompts_in_order_as_it_does_each_alone(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = [folder / "export", "--max-new-tokens", "12", "--temperature", "0"]
+    options = [made / "export", "--max-new-tokens", "12", "--temperature", "0"]
     alone = [written(capsys, *options, "--prompt", prompt) for prompt in PROMPTS]
     assert all(text.startswith(prompt) and len(text) > len(prompt) for text, prompt in zip(alone, PROMPTS, strict=True))
     given = [word for prompt in PROMPTS[:2] for word in ("--prompt", prompt)]

@@ -14,8 +14,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Stoppi
 
 import student.transformers
 from student.inference.generate import generate_tokens
-from student.model.xlstm import XLSTMStudent
-from tests.helpers.small_students import WIDTH, small_model
+from student.model.student import Student
+from tests.helpers.small_students import ROUNDING, WIDTH, small_model
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
 TEXTS = ("Once upon a time", "a", "the quick brown fox jumps")
@@ -44,22 +44,22 @@ print(json.dumps({task: [sample["resps"] for sample in samples] for task, sample
 """
 
 
-@pytest.fixture(scope="module")
-def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=ROUNDING)
+def export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("lm_eval") / "export"
-    model = small_model(vocab_size=EOS + 1, padded_vocab_size=288, eos_token_id=EOS, pad_token_id=EOS)
+    model = small_model(request.param, vocab_size=EOS + 1, padded_vocab_size=288, eos_token_id=EOS, pad_token_id=EOS)
     model.save_pretrained(folder)
     byte_tokenizer().save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
-def student(export: Path) -> XLSTMStudent:
-    found: XLSTMStudent = AutoModelForCausalLM.from_pretrained(export).student
+def student(export: Path) -> Student:
+    found: Student = AutoModelForCausalLM.from_pretrained(export).student
     return found
 
 
-def log_likelihood(student: XLSTMStudent, beginning: list[int], end: list[int]) -> float:
+def log_likelihood(student: Student, beginning: list[int], end: list[int]) -> float:
     """Of `end` after `beginning`, position by position in float64."""
     tokens = torch.tensor([beginning + end])
     with torch.no_grad():
@@ -68,7 +68,7 @@ def log_likelihood(student: XLSTMStudent, beginning: list[int], end: list[int]) 
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
-def test_lm_eval_gives_the_students_own_numbers(export: Path, student: XLSTMStudent, tmp_path: Path) -> None:
+def test_lm_eval_gives_the_students_own_numbers(export: Path, student: Student, tmp_path: Path) -> None:
     lines = [json.dumps({"text": text, "choices": CHOICES, "answer": 0}) for text in TEXTS]
     (tmp_path / "data.jsonl").write_text("\n".join(lines) + "\n")
     for name, said in TASKS.items():
@@ -96,7 +96,7 @@ class _Never(StoppingCriteria):
         return torch.zeros(len(input_ids), dtype=torch.bool)
 
 
-def test_the_calls_it_makes_give_the_students_own_numbers(export: Path, student: XLSTMStudent) -> None:
+def test_the_calls_it_makes_give_the_students_own_numbers(export: Path, student: Student) -> None:
     """Whether lm-eval is installed or not: rows filled up with zeros on the right, prompts padded on the left."""
     config = AutoConfig.from_pretrained(export, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(export, dtype="auto", trust_remote_code=False).eval()

@@ -130,8 +130,10 @@ def test_a_run_is_measured_on_a_cache_without_the_body(folder: Path, alone: Proc
     loaded = load_student(tmp_path / "run", open_cache(folder / "bare"), CPU).model
     stored = load_file(tmp_path / "run" / "trained.safetensors")
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.named_parameters())
-    with pytest.raises(UserError, match=r"has no form for transformers yet"):
-        export_student(tmp_path / "run", tmp_path / "export", str(folder / "cache"))
+    export_student(tmp_path / "run", tmp_path / "export", str(folder / "cache"))
+    exported = load_student(tmp_path / "export", open_cache(folder / "bare"), CPU).model
+    tokens = torch.arange(60).view(2, 30)
+    assert torch.equal(exported(tokens), loaded(tokens))
 
 
 def test_the_teacher_may_be_named_and_another_is_refused(folder: Path, tmp_path: Path) -> None:

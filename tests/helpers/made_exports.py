@@ -32,23 +32,29 @@ def run(program: Any, *words: Path | str) -> int:
     return int(stop.value.code or 0)
 
 
+PRESETS = ("paper", "transplant", "hybrid")
+
+
 def train(folder: Path, name: str, *options: str) -> int:
     return run(train_cli, "--cache", folder / "cache", "--out", folder / name, *SMALL, *options)
 
 
-def make_export(folder: Path, teacher: Path) -> Path:
+def make_export(folder: Path, teacher: Path, preset: str = "paper") -> Path:
     """`cache`, `run` trained on it, `unfinished` stopped after 4 of 6 steps, and `export`."""
+    carry = {} if preset == "paper" else {"carry": "body"}
     said = {
-        "teacher": {"model": str(teacher), "dtype": "float32"},
+        "teacher": {"model": str(teacher), "dtype": "float32", **carry},
         "corpus": {"source": str(write_text_corpus(folder, words=9))},
         "rows": {"seq_len": 32, "count": 32},
         "targets": {"top_k": 8, "samples": 24},
     }
     build_cache(BuildSettings.model_validate(said), folder / "cache")
-    assert train(folder, "run", "--evaluation.cache", str(folder / "cache"), "--evaluation.max_rows=4") == 0
+    student = [f"--model.preset={preset}", "--model.window=8"]
+    measured = ["--evaluation.cache", str(folder / "cache"), "--evaluation.max_rows=4"]
+    assert train(folder, "run", *student, *measured) == 0
     with pytest.MonkeyPatch.context() as patch:
         _stop_at(4, patch)
-        assert train(folder, "unfinished") == 130
+        assert train(folder, "unfinished", *student) == 130
     assert run(export_cli, folder / "run", "--out", folder / "export") == 0
     return folder
 

@@ -11,14 +11,17 @@ from tests.helpers.small_students import small_model
 PROGRAM = """
 import sys
 {imports}
-print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1])).__name__)
+for kind in ("xlstm", "transplant"):
+    print(type(AutoModelForCausalLM.from_pretrained(sys.argv[1] + "/" + kind)).__name__)
 """
 
 
 @pytest.fixture(scope="module")
 def export(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("transformers") / "export"
-    small_model().save_pretrained(folder)
+    """One of each kind of student."""
+    folder = tmp_path_factory.mktemp("transformers")
+    for kind in ("xlstm", "transplant"):
+        small_model(kind).save_pretrained(folder / kind)
     return folder
 
 
@@ -33,7 +36,7 @@ def printed(imports: str, export: Path) -> "subprocess.CompletedProcess[str]":
 def test_an_auto_class_loads_an_export_after_the_import(export: Path, before: bool) -> None:
     lines = ["import student.transformers", "from transformers import AutoModelForCausalLM"]
     done = printed("\n".join(lines if before else reversed(lines)), export)
-    assert done.stdout == "DistilXLSTMForCausalLM\n", done.stderr
+    assert done.stdout == "DistilXLSTMForCausalLM\nDistilTransplantForCausalLM\n", done.stderr
 
 
 def test_nothing_else_registers_it(export: Path) -> None:

@@ -132,6 +132,10 @@ class TransplantStudent(nn.Module):
         return embedded if self.embedding_scale is None else embedded * self.embedding_scale
 
     def _run(self, x: Tensor, mixing: Mixing) -> Tensor:
+        if self.training and any(getattr(layer, "gradient_checkpointing", False) for layer in self.layers):
+            # transformers' layers then compute again what they gave; torch's older way to do so gives gradients only
+            # where an input asks for one.
+            x = x.requires_grad_()
         for layer in self.layers:
             if self.recompute and torch.is_grad_enabled():
                 x = checkpoint(layer, x, mixing=mixing, use_reentrant=False)

@@ -1,5 +1,6 @@
 """The model card of an export: where it comes from, how good it is, how to use it."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -8,12 +9,13 @@ from student.export.card import model_card
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import open_cache
 from tests.helpers.made_runs import a_run
+from tests.helpers.small_training import small_settings
 
 DTYPES = {"student.embedding": torch.bfloat16, "student.stack.blocks.0.weight": torch.float32}
 
 
-def card_of(path: Path, manifest: Manifest, **run: str) -> str:
-    files = a_run(path, **run)  # type: ignore[arg-type]
+def card_of(path: Path, manifest: Manifest, *options: str) -> str:
+    files = replace(a_run(path), settings=small_settings("--optimizer.learning_rate=1", *options))
     assert files.summary is not None
     return model_card(files, files.summary, manifest, DTYPES)
 
@@ -32,6 +34,31 @@ def test_it_says_where_it_comes_from_and_how_good_it_is(synthetic_cache: Path, t
     assert '"learning_rate": 1.0' in card
     assert "as the cache has them (bfloat16)" in card
     assert "when training ended (float32; it computed in fp32)" in card
+
+
+def test_it_says_what_the_student_is_and_what_it_began_with(synthetic_cache: Path, tmp_path: Path) -> None:
+    manifest = open_cache(synthetic_cache).manifest
+    paper, hybrid = (card_of(tmp_path / "run", manifest, f"--model.preset={name}") for name in ("paper", "hybrid"))
+    assert f"# An xLSTM distilled from {manifest.teacher.name}\n" in paper
+    assert "a stack of xLSTM blocks, between the teacher's own embedding" in paper
+    assert "| began with | random weights |" in paper
+    assert f"# A student that began as {manifest.teacher.name}\n" in hybrid
+    assert "attention over the last 64 positions and the first 4 beside a recurrence, between" in hybrid
+    assert "| began with | its teacher's weights |" in hybrid
+    assert "- xlstm\n" in paper
+    assert "xLSTM blocks" not in hybrid
+    assert "- xlstm\n" not in hybrid
+
+
+def test_a_last_step_without_some_of_the_terms_is_told_without_them(synthetic_cache: Path, tmp_path: Path) -> None:
+    files = a_run(tmp_path / "run")
+    files.metrics[-1] |= {"kl": None}
+    del files.metrics[-1]["alpha"]
+    assert files.summary is not None
+    card = model_card(files, files.summary, open_cache(synthetic_cache).manifest, DTYPES)
+    assert "| loss | " in card
+    assert "| kl | " not in card
+    assert "| alpha | " not in card
 
 
 def test_it_names_the_line_that_registers_the_model_only_where_there_is_text(

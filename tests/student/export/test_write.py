@@ -8,10 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from delta_common.errors import UserError
-from student.export.write import export_student, make_config
+from student.export.write import export_student
 from student.inference.load import load_model
-from student.run.files import read_run
-from teacher_cache.read.cache import open_cache
 
 
 def test_the_export_is_the_trained_student(finished_run: Path, tmp_path: Path) -> None:
@@ -22,18 +20,6 @@ def test_the_export_is_the_trained_student(finished_run: Path, tmp_path: Path) -
     assert dict(model.named_parameters()).keys() == {f"student.{name}" for name in trained}
     assert all(torch.equal(model.get_parameter(f"student.{name}"), tensor) for name, tensor in trained.items())
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
-def test_the_configuration_has_the_runs_shape_and_provenance(finished_run: Path, uneven_cache: Path) -> None:
-    files, cache = read_run(finished_run), open_cache(uneven_cache)
-    assert files.summary is not None
-    config = make_config(files, files.summary, cache)
-    assert (config.num_hidden_layers, config.slstm_at, config.num_attention_heads) == (2, [0], 4)
-    assert (config.tie_word_embeddings, config.head_bias) == (False, False)
-    assert config.tokenizer_sha256 == cache.manifest.tokenizer_sha256
-    assert config.provenance is not None
-    assert config.provenance["cache_fingerprint"] == cache.fingerprint
-    assert config.provenance["steps"] == 6
 
 
 def test_an_unfinished_run_is_refused_with_what_is_missing(finished_run: Path, tmp_path: Path) -> None:

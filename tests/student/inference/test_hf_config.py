@@ -1,10 +1,16 @@
 """The configuration of an export: its numbers are a shape's, and it comes back from its file."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
-from student.inference.hf_config import DistilXLSTMConfig
+import pytest
+
+from delta_common.errors import UserError
+from student.inference.hf_config import CONFIGS, DistilTransplantConfig, DistilXLSTMConfig, StudentConfig
 from student.model.shape import StudentShape
+from student.model.transplant.options import HYBRID
+from tests.helpers.transplants import small_config
 
 
 def test_the_shape_has_every_number() -> None:
@@ -35,8 +41,47 @@ def test_it_comes_back_from_its_file(tmp_path: Path) -> None:
     assert again.shape == config.shape
 
 
-def test_trainers_that_ask_for_an_exports_code_are_told_of_none(tmp_path: Path) -> None:
-    DistilXLSTMConfig().save_pretrained(tmp_path)
-    config = DistilXLSTMConfig.from_pretrained(tmp_path)
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_trainers_that_ask_for_an_exports_code_are_told_of_none(kind: type[StudentConfig], tmp_path: Path) -> None:
+    kind().save_pretrained(tmp_path)
+    config = kind.from_pretrained(tmp_path)
     assert config.auto_map == {}
     assert "auto_map" not in config.to_dict()
+
+
+def transplant_config(**mixer: Any) -> DistilTransplantConfig:
+    return DistilTransplantConfig(teacher_config=small_config("qwen3"), mixer={**asdict(HYBRID), **mixer})
+
+
+def test_a_teachers_configuration_and_a_mixer_come_back_from_their_file(tmp_path: Path) -> None:
+    transplant_config().save_pretrained(tmp_path)
+    again = DistilTransplantConfig.from_pretrained(tmp_path)
+    assert again.model_type == "distil_transplant"
+    assert again.shape == HYBRID
+    teacher = small_config("qwen3")
+    assert {name: again.layers[name] for name in teacher if name != "id2label"} == {
+        name: value for name, value in teacher.items() if name != "id2label"
+    }
+
+
+@pytest.mark.parametrize("teacher", [None, [], {}, {"model_type": ["llama"]}, {"model_type": "gpt_neox"}])
+def test_layers_of_a_family_unknown_to_this_version_are_one_line(teacher: Any) -> None:
+    config = DistilTransplantConfig(teacher_config=teacher)
+    with pytest.raises(
+        UserError, match=r"builds no layers of family .* llama, .*; use the version of delta-cache that"
+    ):
+        _ = config.layers
+
+
+@pytest.mark.parametrize(
+    ("mixer", "said"),
+    [
+        ({"gate": 1}, "gate is not known to this version; use the version of delta-cache that wrote"),
+        ({"lags": "8"}, "lags is '8', not a whole number"),
+        ({"window": None}, "window is None, not a whole number"),
+        ({"sinks": -1}, "give 0 or more"),
+    ],
+)
+def test_numbers_of_a_mixer_that_this_version_does_not_know_are_one_line(mixer: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        _ = transplant_config(**mixer).shape

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from delta_common.errors import UserError
 from delta_common.tokenizer import tokenizer_digest
 from student.inference.load import is_export, load_export, load_model, read_config
-from tests.helpers.small_students import small_model, tokens_of
+from tests.helpers.small_students import ROUNDING, small_model, tokens_of
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
 CPU = torch.device("cpu")
@@ -34,8 +34,12 @@ def export(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made, tmp_path / "export")
 
 
-def test_it_is_the_student_that_was_saved(export: Path) -> None:
-    wanted = small_model(vocab_size=EOS + 1, padded_vocab_size=288).student
+@pytest.mark.parametrize("kind", ROUNDING)
+def test_it_is_the_student_that_was_saved(export: Path, kind: str) -> None:
+    sizes = {"vocab_size": EOS + 1, "padded_vocab_size": 288}
+    digest = tokenizer_digest(byte_tokenizer())
+    small_model(kind, **sizes, eos_token_id=EOS, tokenizer_sha256=digest).save_pretrained(export)
+    wanted = small_model(kind, **sizes).student
     found = load_export(export, CPU)
     tokens = tokens_of(2, 9)
     with torch.no_grad():
@@ -87,3 +91,32 @@ def test_a_configuration_of_something_else_is_refused(export: Path, content: str
     (export / "config.json").write_text(content)
     with pytest.raises(UserError, match=words):
         read_config(export)
+
+
+@pytest.mark.parametrize(
+    ("section", "name", "value", "words"),
+    [
+        ("teacher_config", "model_type", "gpt_neox", "config.json: teacher_config: this version builds no layers of"),
+        ("teacher_config", "num_hidden_layers", 2, r"student.layers.2.*is missing or not the student's"),
+        (
+            "teacher_config",
+            "hidden_size",
+            "x",
+            "its weights or configuration are damaged .*expected int.*; run student-ex",
+        ),
+        ("teacher_config", "hidden_act", "x", "its weights or configuration are damaged .*; run student-export again"),
+        ("teacher_config", "intermediate_size", 40, "its weights or configuration are damaged .*; run student-export"),
+        ("mixer", "gate", 1, "config.json: mixer: gate is not known to this version; use the version of delta-cache"),
+        ("mixer", "convolution", 4, "its weights or configuration are damaged .*; run student-export again"),
+    ],
+)
+def test_files_of_a_student_that_began_as_its_teacher_that_do_not_fit_are_one_line(
+    tmp_path: Path, section: str, name: str, value: object, words: str
+) -> None:
+    small_model("transplant").save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    said[section][name] = value
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match=words) as refused:
+        load_model(tmp_path, torch.float32)
+    assert "\n" not in str(refused.value)

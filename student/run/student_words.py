@@ -1,0 +1,18 @@
+"""What a student is made of, in words, for its card and its report."""
+
+from student.model.shape import StudentSettings
+
+
+def student_words(settings: StudentSettings) -> str:
+    """What stands between the embedding and the LM head."""
+    if not settings.begins_as_teacher:
+        return "a stack of xLSTM blocks"
+    if settings.preset == "transplant":
+        return "its teacher's layers with a recurrence in place of attention"
+    sinks = f" and the first {settings.sinks}" if settings.sinks else ""
+    return f"its teacher's layers with attention over the last {settings.window} positions{sinks} beside a recurrence"
+
+
+def beginning_words(settings: StudentSettings) -> str:
+    """Where the weights came from that training began with."""
+    return "its teacher's weights" if settings.begins_as_teacher else "random weights"

@@ -1,0 +1,18 @@
+"""What a student is made of, in words: every preset has its own, and numbers in them are the settings'."""
+
+from student.model.shape import StudentSettings
+from student.run.student_words import beginning_words, student_words
+
+
+def test_every_kind_of_student_has_its_words() -> None:
+    assert student_words(StudentSettings()) == student_words(StudentSettings(preset="heuristic"))
+    assert "xLSTM" in student_words(StudentSettings())
+    assert student_words(StudentSettings(preset="transplant")).endswith("a recurrence in place of attention")
+    hybrid = student_words(StudentSettings(preset="hybrid", window=9, sinks=3))
+    assert "attention over the last 9 positions and the first 3 beside a recurrence" in hybrid
+    assert "the last 9 positions beside" in student_words(StudentSettings(preset="hybrid", window=9, sinks=0))
+
+
+def test_only_students_that_begin_as_their_teacher_begin_with_its_weights() -> None:
+    assert beginning_words(StudentSettings()) == "random weights"
+    assert beginning_words(StudentSettings(preset="hybrid")) == "its teacher's weights"
