@@ -176,6 +176,8 @@ def _quotes(problem: "ErrorDetails", key: str, given: Mapping[str, str]) -> str:
 
 def _known_keys(model: type[BaseModel], sections: Sequence[str]) -> list[str]:
     for section in sections:
+        if section.isdecimal():  # the place in a list of sections
+            continue
         field = model.model_fields.get(section)
         candidates = [] if field is None else [field.annotation, *getattr(field.annotation, "__args__", ())]
         inner = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]

@@ -1,9 +1,9 @@
 """What a user may set about training, in one place; the docstring under a field is its help text."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from delta_common.settings_file import FrozenSettings
 from student.loss.settings import DistillationSettings
@@ -73,6 +73,37 @@ class EvaluationSettings(FrozenSettings):
     """Also measure after every this many optimizer steps."""
 
 
+Part = Literal["all", "mixers", "body"]
+
+
+class StageSettings(FrozenSettings):
+    """One stage of training: what is trained, by which loss, for how long."""
+
+    train: Part = "all"
+    """`mixers`: the new parameters alone. `body`: the teacher's own weights alone. `all`: both."""
+    loss: Literal["distillation", "transfer"] = "distillation"
+    """`transfer`: each mixer against the softmax attention that it replaces, on the same input."""
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; the last stage may leave them out, and then goes on to the end of the training."""
+    learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the new parameters, in place of `optimizer.learning_rate`."""
+    body_learning_rate: float | None = Field(None, gt=0)
+    """Peak learning rate of the teacher's own weights, in place of `optimizer.body_learning_rate`."""
+    distillation: DistillationSettings | None = None
+    """Settings of the loss, whole, in place of the run's `distillation`."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.loss == "transfer" and self.train != "mixers":
+            raise ValueError("loss transfer trains the mixers alone; write train: mixers too")
+        if self.loss == "transfer" and self.distillation is not None:
+            raise ValueError("loss transfer has no teacher's term; leave distillation out")
+        for part, rate in (("body", "learning_rate"), ("mixers", "body_learning_rate")):
+            if self.train == part and getattr(self, rate) is not None:
+                raise ValueError(f"{rate} is of weights that train {part} does not train; leave it out")
+        return self
+
+
 class TrainSettings(FrozenSettings):
     """Settings of `student-train`."""
 
@@ -82,8 +113,40 @@ class TrainSettings(FrozenSettings):
     training: TrainingSettings = TrainingSettings()
     targets: TargetViewSettings = TargetViewSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    stages: tuple[StageSettings, ...] = ()
+    """A list of stages, each with train, loss, steps, learning_rate, body_learning_rate, distillation; without it one
+    stage that trains everything by distillation."""
     deepspeed: Path | None = None
     """DeepSpeed JSON, looked for beside the settings file, then in the current folder; without it ZeRO 0."""
+
+    @model_validator(mode="after")
+    def _stages_fit(self) -> Self:
+        for number, stage in enumerate(self.stages):
+            where = f"stages.{number}"
+            if stage.steps is None and number < len(self.stages) - 1:
+                raise ValueError(f"{where}.steps: missing; only the last stage may leave them out")
+            if not self.model.begins_as_teacher and (stage.train != "all" or stage.body_learning_rate is not None):
+                given = "body_learning_rate" if stage.train == "all" else f"train {stage.train}"
+                raise ValueError(
+                    f"{where}.{given}: a student of model.preset {self.model.preset} does not begin with its "
+                    "teacher's weights and has no such part; leave it out, or set model.preset"
+                )
+            if stage.train == "body" and stage.body_learning_rate is None and self.optimizer.body_learning_rate == 0:
+                raise ValueError(
+                    f"{where}.train body: optimizer.body_learning_rate is 0; give the stage a body_learning_rate"
+                )
+        return self
+
+    def of_stage(self, stage: StageSettings) -> "TrainSettings":
+        """These settings as they are in a stage: its learning rates, its distillation."""
+        rates = {"learning_rate": stage.learning_rate, "body_learning_rate": stage.body_learning_rate}
+        given = {name: rate for name, rate in rates.items() if rate is not None}
+        return self.model_copy(
+            update={
+                "optimizer": self.optimizer.model_copy(update=given),
+                "distillation": stage.distillation or self.distillation,
+            }
+        )
 
     def deciding(self, world_size: int) -> dict[str, Any]:
         """The settings that decide the numbers, as a checkpoint keeps them.
@@ -96,4 +159,7 @@ class TrainSettings(FrozenSettings):
             del kept["training"][name]
         del kept["model"]["kernels"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)
+        stages = kept.pop("stages")
+        if stages:  # Earlier versions had none, and their checkpoints do not name them.
+            kept["stages"] = {str(number): stage for number, stage in enumerate(stages)}
         return kept

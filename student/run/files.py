@@ -10,7 +10,7 @@ from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.settings_file import FrozenSettings
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records, StepCost
-from student.settings import TrainSettings
+from student.settings import Part, TrainSettings
 
 SETTINGS_FILE = "settings.json"
 PLAN_FILE = "plan.json"
@@ -20,10 +20,21 @@ TEACHER_CONFIG_FILE = "teacher_config.json"
 SUMMARY_FILE = "summary.json"
 
 
+class PlannedStage(FrozenSettings):
+    """A stage of a run, as `plan.json` and `summary.json` name it."""
+
+    name: str
+    """`attention transfer` or `distillation`."""
+    train: Part
+    steps: int
+
+
 class RunPlan(FrozenSettings):
-    """`plan.json`: how many steps the run will take."""
+    """`plan.json`: how many steps the run will take, and in which stages."""
 
     total_steps: int
+    stages: tuple[PlannedStage, ...] = ()
+    """Empty for a run of a version without stages."""
 
 
 class Sample(FrozenSettings):
@@ -47,6 +58,8 @@ class RunSummary(FrozenSettings):
     embedding_scale: float | None = None
     """What the student's first block read over the embedding; None for the embedding itself."""
     steps: int
+    stages: tuple[PlannedStage, ...] = ()
+    """Empty for a run of a version without stages."""
     trainable_parameters: int
     total_parameters: int
     teacher_measures: dict[str, float] | None

@@ -25,13 +25,18 @@ from teacher_cache.read.cache import Cache
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def initial_student(settings: TrainSettings, cache: Cache, device: torch.device) -> Student:
+def initial_student(
+    settings: TrainSettings, cache: Cache, device: torch.device, teacher_config: Config | None = None
+) -> Student:
     """A student with initial weights around the frozen matrices of a cache, in the run's precision.
 
-    Raises `UserError` for a shape that does not fit the cache's teacher, and for a body that is not its own.
+    A student that begins as its teacher is made in host memory, the teacher's weights copied into it, and then moved to
+    the device, which never holds both. With `teacher_config` its weights are random, to be loaded over. Raises
+    `UserError` for a shape that does not fit the cache's teacher, and for a body that is not its own.
     """
     if settings.model.begins_as_teacher:
-        student = _transplant(settings, cache, *teacher_body(settings.model, cache))
+        config, body = teacher_body(settings.model, cache) if teacher_config is None else (teacher_config, None)
+        student = _transplant(settings, cache, config, body)
     else:
         student = _block_stack(settings, cache)
     # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
@@ -42,8 +47,7 @@ def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: tor
     """The student of a run's folder, whose parameters are still to be loaded: it needs no teacher's body."""
     if not settings.model.begins_as_teacher:
         return initial_student(settings, cache, device)
-    student = _transplant(settings, cache, teacher_config_of(run), None)
-    return student.to(device=device, dtype=DTYPES[settings.training.precision])
+    return initial_student(settings, cache, device, teacher_config_of(run))
 
 
 def teacher_config_of(run: Path) -> Config:

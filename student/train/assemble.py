@@ -1,11 +1,12 @@
 """The parts of a training run, put together: rows, student, engine."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from delta_common.errors import UserError
 from student.data.order import BatchReader
@@ -15,10 +16,12 @@ from student.loss.frobenius import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.student import Student
+from student.model.transplant.families import Config
+from student.run.checkpoints import Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
+from student.run.stages import Stage, stage_at, stages_of
 from student.run.student import initial_student
 from student.settings import TargetViewSettings, TrainSettings
-from student.train.checkpoint import Progress, TrainingState
 from student.train.engine import deepspeed_config, make_engine
 from student.train.processes import Processes
 from teacher_cache.format.nodes import interpolation_weights
@@ -30,9 +33,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """The parts of a run, in this process."""
+    """The parts of a run in this process, as they are in one of its stages."""
 
     settings: TrainSettings
+    """Those of the stage, see `TrainSettings.of_stage`."""
+    deciding: dict[str, Any]
+    """Of the settings of the whole run, those that decide the numbers."""
+    stages: tuple[Stage, ...]
+    stage: Stage
     cache: Cache
     """What is trained on: the whole cache, or a view of fewer of its targets."""
     held_out: Cache | None
@@ -44,19 +52,27 @@ class Run:
     """Around `student`."""
     frobenius: FrobeniusTerm | None
     """None where that term is off."""
-    total_steps: int
+    untrained: dict[str, Tensor] = field(default_factory=dict)
+    """What the stage does not train, in float32 by name, as far as it came out of a file; in the first process."""
+
+    @property
+    def total_steps(self) -> int:
+        """Of all stages."""
+        return self.stages[-1].stop
 
     def state(self, progress: Progress) -> TrainingState:
         """What a checkpoint of this progress says about itself."""
         epoch, batch = self.reader.place(progress.steps)
         return TrainingState(
             step=progress.steps,
+            stage=stage_at(self.stages, progress.steps).number,
             updates=progress.updates,
             epoch_updates=progress.epoch_updates,
+            earlier_updates=progress.earlier_updates,
             epoch=epoch,
             batch=batch,
             cache_fingerprint=self.cache.fingerprint,
-            settings=self.settings.deciding(self.processes.world_size),
+            settings=self.deciding,
         )
 
     @property
@@ -72,31 +88,69 @@ class Run:
         return Records(self.out / EVALUATION_FILE)
 
 
-def assemble(settings: TrainSettings, cache: Cache, out: Path, processes: Processes) -> Run:
-    """Build everything a run needs, with initial weights. Raises `UserError` for settings that do not fit the cache."""
+def assemble(
+    settings: TrainSettings,
+    cache: Cache,
+    out: Path,
+    processes: Processes,
+    *,
+    done: int = 0,
+    teacher_config: Config | None = None,
+) -> Run:
+    """Build everything the stage of the step behind `done` steps needs, with initial weights.
+
+    With `teacher_config` a student that begins as its teacher has random weights, to be loaded over. Raises `UserError`
+    for settings that do not fit the cache, of later stages too.
+    """
     cache = _view(cache, settings.targets)
-    _require_temperatures(cache, settings.distillation)
-    frobenius = _frobenius(cache, settings.distillation.frobenius, processes.device)
+    reader = _reader(settings, cache, processes)
+    stages = stages_of(settings, reader.batches_per_epoch)
+    deciding = settings.deciding(processes.world_size)
+    for each in stages:
+        _require_fit(settings.of_stage(each.settings), each, cache)
     held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
-    training = settings.training
-    reader = BatchReader(
+    stage = stage_at(stages, done)
+    settings = settings.of_stage(stage.settings)
+    student = initial_student(settings, cache, processes.device, teacher_config)
+    return Run(
+        settings,
+        deciding,
+        stages,
+        stage,
         cache,
-        seed=training.seed,
-        global_batch=training.global_batch(processes.world_size),
+        held_out,
+        out,
+        processes,
+        reader,
+        student,
+        engine=_engine(student, settings, stage, out, processes),
+        frobenius=_frobenius(cache, settings.distillation.frobenius, stage, processes.device),
+    )
+
+
+def _reader(settings: TrainSettings, cache: Cache, processes: Processes) -> BatchReader:
+    return BatchReader(
+        cache,
+        seed=settings.training.seed,
+        global_batch=settings.training.global_batch(processes.world_size),
         rank=processes.rank,
         world_size=processes.world_size,
     )
-    steps = training.epochs * reader.batches_per_epoch
-    total_steps = steps if training.max_steps is None else min(steps, training.max_steps)
-    warmup_steps = math.ceil(settings.optimizer.warmup_ratio * total_steps)
-    student = initial_student(settings, cache, processes.device)
-    engine = make_engine(
+
+
+def _engine(
+    student: Student, settings: TrainSettings, stage: Stage, out: Path, processes: Processes
+) -> "DeepSpeedEngine":
+    """A learning rate that rises, and falls to 0 at the stage's end."""
+    total = stage.steps
+    warmup = math.ceil(settings.optimizer.warmup_ratio * total)
+    return make_engine(
         student,
         settings,
         deepspeed_config(settings, world_size=processes.world_size, out=out),
-        lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup_steps, total_steps=total_steps),
+        lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup, total_steps=total),
+        stage.settings.train,
     )
-    return Run(settings, cache, held_out, out, processes, reader, student, engine, frobenius, total_steps)
 
 
 def _view(cache: Cache, targets: TargetViewSettings) -> Cache:
@@ -105,7 +159,21 @@ def _view(cache: Cache, targets: TargetViewSettings) -> Cache:
     return cache.view(top_k=targets.top_k, samples=targets.samples)
 
 
-def _require_temperatures(cache: Cache, distillation: DistillationSettings) -> None:
+def _require_fit(settings: TrainSettings, stage: Stage, cache: Cache) -> None:
+    """Raise `UserError` unless the cache has what a stage's loss needs."""
+    if stage.settings.loss == "transfer":
+        return
+    own = stage.settings.distillation is not None
+    where = f"stages.{stage.number - 1}.distillation" if own else "distillation"
+    _require_temperatures(cache, settings.distillation, where)
+    if settings.distillation.frobenius.enabled and cache.manifest.hidden.mean == "none":
+        raise UserError(
+            f"{cache.path}: no averaged hidden states, which {where}.frobenius needs; set "
+            f"{where}.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
+        )
+
+
+def _require_temperatures(cache: Cache, distillation: DistillationSettings, where: str) -> None:
     """The temperature falls while training; check both ends of its range before training begins."""
     if cache.layout.mode == "exact":
         return
@@ -114,17 +182,12 @@ def _require_temperatures(cache: Cache, distillation: DistillationSettings) -> N
             interpolation_weights(cache.layout.node_temperatures, getattr(distillation, name))
         except UserError as error:
             remedy = "set it inside, or build a cache with other targets.temperatures"
-            raise UserError(f"distillation.{name}: {error} of {cache.path}; {remedy}") from error
+            raise UserError(f"{where}.{name}: {error} of {cache.path}; {remedy}") from error
 
 
-def _frobenius(cache: Cache, wanted: FrobeniusSettings, device: torch.device) -> FrobeniusTerm | None:
-    if not wanted.enabled:
+def _frobenius(cache: Cache, wanted: FrobeniusSettings, stage: Stage, device: torch.device) -> FrobeniusTerm | None:
+    if not wanted.enabled or stage.settings.loss == "transfer":
         return None
-    if cache.manifest.hidden.mean == "none":
-        raise UserError(
-            f"{cache.path}: no averaged hidden states, which distillation.frobenius needs; set "
-            "distillation.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
-        )
     rms = channel_rms(cache).to(device) if wanted.channels == "normalised" else None
     return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
 

@@ -7,95 +7,46 @@ stage, and loading runs no code. `state.json` is written last: a folder without 
 
 import json
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-import xxhash
-from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
+from torch import Tensor
 
 from delta_common.differences import differences
 from delta_common.errors import UserError
-from delta_common.files import parse_json, settle_on_disk, write_atomically
-from delta_common.settings_file import FrozenSettings
+from delta_common.files import settle_on_disk, write_atomically
+from student.run.checkpoints import FOLDER, PARAMETER, STATE_FILE, TENSORS_FILE, TrainingState, digest_of
 from student.train.engine import loss_scaler
-from student.train.master_states import gathered_states, restore_states
+from student.train.master_states import gathered_states, restore_states, untrained_names
 from student.train.processes import Processes
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
-FOLDER = "checkpoints"
-STATE_FILE = "state.json"
-TENSORS_FILE = "states.safetensors"
 CHECKPOINTS_KEPT = 2
 LOSS_SCALE_NUMBERS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
-DIGEST_BLOCK = 1 << 24
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far training has come. A step reads a global batch; an update is a step that changed the parameters.
-
-    A step whose gradient is not finite is skipped and makes no update. The order of rows follows steps; learning rate,
-    α, T and β follow updates.
-    """
-
-    steps: int = 0
-    """Steps since the start of training."""
-    updates: int = 0
-    """Updates since the start of training."""
-    epoch_updates: int = 0
-    """Updates since the start of the epoch of the next step."""
-
-    def after_step(self, *, applied: bool, ends_epoch: bool) -> "Progress":
-        """The progress one step later."""
-        epoch_updates = 0 if ends_epoch else self.epoch_updates + applied
-        return Progress(self.steps + 1, self.updates + applied, epoch_updates)
-
-
-class TrainingState(FrozenSettings):
-    """Where training stands; `state.json` of a checkpoint."""
-
-    model_config = ConfigDict(populate_by_name=True)
-
-    step: int
-    """Steps taken: global batches read."""
-    updates: int
-    """Steps that changed the parameters."""
-    epoch_updates: int
-    """Updates since the start of the epoch of the next step."""
-    epoch: int
-    """Epoch of the next step."""
-    batch: int = Field(alias="position")
-    """The global batch of that epoch that the next step reads, from 0; `position` in the file."""
-    cache_fingerprint: str
-    """sha256 of the manifest of the cache trained on."""
-    settings: dict[str, Any]
-    """The settings that decide the numbers."""
-    loss_scale: dict[str, float | None] = Field(default_factory=dict)
-    """fp16's dynamic loss scale and its counters."""
-    tensors_bytes: int = 0
-    """Size of the file of tensors."""
-    tensors_xxh3_128: str = ""
-    """Its digest."""
-
-    @property
-    def progress(self) -> Progress:
-        return Progress(self.step, self.updates, self.epoch_updates)
-
-
-def save_checkpoint(engine: "DeepSpeedEngine", out: Path, state: TrainingState, processes: Processes) -> None:
+def save_checkpoint(
+    engine: "DeepSpeedEngine",
+    out: Path,
+    state: TrainingState,
+    processes: Processes,
+    untrained: Mapping[str, Tensor] | None = None,
+) -> None:
     """Write a checkpoint and remove all but the newest two; every process calls this.
 
-    Raises `UserError` when the disk is full or the folder cannot be written.
+    `untrained` has float32 parameters by name that the stage does not train, as `load_parameters` gives them to the
+    first process; those that it lacks are taken as the student has them. Raises `UserError` when the disk is full or
+    the folder cannot be written.
     """
     folder = out / FOLDER / f"step_{state.step:08d}"
     first = processes.rank == 0
-    states = gathered_states(engine, updates=state.updates)
+    states = gathered_states(engine, updates=state.updates, untrained=untrained)
     # Only the first process keeps what all of them gather.
     kept = {name: whole.to("cpu", copy=True).contiguous() for name, whole in states if first}
     if first:
@@ -106,23 +57,6 @@ def save_checkpoint(engine: "DeepSpeedEngine", out: Path, state: TrainingState, 
             raise UserError(f"{folder}: the checkpoint cannot be written ({error}); {remedy}") from error
         _drop_old(folder.parent)
     torch.distributed.barrier()
-
-
-def find_checkpoint(out: Path) -> tuple[Path, TrainingState] | None:
-    """The newest finished checkpoint under `out` and its state, if any. Raises `UserError` when a file is not whole."""
-    finished = sorted((out / FOLDER).glob(f"step_*/{STATE_FILE}"))
-    if not finished:
-        return None
-    folder = finished[-1].parent
-    remedy = f"remove {folder} to continue from the checkpoint before it"
-    try:
-        state = TrainingState.model_validate(parse_json(finished[-1].read_bytes()))
-    except ValueError as error:
-        raise UserError(f"{finished[-1]}: not the state of a checkpoint; {remedy}") from error
-    tensors = folder / TENSORS_FILE
-    if not tensors.is_file() or tensors.stat().st_size != state.tensors_bytes:
-        raise UserError(f"{tensors}: missing or not {state.tensors_bytes} bytes long, as it was written; {remedy}")
-    return folder, state
 
 
 def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) -> None:
@@ -143,23 +77,40 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
         )
 
 
-def load_checkpoint(engine: "DeepSpeedEngine", folder: Path, state: TrainingState) -> None:
+def load_checkpoint(engine: "DeepSpeedEngine", folder: Path, state: TrainingState) -> dict[str, Tensor]:
     """Restore parameters, optimizer, learning rate and loss scale; every process calls this.
 
-    Raises `UserError` when the tensors are not those that were written.
+    Returns what `load_parameters` does. Raises `UserError` when the tensors are not those that were written.
     """
     path = folder / TENSORS_FILE
-    if _digest(path) != state.tensors_xxh3_128:
+    if digest_of(path) != state.tensors_xxh3_128:
         raise UserError(f"{path}: not as it was written; remove {folder} to continue from the checkpoint before it")
     with safe_open(path, framework="pt") as tensors:
-        restore_states(engine, tensors.get_tensor, updates=state.updates)
+        kept = load_parameters(engine, tensors.keys(), tensors.get_tensor, updates=state.updates)
     restore_learning_rate(engine, state.updates)
     scaler = loss_scaler(engine)
     for name, value in state.loss_scale.items():
         if hasattr(scaler, name):
             setattr(scaler, name, value)
-    engine.global_steps, engine.skipped_steps = state.step, state.step - state.updates
+    engine.global_steps, engine.skipped_steps = state.step, state.progress.skipped
     engine.global_samples = state.step * engine.train_batch_size()
+    return kept
+
+
+def load_parameters(
+    engine: "DeepSpeedEngine", names: Iterable[str], stored: Callable[[str], Tensor], *, updates: int = 0
+) -> dict[str, Tensor]:
+    """Restore float32 parameters, and AdamW's moments after `updates`; every process calls this.
+
+    `stored` gives the tensor of a name of a checkpoint. Returns the parameters that are not trained, by their own
+    names, in the first process alone: in 16 bits the student has them rounded only.
+    """
+    known = set(names)
+    restore_states(engine, stored, updates=updates, known=known)
+    if torch.distributed.get_rank() != 0:
+        return {}
+    kept = (name for name in untrained_names(engine) if f"{PARAMETER}/{name}" in known)
+    return {name: stored(f"{PARAMETER}/{name}") for name in kept}
 
 
 def restore_learning_rate(engine: "DeepSpeedEngine", updates: int) -> None:
@@ -196,16 +147,8 @@ def _write(folder: Path, tensors: dict[str, torch.Tensor], state: TrainingState)
     path = folder / TENSORS_FILE
     save_file(tensors, path)
     size = settle_on_disk(path)
-    finished = state.model_copy(update={"tensors_bytes": size, "tensors_xxh3_128": _digest(path)})
+    finished = state.model_copy(update={"tensors_bytes": size, "tensors_xxh3_128": digest_of(path)})
     write_atomically(folder / STATE_FILE, finished.model_dump_json(indent=1, by_alias=True).encode())
-
-
-def _digest(path: Path) -> str:
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while block := file.read(DIGEST_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _loss_scale(engine: "DeepSpeedEngine") -> dict[str, float | None]:

@@ -5,6 +5,7 @@ build on a CPU is a shared-memory all-reduce for inference (half a minute, and i
 prevents that.
 """
 
+import gc
 import json
 import math
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from student.model.transplant.student import TransplantStudent
-from student.settings import TrainSettings
+from student.settings import Part, TrainSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -72,9 +73,13 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> 
 
 
 def make_engine(
-    module: nn.Module, settings: TrainSettings, config: dict[str, Any], multiplier: Callable[[int], float]
+    module: nn.Module,
+    settings: TrainSettings,
+    config: dict[str, Any],
+    multiplier: Callable[[int], float],
+    part: Part = "all",
 ) -> "DeepSpeedEngine":
-    """A DeepSpeed engine: AdamW over the trainable parameters, learning rate times `multiplier(step)`.
+    """A DeepSpeed engine: AdamW over one part of the parameters, learning rate times `multiplier(step)`.
 
     Raises `UserError` for a configuration DeepSpeed refuses.
     """
@@ -82,7 +87,7 @@ def make_engine(
 
     _require_valid(config, settings)
     wanted = settings.optimizer
-    trainable = parameter_groups(module, settings)
+    trainable = parameter_groups(module, settings, part)
     is_plain = settings.training.precision == "fp32" and not config["zero_optimization"].get("stage")
     optimizer = (_SkippingAdamW if is_plain else torch.optim.AdamW)(
         trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
@@ -98,11 +103,18 @@ def make_engine(
     return engine
 
 
-def parameter_groups(module: nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
+def free_memory() -> None:
+    """Give back the memory of an engine that nobody refers to any more: its parts refer to each other."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def parameter_groups(module: nn.Module, settings: TrainSettings, part: Part = "all") -> list[dict[str, Any]]:
     """What the optimizer trains: new parameters, and the teacher's own with their learning rate.
 
-    With a learning rate of 0 the teacher's own no longer require a gradient. Raises `UserError` where a student has
-    none of its teacher's.
+    What is not of the part, and the teacher's own where their learning rate is 0, no longer require a gradient. Raises
+    `UserError` where a student has none of its teacher's.
     """
     rate = settings.optimizer.body_learning_rate
     if not isinstance(module, TransplantStudent):
@@ -111,14 +123,18 @@ def parameter_groups(module: nn.Module, settings: TrainSettings) -> list[dict[st
                 "optimizer.body_learning_rate: this student begins without its teacher's weights; leave it out"
             )
         return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
-    new = module.new_names()
-    if rate == 0:
-        for name, parameter in module.named_parameters():
-            parameter.requires_grad_(name in new)
+    names = module.new_names()
+    new, body = part != "body", part != "mixers" and rate != 0
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(new if name in names else body)
     named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups = [{"params": [parameter for name, parameter in named if name in new]}]
-    body = [parameter for name, parameter in named if name not in new]
-    return groups + ([{"params": body, **({} if rate is None else {"lr": rate})}] if body else [])
+    groups: list[dict[str, Any]] = [
+        {"params": [parameter for name, parameter in named if name in names]},
+        {"params": [parameter for name, parameter in named if name not in names]},
+    ]
+    if rate is not None:
+        groups[1]["lr"] = rate
+    return [group for group in groups if group["params"]]
 
 
 class _SkippingAdamW(torch.optim.AdamW):

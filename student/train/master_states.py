@@ -5,7 +5,7 @@ buffers split over the processes. Here they have one form for any number of proc
 continue with others. These functions are collective: every process calls them.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from typing import Any
 
 import deepspeed
@@ -22,24 +22,41 @@ from deepspeed.utils import (
 from torch import Tensor
 from torch.nn import Parameter, functional
 
-PARAMETER = "parameter"
+from student.run.checkpoints import PARAMETER
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def gathered_states(engine: deepspeed.DeepSpeedEngine, *, updates: int) -> Iterator[tuple[str, Tensor]]:
-    """`parameter/NAME`, `exp_avg/NAME` and `exp_avg_sq/NAME` of every trained parameter, float32, one at a time.
+def gathered_states(
+    engine: deepspeed.DeepSpeedEngine, *, updates: int, untrained: Mapping[str, Tensor] | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """`parameter/NAME` of every parameter, `exp_avg/NAME` and `exp_avg_sq/NAME` of trained ones, one at a time.
 
-    Before the first update there are no moments.
+    All are float32. Before the first update there are no moments. Parameters that are not trained come out of
+    `untrained` where it has them by name.
     """
     masters = _unpartitioned_masters(engine)
     for name, parameter in _trained(engine):
         yield f"{PARAMETER}/{name}", _master(parameter, masters)
         for moment in MOMENTS if updates else ():
             yield f"{moment}/{name}", _moment(engine, parameter, moment, masters)
+    for name, parameter in _untrained(engine):
+        # Every process gathers, whether or not it is the one that knows better.
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            yield f"{PARAMETER}/{name}", (untrained or {}).get(name, parameter.detach().float())
 
 
-def restore_states(engine: deepspeed.DeepSpeedEngine, stored: Callable[[str], Tensor], *, updates: int) -> None:
-    """Put every trained parameter and its moments back; `stored` gives the tensor of a name."""
+def restore_states(
+    engine: deepspeed.DeepSpeedEngine,
+    stored: Callable[[str], Tensor],
+    *,
+    updates: int,
+    known: Container[str] = frozenset(),
+) -> None:
+    """Put every trained parameter and its moments back, and those parameters besides whose names are `known`.
+
+    `stored` gives the tensor of a name.
+    """
     if updates:
         _make_moments(engine, updates)
     masters = _unpartitioned_masters(engine)
@@ -49,10 +66,22 @@ def restore_states(engine: deepspeed.DeepSpeedEngine, stored: Callable[[str], Te
         _set(engine, parameter, master, None, masters)
         for moment in MOMENTS if updates else ():
             _set(engine, parameter, stored(f"{moment}/{name}"), moment, masters)
+    for name, parameter in _untrained(engine):
+        if f"{PARAMETER}/{name}" in known:
+            _set_parameter(parameter, stored(f"{PARAMETER}/{name}"))
+
+
+def untrained_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
+    """Names of the parameters that are not trained."""
+    return [name for name, _ in _untrained(engine)]
 
 
 def _trained(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Parameter]]:
     return ((name, p) for name, p in engine.module.named_parameters() if p.requires_grad)
+
+
+def _untrained(engine: deepspeed.DeepSpeedEngine) -> Iterator[tuple[str, Parameter]]:
+    return ((name, p) for name, p in engine.module.named_parameters() if not p.requires_grad)
 
 
 def _unpartitioned_masters(engine: deepspeed.DeepSpeedEngine) -> dict[Parameter, Tensor] | None:

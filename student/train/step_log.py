@@ -8,41 +8,58 @@ from dataclasses import dataclass
 import torch
 
 from delta_common.progress import ProgressLine
+from student.run.checkpoints import Progress
 from student.run.records import StepCost
 from student.train.assemble import Run
-from student.train.checkpoint import Progress
 from student.train.processes import Processes
 
-NO_CURVES = {"step", "epoch", "tokens", "applied"}
+NO_CURVES = {"step", "epoch", "stage", "tokens", "applied"}
 """Metrics that monitors are not sent."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StepMetrics:
-    """One step, over all processes; a line of `metrics.jsonl`.
-
-    loss is Eq. 38. cross_entropy and kl are in nats per valid token, kl at T and without the factor T²; frobenius is
-    per sequence.
-    """
+    """One step, over all processes; a line of `metrics.jsonl`, with the terms of its loss."""
 
     step: int
     """From 1."""
     epoch: int
     """From 0."""
-    loss: float
-    cross_entropy: float
-    kl: float
-    frobenius: float
+    stage: int = 1
+    """From 1."""
     gradient_norm: float
     """Before clipping."""
-    alpha: float
-    temperature: float
-    beta: float
     learning_rate: float
+    """Of the new parameters; of the teacher's own where these alone are trained."""
     tokens: int
     """Valid positions."""
     applied: bool
     """False where the update was skipped because the gradient was not finite."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationMetrics(StepMetrics):
+    """A step by distillation.
+
+    loss is Eq. 38. cross_entropy and kl are in nats per valid token, kl at T and without the factor T²; frobenius is
+    per sequence.
+    """
+
+    loss: float
+    cross_entropy: float
+    kl: float
+    frobenius: float
+    alpha: float
+    temperature: float
+    beta: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferMetrics(StepMetrics):
+    """A step by attention transfer."""
+
+    transfer: float
+    """Relative squared error of the mixers' outputs, mean over layers and valid positions."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +70,14 @@ class StepTime:
     waiting: float
     """Of these, spent waiting for data."""
 
+    @property
+    def share_waiting(self) -> float | None:
+        """The share spent waiting for data; None where no step was taken."""
+        return self.waiting / self.seconds if self.seconds else None
+
+    def __add__(self, other: "StepTime") -> "StepTime":
+        return StepTime(self.seconds + other.seconds, self.waiting + other.waiting)
+
 
 @dataclass
 class StepLog:
@@ -60,8 +85,8 @@ class StepLog:
 
     run: Run
     line: ProgressLine
-    seconds: float = 0.0
-    waiting: float = 0.0
+    time: StepTime = StepTime(0.0, 0.0)
+    """Of all steps."""
     skipped_in_a_row: int = 0
     """Steps without an update since the last one that had one."""
     last: StepMetrics | None = None
@@ -69,7 +94,7 @@ class StepLog:
 
     def add(self, metrics: StepMetrics, time: StepTime, done: Progress) -> None:
         """Write down a step; `done` counts it."""
-        self.seconds, self.waiting = self.seconds + time.seconds, self.waiting + time.waiting
+        self.time += time
         self.last = metrics
         self.skipped_in_a_row = 0 if metrics.applied else self.skipped_in_a_row + 1
         if self.run.processes.rank == 0:
@@ -77,15 +102,11 @@ class StepLog:
             self.run.costs.append(vars(step_cost(metrics, time, self.run.processes)))
             self.line.update(done.steps, progress_words(metrics, time, done))
 
-    def share_waiting(self) -> float | None:
-        """The share of the steps' time that this process spent waiting for data; None where no step was taken."""
-        return self.waiting / self.seconds if self.seconds else None
-
 
 @contextmanager
 def step_log(run: Run, start: Progress) -> Iterator[StepLog]:
     """A log of the steps from `start` on, with a progress line while it is open."""
-    with ProgressLine("training", run.total_steps, start.steps, shown=run.processes.rank == 0) as line:
+    with ProgressLine(run.stage.words, run.total_steps, start.steps, shown=run.processes.rank == 0) as line:
         yield StepLog(run, line)
 
 
@@ -111,10 +132,21 @@ def step_cost(metrics: StepMetrics, time: StepTime, processes: Processes) -> Ste
 
 def progress_words(metrics: StepMetrics, time: StepTime, done: Progress) -> str:
     """What the progress line says of a step."""
-    skipped = done.steps - done.updates
+    skipped = f" skipped {done.skipped:,}" if done.skipped else ""
     return (
-        f"loss {metrics.loss:.4f} CE {metrics.cross_entropy:.4f} KL {metrics.kl:.4f} F {metrics.frobenius:.3f} "
-        f"|g| {metrics.gradient_norm:.3f} α {metrics.alpha:.3f} T {metrics.temperature:.3f} "
-        f"lr {metrics.learning_rate:.2e} {metrics.tokens / time.seconds:,.0f} tok/s "
-        f"wait {time.waiting / time.seconds:.1%}" + (f" skipped {skipped:,}" if skipped else "")
+        f"{_terms(metrics)} lr {metrics.learning_rate:.2e} {metrics.tokens / time.seconds:,.0f} tok/s "
+        f"wait {time.waiting / time.seconds:.1%}{skipped}"
     )
+
+
+def _terms(metrics: StepMetrics) -> str:
+    norm = f"|g| {metrics.gradient_norm:.3f}"
+    match metrics:
+        case TransferMetrics():
+            return f"transfer {metrics.transfer:.4f} {norm}"
+        case DistillationMetrics():
+            return (
+                f"loss {metrics.loss:.4f} CE {metrics.cross_entropy:.4f} KL {metrics.kl:.4f} "
+                f"F {metrics.frobenius:.3f} {norm} α {metrics.alpha:.3f} T {metrics.temperature:.3f}"
+            )
+    return norm

@@ -12,8 +12,10 @@ from student.report.page import REPORT_FILE, write_report
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
+from student.run.stages import planned
 from student.train.assemble import Run
 from student.train.job import Outcome
+from student.train.measure import recorded
 from student.train.samples import write_samples
 
 
@@ -28,14 +30,15 @@ def finish(outcome: Outcome) -> None:
 
 def _print(outcome: Outcome, samples: list[Sample]) -> None:
     run, console = outcome.run, Console()
+    measured = {step: recorded(run, step) for step in (0, *(stage.stop for stage in run.stages))}
     table = Table(title=f"held out: {run.settings.evaluation.cache}", title_justify="left")
     table.add_column("")
-    for step in (0, run.total_steps):
+    for step in measured:
         table.add_column(f"after {step:,} steps", justify="right")
-    before, after = (asdict(m) if m else {} for m in (outcome.before, outcome.after))
+    numbers = [asdict(m) if m else {} for m in measured.values()]
     for name, (words, form) in MEASURE_WORDS.items():
-        table.add_row(words, *(form.format(m[name]) if m else "–" for m in (before, after)))
-    if after:
+        table.add_row(words, *(form.format(m[name]) if m else "–" for m in numbers))
+    if outcome.after:
         console.print(table)
     if samples:
         console.print("student's text after a held-out beginning:", style="bold")
@@ -60,6 +63,7 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
         context=manifest.rows.context,
         embedding_scale=run.student.embedding_scale,
         steps=run.total_steps,
+        stages=tuple(planned(stage) for stage in run.stages),
         trainable_parameters=counts.trainable,
         total_parameters=counts.total,
         teacher_measures=_teacher_measures(run),

@@ -17,10 +17,10 @@ from student.cli import train as train_cli
 from student.data.batch import Batch, GlobalCounts, StepBatch
 from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
+from student.run.checkpoints import find_checkpoint
 from student.settings import TrainSettings
 from student.train import loop, step_log
 from student.train.assemble import Run, assemble
-from student.train.checkpoint import find_checkpoint
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.build.job import build as build_cache

@@ -13,9 +13,10 @@ import torch
 
 from delta_common.errors import UserError
 from student.loss.schedule import cosine_with_warmup, distillation_at
+from student.run.checkpoints import find_checkpoint
 from student.train import loop
 from student.train.assemble import assemble
-from student.train.checkpoint import find_checkpoint, load_checkpoint
+from student.train.checkpoint import load_checkpoint
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.read.cache import open_cache

@@ -94,11 +94,8 @@ class Mixer(nn.Module):
     def forward(self, hidden_states: Tensor, *, mixing: Mixing, **_: Any) -> tuple[Tensor, None]:
         if mixing.transfer is None:
             return self.mix(hidden_states, mixing), None
-        target = self.softmax_attention(hidden_states, mixing).detach()
-        found = self.mix(hidden_states.detach(), mixing)
-        wide = torch.promote_types(found.dtype, torch.float32)
-        errors = torch.stack([(found.to(wide) - target.to(wide)).square().sum(-1), target.to(wide).square().sum(-1)])
-        mixing.transfer.append(errors)
+        target = self.softmax_attention(hidden_states, mixing)
+        mixing.transfer.append((hidden_states, target))
         return target, None
 
     def mix(self, hidden_states: Tensor, mixing: Mixing) -> Tensor:

@@ -46,8 +46,8 @@ class Mixing:
     """The state before the sequence."""
     after: RecurrentState | None = None
     """Where mixers put the state behind the sequence; None if nobody wants it."""
-    transfer: list[Tensor] | None = field(default=None)
-    """Where mixers put how far they are from softmax attention, whose output they then give; None in ordinary use."""
+    transfer: list[tuple[Tensor, Tensor]] | None = field(default=None)
+    """Where mixers put their input and softmax attention's output, which they then give; None in ordinary use."""
 
 
 def mixing_of(
@@ -59,7 +59,7 @@ def mixing_of(
     size: tuple[int, int],
     like: Tensor,
     want_state: bool,
-    transfer: list[Tensor] | None = None,
+    transfer: list[tuple[Tensor, Tensor]] | None = None,
 ) -> Mixing:
     """The mixing of `size` (B, T) positions that follow `state`; rotary positions in device and type of `like`."""
     seen = state[DOCUMENT]["place"][0] if state else torch.zeros(size[0], dtype=torch.long, device=like.device)

@@ -5,7 +5,8 @@ teacher's attention runs. The embedding and the head are frozen buffers, as in `
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -64,12 +65,15 @@ class TransplantStudent(nn.Module):
         bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
         return FrozenHead(weight[: self.vocab_size], bias)
 
-    def forward(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, document_start: Tensor | None = None, *, transfer: bool = False) -> Tensor:
         """Hidden states (B, T, d) after the last norm, from tokens (B, T).
 
         Where `document_start` (B, T) is true nothing of what came before is seen: each document's hidden states are
-        those it would have in a row of its own.
+        those it would have in a row of its own. With `transfer` it is `attention_transfer`, for who can only call the
+        module.
         """
+        if transfer:
+            return self.attention_transfer(tokens, document_start)
         embedded = self._embedded(tokens)
         return self._run(embedded, self._mixing(embedded, document_start, None, want_state=False))
 
@@ -103,12 +107,18 @@ class TransplantStudent(nn.Module):
         of them. Every layer's input is that of a student whose layers all had softmax attention. Gradients reach
         the mixers alone.
         """
-        embedded = self._embedded(tokens)
-        errors: list[Tensor] = []
-        mixing = self._mixing(embedded, document_start, None, want_state=False, transfer=errors)
-        x = embedded
+        x = self._embedded(tokens)
+        seen: list[tuple[Tensor, Tensor]] = []
+        as_attention = self._mixing(x, document_start, None, want_state=False, transfer=seen)
+        as_mixer = replace(as_attention, transfer=None)
+        errors = []
         for layer in self.layers:
-            x = layer(x, mixing=mixing).detach()
+            with torch.no_grad():
+                x = layer(x, mixing=as_attention)
+            hidden_states, target = seen.pop()
+            # The mixer is called as a module, whose hooks gather its parameters under ZeRO 3.
+            found, _ = self._called(layer.get_submodule("self_attn"), hidden_states, as_mixer)
+            errors.append(_squares(found, target))
         return torch.stack(errors, dim=1)
 
     def logits(self, hidden_states: Tensor) -> Tensor:
@@ -137,12 +147,15 @@ class TransplantStudent(nn.Module):
             # where an input asks for one.
             x = x.requires_grad_()
         for layer in self.layers:
-            if self.recompute and torch.is_grad_enabled():
-                x = checkpoint(layer, x, mixing=mixing, use_reentrant=False)
-            else:
-                x = layer(x, mixing=mixing)
+            x = self._called(layer, x, mixing)
         hidden_states: Tensor = self.norm(x)
         return hidden_states
+
+    def _called(self, module: nn.Module, x: Tensor, mixing: Mixing) -> Any:
+        """What a layer or a mixer gives; with `recompute`, without keeping its activations."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(module, x, mixing=mixing, use_reentrant=False)
+        return module(x, mixing=mixing)
 
     def _mixing(
         self,
@@ -151,7 +164,7 @@ class TransplantStudent(nn.Module):
         state: RecurrentState | None,
         *,
         want_state: bool,
-        transfer: list[Tensor] | None = None,
+        transfer: list[tuple[Tensor, Tensor]] | None = None,
     ) -> Mixing:
         rows, length, _ = embedded.shape
         return mixing_of(
@@ -164,6 +177,13 @@ class TransplantStudent(nn.Module):
             want_state=want_state,
             transfer=transfer,
         )
+
+
+def _squares(found: Tensor, target: Tensor) -> Tensor:
+    """Σ‖found - target‖² and Σ‖target‖² over the width, (2, B, T), float32 or wider."""
+    wide = torch.promote_types(found.dtype, torch.float32)
+    found, target = found.to(wide), target.to(wide)
+    return torch.stack([(found - target).square().sum(-1), target.square().sum(-1)])
 
 
 def build_transplant(

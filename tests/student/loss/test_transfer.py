@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from student.loss.transfer import transfer_loss
+from student.loss.transfer import transfer_sum
 from student.model.transplant.body import body_tensors
 from student.model.transplant.student import build_transplant
 from tests.helpers.transplants import (
@@ -19,6 +19,11 @@ from tests.helpers.transplants import (
     small_transplant,
     starts_at,
 )
+
+
+def transfer_loss(errors: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return transfer_sum(errors, mask) / mask.sum()
+
 
 EVERYWHERE = torch.ones(2, 40, dtype=torch.bool)
 

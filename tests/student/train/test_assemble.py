@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from delta_common.errors import UserError
+from student.run.checkpoints import Progress
 from student.train.assemble import assemble
-from student.train.checkpoint import Progress
 from student.train.processes import Processes
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import open_cache

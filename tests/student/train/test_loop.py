@@ -10,10 +10,11 @@ from delta_common.errors import UserError
 from student.data.batch import Batch, GlobalCounts, StepBatch
 from student.loss.naive import distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients
+from student.run.checkpoints import Progress
 from student.train import loop
 from student.train.assemble import Run, assemble
-from student.train.checkpoint import Progress
 from student.train.processes import Processes
+from student.train.step_log import StepTime
 from teacher_cache.read.cache import open_cache
 from tests.helpers.small_training import small_settings
 
@@ -95,5 +96,6 @@ def test_a_training_without_any_update_is_no_success(without_update: Run) -> Non
 
 
 def test_nothing_left_to_do_takes_no_step(run: Run) -> None:
-    assert loop.train(run, Progress(steps=run.total_steps, updates=1)) is None
+    done = Progress(steps=run.total_steps, updates=1)
+    assert loop.train(run, done) == (done, StepTime(0.0, 0.0))
     assert run.metrics.read() == []

@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from student.run.checkpoints import Progress
 from student.train.assemble import Run, assemble
-from student.train.checkpoint import Progress
 from student.train.processes import Processes
-from student.train.step_log import StepMetrics, StepTime, progress_words, step_cost, step_log
+from student.train.step_log import DistillationMetrics, StepTime, progress_words, step_cost, step_log
 from teacher_cache.read.cache import open_cache
 from tests.helpers.small_training import small_settings
 
-METRICS = StepMetrics(
+METRICS = DistillationMetrics(
     step=3,
     epoch=0,
     loss=1 / 3,
@@ -53,13 +53,13 @@ def test_the_first_process_writes_metrics_and_costs(run: Run) -> None:
 def test_other_processes_write_nothing_and_count_all_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
     other = replace(run, processes=replace(run.processes, rank=1, world_size=2))
     with step_log(other, Progress()) as log:
-        assert log.share_waiting() is None
+        assert log.time.share_waiting is None
         for applied in (True, False, False):
             log.add(replace(METRICS, applied=applied), TIME, Progress(6, 6, 6))
         assert log.skipped_in_a_row == 2
         log.add(METRICS, StepTime(1.0, 0.95), Progress(6, 6, 6))
     assert log.skipped_in_a_row == 0
-    assert log.share_waiting() == pytest.approx(1.25 / 2.5)
+    assert log.time.share_waiting == pytest.approx(1.25 / 2.5)
     assert (run.metrics.read(), run.costs.read()) == ([], [])
     assert capsys.readouterr().err == ""
 
