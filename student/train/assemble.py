@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Run:
 
     settings: TrainSettings
     """Those of the stage, see `TrainSettings.of_stage`."""
-    deciding: dict[str, Any]
+    deciding: dict[str, object]
     """Of the settings of the whole run, those that decide the numbers."""
     stages: tuple[Stage, ...]
     stage: Stage

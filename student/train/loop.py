@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -112,7 +111,7 @@ def take_step(
     found = _accumulate(run, step_batch, part)
     total, cross_entropy, kl, frobenius = found.totals
     return DistillationMetrics(
-        **_common(run, found, step, epoch),
+        **vars(_common(run, found, step, epoch)),
         loss=total,
         cross_entropy=cross_entropy / found.counts.tokens,
         kl=kl / found.counts.tokens,
@@ -129,7 +128,7 @@ def take_transfer_step(run: Run, step_batch: StepBatch, step: int, epoch: int) -
         return transfer_sum(errors, batch.loss_mask) / counts.tokens, []
 
     found = _accumulate(run, step_batch, part)
-    return TransferMetrics(**_common(run, found, step, epoch), transfer=found.totals[0])
+    return TransferMetrics(**vars(_common(run, found, step, epoch)), transfer=found.totals[0])
 
 
 @dataclass(frozen=True)
@@ -168,17 +167,18 @@ def _accumulate(
     return _Accumulated(counts, processes.sum(totals).tolist(), norm, learning_rate)
 
 
-def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> dict[str, Any]:
+def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics:
+    """What is recorded of a step by any loss."""
     engine = run.engine
-    return {
-        "step": step + 1,
-        "epoch": epoch,
-        "stage": run.stage.number,
-        "gradient_norm": float(engine.get_global_grad_norm() or 0.0) if found.norm is None else found.norm,
-        "learning_rate": found.learning_rate,
-        "tokens": int(found.counts.tokens),
-        "applied": engine.was_step_applied(),
-    }
+    return StepMetrics(
+        step=step + 1,
+        epoch=epoch,
+        stage=run.stage.number,
+        gradient_norm=float(engine.get_global_grad_norm() or 0.0) if found.norm is None else found.norm,
+        learning_rate=found.learning_rate,
+        tokens=int(found.counts.tokens),
+        applied=engine.was_step_applied(),
+    )
 
 
 def _global_counts(run: Run, step_batch: StepBatch) -> GlobalCounts:

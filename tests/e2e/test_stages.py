@@ -176,7 +176,7 @@ def test_other_stages_are_another_run(cache: Path, alone: Processes, tmp_path: P
         (
             "[{steps: 4}, {}]",
             ["--training.max_steps=4"],
-            r"stages\.1: .* max_steps 4 allows 4; .*training\.max_steps$",
+            r"stages\.1: .*max_steps 4 allows 4; .*training\.max_steps$",
         ),
         ("[{steps: 1, distillation: {temperature_init: 3}}]", [], r"stages\.0\.distillation\.temperature_init: .* 3"),
     ],
