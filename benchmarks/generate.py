@@ -1,13 +1,15 @@
 """What the next token costs after a long text: the student beside a teacher with a KV cache. In one run.
 
-Usage: python -m benchmarks.generate [--paper | --tiny] [--device cuda] [--repeats 15] [--seed 0] [--json FILE]
+Usage: python -m benchmarks.generate [--paper | --tiny] [--preset transplant | hybrid] [--device cuda] [--repeats 15]
+    [--seed 0] [--json FILE]
 
-Both have random weights. The student, in float32 as student-generate runs it, reads a prompt of each length. The
-teacher is a Llama of the demo's (or the paper's) teacher's dimensions, in float32 on a CPU and bfloat16 on a GPU. Its
-cache, of the kind that `generate` uses by default, is filled with random keys and values: reading 16,384 tokens would
-take it minutes on a CPU. A step is the next token's logits and its choice, one row. Steps take turns, so that a busy
-machine slows all of them; times are medians, a ratio is the median of the rounds' ratios. Memory is a case's peak in a
-process of its own above what that process held before: resident memory on a CPU, the allocator's on a GPU.
+Both have random weights. With a preset the student has the teacher's layers, as one that began as its teacher has. It
+reads a prompt of each length, in float32 as student-generate runs it. The teacher is a Llama of the demo's (or the
+paper's) teacher's dimensions, in float32 on a CPU and bfloat16 on a GPU. Its cache, of the kind that `generate` uses by
+default, is filled with random keys and values: reading 16,384 tokens would take it minutes on a CPU. A step is the next
+token's logits and its choice, one row. Steps take turns, so that a busy machine slows all of them; times are medians, a
+ratio is the median of the rounds' ratios. Memory is a case's peak in a process of its own above what that process held
+before: resident memory on a CPU, the allocator's on a GPU.
 """
 
 import argparse
@@ -34,11 +36,11 @@ from benchmarks.harness import (
     words,
     write_json,
 )
-from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher
+from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher, random_transplant
 from student.inference.generate import read_prompts
 from student.model.frozen import FrozenWeights
 from student.model.state import state_bytes
-from student.model.xlstm import XLSTMStudent
+from student.model.student import Student
 
 CONTEXTS = {"demo": (512, 4096, 16384), "paper": (512, 4096, 16384), "tiny": (16, 64)}
 PEAK_STEPS = 3
@@ -53,14 +55,16 @@ class Case:
     prompt_seconds: float | None = None
 
 
-def make_student(sizes: Sizes, device: torch.device, seed: int) -> XLSTMStudent:
-    """A student of the configuration's shape, with random frozen matrices."""
+def make_student(sizes: Sizes, preset: str | None, device: torch.device, seed: int) -> Student:
+    """A student of the configuration's shape, or of the preset and the teacher's, with random frozen matrices."""
     embedding = torch.randn(sizes.vocab, sizes.width, generator=torch.Generator().manual_seed(seed))
     frozen = FrozenWeights(embedding, None, None, sizes.vocab)
-    return random_student(sizes, frozen, context_length=1, seed=seed).to(device).eval()
+    if preset is None:
+        return random_student(sizes, frozen, context_length=1, seed=seed).to(device).eval()
+    return random_transplant(sizes, frozen, preset, seed=seed).to(device).eval()
 
 
-def student_case(student: XLSTMStudent, sizes: Sizes, context: int, device: torch.device) -> Case:
+def student_case(student: Student, sizes: Sizes, context: int, device: torch.device) -> Case:
     """The student after a prompt of random tokens."""
     prompt = torch.randint(0, sizes.vocab, (context,), generator=torch.Generator().manual_seed(context)).tolist()
     synchronize(device)
@@ -104,12 +108,13 @@ def time_next_tokens(cases: dict[str, Case], device: torch.device, repeats: int)
     return in_turns({name: partial(step, name) for name in cases}, repeats, device)
 
 
-def peak_of_generation(model: str, context: int, sizes: Sizes, device: torch.device, seed: int) -> int:
+def peak_of_generation(arguments: argparse.Namespace, model: str, context: int) -> int:
     """Peak memory of building a model, reading a text, and some steps, in bytes."""
+    sizes, device, seed = SIZES[arguments.size], torch.device(arguments.device), arguments.seed
 
     def run() -> None:
         if model == "student":
-            case = student_case(make_student(sizes, device, seed), sizes, context, device)
+            case = student_case(make_student(sizes, arguments.preset, device, seed), sizes, context, device)
         else:
             case = teacher_case(random_teacher(sizes, seed, device), sizes, context, device)
         token = torch.zeros(1, 1, dtype=torch.long, device=device)
@@ -122,6 +127,7 @@ def peak_of_generation(model: str, context: int, sizes: Sizes, device: torch.dev
 def generation_peak_of_process(arguments: argparse.Namespace, model: str, context: int) -> int:
     """`peak_of_generation` in a fresh process."""
     options = ["--size", arguments.size, "--device", arguments.device, "--seed", str(arguments.seed)]
+    options += ["--preset", arguments.preset] if arguments.preset else []
     return peak_of_process("benchmarks.generate", *options, "--peak", model, str(context))
 
 
@@ -130,7 +136,8 @@ def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
     """All figures, by context."""
     sizes, device = SIZES[arguments.size], torch.device(arguments.device)
     contexts = CONTEXTS[arguments.size]
-    student, teacher = make_student(sizes, device, arguments.seed), random_teacher(sizes, arguments.seed, device)
+    student = make_student(sizes, arguments.preset, device, arguments.seed)
+    teacher = random_teacher(sizes, arguments.seed, device)
     cases = {("student", context): student_case(student, sizes, context, device) for context in contexts}
     cases |= {("teacher", context): teacher_case(teacher, sizes, context, device) for context in contexts}
     named = {f"{model}_{context}": case for (model, context), case in cases.items()}
@@ -138,7 +145,9 @@ def measure_generation(arguments: argparse.Namespace) -> dict[str, Any]:
     by_context = [row(arguments, named, times, context) for context in contexts]
     first, last = (times[f"student_{context}"] for context in (contexts[0], contexts[-1]))
     return {
-        "setup": setup(device, repeats=arguments.repeats, seed=arguments.seed, size=arguments.size),
+        "setup": setup(
+            device, repeats=arguments.repeats, seed=arguments.seed, size=arguments.size, preset=arguments.preset
+        ),
         "sizes": asdict(sizes),
         "contexts": by_context,
         "student_time_longest_over_shortest": wall_ratio(last, first),
@@ -188,6 +197,7 @@ def main() -> None:
     """Measure, print, write JSON."""
     parser = figures_parser(__doc__)
     add_size(parser, "the paper's student and teacher, for a GPU")
+    parser.add_argument("--preset", choices=("transplant", "hybrid"), help="a student with the teacher's layers")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--repeats", type=int, default=15, help="rounds, of which the median counts")
     parser.add_argument("--seed", type=int, default=0, help="of weights")
@@ -196,8 +206,7 @@ def main() -> None:
     if arguments.peak:
         model, context = arguments.peak
         with torch.inference_mode():
-            device = torch.device(arguments.device)
-            print(peak_of_generation(model, int(context), SIZES[arguments.size], device, arguments.seed))
+            print(peak_of_generation(arguments, model, int(context)))
         return
     figures = measure_generation(arguments)
     print_generation(figures)

@@ -11,6 +11,8 @@ import transformers
 from delta_common.settings_file import load_settings
 from student.model.frozen import FrozenWeights
 from student.model.shape import TeacherDims, resolve_shape
+from student.model.transplant.options import HYBRID, TRANSPLANT
+from student.model.transplant.student import TransplantStudent, build_transplant
 from student.model.xlstm import XLSTMStudent, build_student
 from student.settings import TrainSettings
 
@@ -55,10 +57,15 @@ def random_student(sizes: Sizes, frozen: FrozenWeights, *, context_length: int, 
     return build_student(shape, frozen, context_length=context_length, seed=seed)
 
 
-def random_teacher(sizes: Sizes, seed: int, device: torch.device) -> Any:
-    """A Llama of random weights, in bfloat16 on a GPU and in float32 on a CPU."""
-    torch.manual_seed(seed)
-    config = transformers.LlamaConfig(
+def random_transplant(sizes: Sizes, frozen: FrozenWeights, preset: str, *, seed: int) -> TransplantStudent:
+    """A student with the layers of such a teacher, of random weights, on these frozen matrices."""
+    shape = {"transplant": TRANSPLANT, "hybrid": HYBRID}[preset]
+    return build_transplant(teacher_config(sizes).to_dict(), frozen, None, shape, seed=seed)
+
+
+def teacher_config(sizes: Sizes) -> transformers.LlamaConfig:
+    """The teacher's configuration."""
+    return transformers.LlamaConfig(
         hidden_size=sizes.width,
         vocab_size=sizes.vocab,
         num_hidden_layers=sizes.teacher_layers,
@@ -67,6 +74,11 @@ def random_teacher(sizes: Sizes, seed: int, device: torch.device) -> Any:
         intermediate_size=sizes.teacher_ffn,
         tie_word_embeddings=True,
     )
+
+
+def random_teacher(sizes: Sizes, seed: int, device: torch.device) -> Any:
+    """A Llama of random weights, in bfloat16 on a GPU and in float32 on a CPU."""
+    torch.manual_seed(seed)
     with device:
-        teacher = transformers.LlamaForCausalLM(config).eval()
+        teacher = transformers.LlamaForCausalLM(teacher_config(sizes)).eval()
     return teacher.to(torch.bfloat16 if device.type == "cuda" else torch.float32)

@@ -28,6 +28,8 @@ FROBENIUS_NOTE = (
     "with `channels: raw` this may hardly fall, whatever is learnt."
 )
 
+TRANSFER_NOTE = "What the mixers miss of softmax attention on the same input; 0 is attention itself."
+
 MEASURES = (
     Measure("loss", "Loss"),
     Measure("cross_entropy", "Cross-entropy, nats per token"),
@@ -38,6 +40,7 @@ MEASURES = (
     Measure("temperature", "T, the temperature"),
     Measure("beta", "β, the Frobenius term's weight"),
     Measure("learning_rate", "Learning rate"),
+    Measure("transfer", "Attention transfer, relative squared error", note=TRANSFER_NOTE),
     Measure("cross_entropy", "Held-out cross-entropy, nats per token", "evaluations"),
     Measure("kl", "Held-out KL at T = 1, nats per token", "evaluations"),
     Measure("calibration_error", "Held-out calibration error", "evaluations"),

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 import student.transformers  # noqa: F401
 from delta_common.tokenizer import tokenizer_digest
+from student.cli import evaluate as eval_cli
 from student.cli import export as export_cli
 from student.evaluate.trained import load_student
 from student.inference.generate import generate_tokens
@@ -113,6 +114,19 @@ def test_importing_student_imports_little() -> None:
     code = "import student, student.cli.train, student.cli.export, student.cli.generate\n"
     code += "print(json.dumps([name for name in ('torch', 'transformers', 'xlstm') if name in sys.modules]))"
     assert fresh(code) == []
+
+
+def test_it_is_measured_as_its_run_is(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for name in ("run", "export"):
+        capsys.readouterr()
+        assert run(eval_cli, made / name, "--cache", made / "cache", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    ours, theirs = (one["student"] for one in found)
+    for name in ("cross_entropy", "kl", "calibration_error"):
+        assert ours[name]["value"] == pytest.approx(theirs[name]["value"], rel=1e-4), name
+    assert found[0]["teacher"] == found[1]["teacher"]
+    assert found[0]["rows"] == found[1]["rows"] == 32
 
 
 PIPELINE = """

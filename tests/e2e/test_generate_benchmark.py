@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.helpers import ROOT
 
 OF_ONE = ("seconds_a_token", "tokens_per_second", "peak_bytes")
@@ -17,9 +19,10 @@ PROMISED = {f"{model}_{figure}" for model in ("student", "teacher") for figure i
 }
 
 
-def test_every_figure_is_measured(tmp_path: Path) -> None:
+@pytest.mark.parametrize("options", [[], ["--preset", "hybrid"]])
+def test_every_figure_is_measured(tmp_path: Path, options: list[str]) -> None:
     output = tmp_path / "figures.json"
-    command = [sys.executable, "-m", "benchmarks.generate", "--tiny", "--repeats", "1", "--json", str(output)]
+    command = [sys.executable, "-m", "benchmarks.generate", "--tiny", "--repeats", "1", "--json", str(output), *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     figures = json.loads(output.read_text())

@@ -7,7 +7,18 @@ from student.run.records import StepCost
 from tests.helpers.small_training import small_settings
 
 STEPS = 40
-NAMES = ("loss", "cross_entropy", "kl", "frobenius", "gradient_norm", "alpha", "temperature", "beta", "learning_rate")
+NAMES = (
+    "loss",
+    "cross_entropy",
+    "kl",
+    "frobenius",
+    "gradient_norm",
+    "alpha",
+    "temperature",
+    "beta",
+    "learning_rate",
+    "transfer",
+)
 
 
 def a_run(

@@ -12,6 +12,7 @@ from student.report.page import render_report, write_report
 from student.report.series import MOST_POINTS, charts
 from student.run.files import RunFiles
 from tests.helpers.made_runs import NAMES, STEPS, a_run
+from tests.helpers.small_training import small_settings
 
 VOID = {"meta", "br", "img", "input"}
 
@@ -55,6 +56,18 @@ def test_one_run_and_several_are_well_formed_and_link_to_nothing(tmp_path: Path)
     assert "Settings that differ" in both
     assert "optimizer.betas" not in both
     assert "All runs have the same settings." in text_of(one, a_run(tmp_path / "b"))
+
+
+def test_it_says_what_each_student_is_and_began_with(tmp_path: Path) -> None:
+    paper, hybrid = a_run(tmp_path / "a"), a_run(tmp_path / "b")
+    hybrid = replace(hybrid, settings=small_settings("--model.preset=hybrid"))
+    assert "a stack of xLSTM blocks" in text_of(paper)
+    assert "random weights" in text_of(paper)
+    assert "xLSTM" not in text_of(hybrid)
+    assert "attention over the last 64 positions and the first 4 beside a recurrence" in text_of(hybrid)
+    both = text_of(paper, hybrid)
+    assert "a stack of xLSTM blocks" in both
+    assert "its teacher's weights" in both
 
 
 def test_costs_are_sums_over_steps(tmp_path: Path) -> None:

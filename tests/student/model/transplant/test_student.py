@@ -109,6 +109,26 @@ def test_a_row_in_two_parts_is_the_row(name: str, split: int, rows: tuple[list[i
     assert torch.allclose(torch.cat(parts, dim=1), student(tokens, starts), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [None, STARTS[1]])
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_both_kernels_go_on_from_each_others_state(name: str, rows: tuple[list[int], list[int]] | None) -> None:
+    tokens, starts = small_tokens(), None if rows is None else starts_at(40, *rows)
+    both = [small_transplant(name, kernels="auto"), small_transplant(name, kernels="naive")]
+    state, parts = None, []
+    for place, (begin, end) in enumerate(pairwise([0, 7, 8, 30, 31, 40])):
+        span = slice(begin, end)
+        seen = None if starts is None else starts[:, span]
+        hidden_states, state = both[place % 2].prefill(tokens[:, span], state, seen)
+        parts.append(hidden_states)
+    for student in both:
+        whole, after = student.prefill(tokens, None, starts)
+        assert torch.allclose(torch.cat(parts, dim=1), whole, rtol=0, atol=1e-5)
+        following = small_tokens(length=5)
+        found, expected = (student.prefill(following, one)[0] for one in (state, after))
+        assert torch.allclose(found, expected, rtol=0, atol=1e-5)
+
+
 @torch.no_grad()
 def test_a_prompt_longer_than_what_runs_at_once_is_the_row() -> None:
     for name in SHAPES:
