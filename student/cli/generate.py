@@ -13,7 +13,7 @@ from delta_common.errors import UserError
 
 if TYPE_CHECKING:
     from student.inference.generate import Sampling
-    from student.inference.load import ExportedStudent
+    from student.inference.load import Writer
 
 TOGETHER = 8
 """Prompts per batch."""
@@ -23,7 +23,7 @@ app = App(name="student-generate")
 
 @app.default
 def generate(
-    export: Annotated[Path, LOCAL_PATH],
+    student: Annotated[Path, LOCAL_PATH],
     *,
     prompt: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     prompts: Annotated[Path | None, LOCAL_PATH] = None,
@@ -32,14 +32,14 @@ def generate(
     seed: int = 0,
     max_new_tokens: int = 128,
 ) -> int:
-    """Continue prompts with an exported student; text is printed as it is generated.
+    """Continue prompts with a trained student; text is printed as it is generated.
 
     Memory and time per token do not grow with the text. A prompt may have any length.
 
     Parameters
     ----------
-    export
-        Folder that student-export wrote.
+    student
+        Folder that student-export wrote, or of a finished student-train run, which needs its cache.
     prompt
         Text to continue; may be given more than once.
     prompts
@@ -63,14 +63,10 @@ def generate(
     if first is None:
         raise UserError("nothing to continue; give --prompt TEXT, or --prompts FILE with a prompt in a line")
 
-    import torch
-
-    from student.inference.load import load_export
-
-    student = load_export(export, torch.accelerator.current_accelerator() or torch.device("cpu"))
+    writer = _loaded(student)
     for group, texts in enumerate(chain([first], groups)):
         sys.stdout.write("\n" if group else "")
-        _write(student, texts, sampling, max_new_tokens, group * TOGETHER)
+        _write(writer, texts, sampling, max_new_tokens, group * TOGETHER)
     return 0
 
 
@@ -95,23 +91,35 @@ def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
         yield group
 
 
-def _write(
-    student: "ExportedStudent", texts: Sequence[str], sampling: "Sampling", max_new_tokens: int, number: int
-) -> None:
+def _loaded(path: Path) -> "Writer":
+    import torch
+
+    from student.inference.load import is_export, load_export
+    from student.run.files import SETTINGS_FILE
+
+    device = torch.accelerator.current_accelerator() or torch.device("cpu")
+    if is_export(path) or not (path / SETTINGS_FILE).is_file():
+        return load_export(path, device)
+    from student.evaluate.trained import load_writer
+
+    return load_writer(path, device)
+
+
+def _write(writer: "Writer", texts: Sequence[str], sampling: "Sampling", max_new_tokens: int, number: int) -> None:
     """Continue texts as one batch, and print each as soon as all texts before it are printed."""
     from student.inference.generate import continue_prompts
     from student.inference.text_stream import TextStream
     from student.inference.tokenizer import encode_prompt
 
-    tokens = [encode_prompt(student.tokenizer, text) for text in texts]
-    streams = [TextStream(student.tokenizer, prompt) for prompt in tokens]
+    tokens = [encode_prompt(writer.tokenizer, text) for text in texts]
+    streams = [TextStream(writer.tokenizer, prompt) for prompt in tokens]
     written = _InOrder(texts)
     steps = continue_prompts(
-        student.student,
+        writer.student,
         tokens,
         max_new_tokens=max_new_tokens,
         sampling=sampling,
-        stop_token=student.stop_token,
+        stop_token=writer.stop_token,
         first_number=number,
     )
     going = set(range(len(texts)))

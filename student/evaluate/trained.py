@@ -1,4 +1,4 @@
-"""A trained student to measure: from a run's folder and a cache's frozen matrices, or from an export."""
+"""A trained student to measure or to write with: from an export, or from a run and a cache's frozen matrices."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,13 +8,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from delta_common.errors import UserError
-from student.inference.hf_config import DistilXLSTMConfig
-from student.inference.load import CONFIG_FILE, is_export, load_model, read_config
+from delta_common.tokenizer import is_digest_of
+from student.inference.hf_config import StudentConfig
+from student.inference.load import CONFIG_FILE, Writer, is_export, load_model, read_config
 from student.model.student import Student
 from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
 from student.run.student import student_of_run
 from student.settings import TrainSettings
-from teacher_cache.read.cache import Cache
+from teacher_cache.read.cache import Cache, open_cache
 
 EXPORT_ROWS = 8
 """Rows put through an exported student at a time."""
@@ -35,6 +36,27 @@ def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStude
     tokenizer or context.
     """
     return _exported(path, cache, device) if is_export(path) else _of_run(path, cache, device)
+
+
+def load_writer(run: Path, device: torch.device) -> Writer:
+    """The student of a finished run, to write with: the run's cache has its frozen matrices and its tokenizer.
+
+    Raises `UserError` when the run has not finished, or its cache is not where it was, or has no tokenizer.
+    """
+    from transformers import AutoTokenizer
+
+    summary = read_summary(run)
+    instead = "if it has moved, write with what student-export --cache makes of the run"
+    try:
+        cache = open_cache(summary.cache)
+    except UserError as error:
+        raise UserError(f"{error} ({run} was trained on it; {instead})") from error
+    if cache.tokenizer_folder is None:
+        raise UserError(f"{summary.cache}: a cache without a tokenizer; its students take tokens, not text")
+    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
+    if not is_digest_of(tokenizer, summary.tokenizer_sha256):
+        raise UserError(f"{cache.tokenizer_folder}: not the tokenizer that {run} was trained with; {instead}")
+    return Writer(load_student(run, cache, device).model, tokenizer, cache.manifest.eos_token_id)
 
 
 def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
@@ -82,7 +104,7 @@ def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     return TrainedStudent(student.to(device).eval().requires_grad_(False), EXPORT_ROWS)
 
 
-def _require_fit(path: Path, config: DistilXLSTMConfig, cache: Cache) -> None:
+def _require_fit(path: Path, config: StudentConfig, cache: Cache) -> None:
     manifest = cache.manifest
     try:
         said = config.provenance or {}

@@ -31,16 +31,16 @@ DAMAGED = (
 
 
 @dataclass(frozen=True)
-class ExportedStudent:
-    """A student in float32 with its tokenizer; `stop_token` ends a text."""
+class Writer:
+    """A student with its tokenizer; `stop_token` ends a text."""
 
     student: Student
     tokenizer: "PreTrainedTokenizerBase"
     stop_token: int | None
 
 
-def load_export(path: Path, device: torch.device) -> ExportedStudent:
-    """Load a folder that student-export wrote, with its tokenizer.
+def load_export(path: Path, device: torch.device) -> Writer:
+    """Load a folder that student-export wrote, in float32, with its tokenizer.
 
     Raises `UserError` when it is none, a file is missing or damaged, or its tokenizer is not the one of training.
     """
@@ -56,7 +56,7 @@ def load_export(path: Path, device: torch.device) -> ExportedStudent:
         raise UserError(f"{path}: its tokenizer is not readable ({error}); {AGAIN}") from error
     if not is_digest_of(tokenizer, model.config.tokenizer_sha256):
         raise UserError(f"{path}: its tokenizer is not the one the student was trained with; {AGAIN}")
-    return ExportedStudent(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
+    return Writer(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
 
 
 def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "StudentForCausalLM":

@@ -51,6 +51,42 @@ def test_student_generate_continues_prompts_in_order_as_it_does_each_alone(
     assert many == "\n".join([alone[1]] * 10)
 
 
+def test_a_run_writes_what_its_export_writes(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["--max-new-tokens", "12", "--temperature", "0", "--prompt", PROMPTS[0], "--prompt", PROMPTS[2]]
+    assert written(capsys, made / "run", *options) == written(capsys, made / "export", *options)
+
+
+def _moved_cache(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"cache": str(run / "gone")}))
+
+
+def _other_tokenizer(run: Path) -> None:
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"tokenizer_sha256": "0"}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda run: (run / "summary.json").unlink(), "the run has not finished; run its student-train command again"),
+        (lambda run: (run / "trained.safetensors").unlink(), "not the parameters of this run's student"),
+        (_moved_cache, "if it has moved, write with what student-export --cache makes of the run"),
+        (_other_tokenizer, "not the tokenizer that"),
+    ],
+)
+def test_a_run_that_cannot_be_written_with_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[Path], None], words: str
+) -> None:
+    made = shutil.copytree(folder / "run", tmp_path / "run")
+    damage(made)
+    assert run(generate_cli, made, "--prompt", "a") == 2
+    refused = capsys.readouterr()
+    assert words in refused.err
+    assert refused.err.count("\n") == 1
+    assert refused.out == ""
+
+
 def test_drawn_text_depends_on_the_seed_and_the_prompts_place(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = [folder / "export", "--max-new-tokens", "16"]
     first, again, other = (written(capsys, *options, "--prompt", "a", "--seed", seed) for seed in ("1", "1", "2"))
@@ -145,10 +181,6 @@ def test_options_that_make_no_sense_are_refused_in_one_line(
     assert refused.count("\n") == 1
 
 
-def test_a_run_is_no_export_and_a_folder_that_is_not_there_neither(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run(generate_cli, folder / "run", "--prompt", "a") == 2
-    assert "a training run; give the folder that student-export RUN --out FOLDER writes" in capsys.readouterr().err
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(generate_cli, tmp_path / "none", "--prompt", "a") == 2
     assert "no such folder; give the --out folder of student-export" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from delta_common.errors import UserError
-from student.evaluate.trained import EXPORT_ROWS, load_student
+from student.evaluate.trained import EXPORT_ROWS, load_student, load_writer
 from student.inference.hf import DistilXLSTMForCausalLM
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
@@ -92,3 +92,8 @@ def test_parameters_of_another_shape_are_refused(finished_run: Path, uneven_cach
     (tmp_path / "trained.safetensors").write_bytes(b"cut")
     with pytest.raises(UserError, match="not the parameters of this run's student; run student-train again"):
         load_student(tmp_path, open_cache(uneven_cache), CPU)
+
+
+def test_a_run_on_a_cache_without_a_tokenizer_writes_no_text(finished_run: Path) -> None:
+    with pytest.raises(UserError, match="a cache without a tokenizer; its students take tokens, not text"):
+        load_writer(finished_run, CPU)
