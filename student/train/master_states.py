@@ -36,6 +36,8 @@ def gathered_states(
     `untrained` where it has them by name.
     """
     masters = _unpartitioned_masters(engine)
+    if updates:
+        _show_moments(engine)
     for name, parameter in _trained(engine):
         yield f"{PARAMETER}/{name}", _master(parameter, masters)
         for moment in MOMENTS if updates else ():
@@ -110,7 +112,7 @@ def _moment(
 
 
 def _make_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
-    """Give AdamW its states, which it otherwise makes at its first step, and show them to DeepSpeed."""
+    """Give AdamW its states, which it otherwise makes at its first step."""
     groups = engine.basic_optimizer.param_groups
     held = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
     for tensor in held or [tensor for group in groups for tensor in group["params"]]:
@@ -118,7 +120,13 @@ def _make_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
             "step": torch.tensor(float(updates)),
             **{moment: torch.zeros_like(tensor, requires_grad=False) for moment in MOMENTS},
         }
+    _show_moments(engine)
+
+
+def _show_moments(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let DeepSpeed find AdamW's states under ZeRO 1 and 2: it looks once, when one of several groups has stepped."""
     if hasattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state"):
+        engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 

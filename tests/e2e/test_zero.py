@@ -1,9 +1,6 @@
 """DeepSpeed in all its stages and precisions: two processes of each agree with one; a run may change between them."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,7 @@ from student.train.checkpoint import load_checkpoint
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.read.cache import open_cache
-from tests.helpers import ROOT
-from tests.helpers.several_jobs import let_fp16_run_on_a_cpu, run
+from tests.helpers.several_jobs import launch, let_fp16_run_on_a_cpu, run, stage_file
 from tests.helpers.small_training import make_uneven_cache, small_settings, trace, weights
 
 ROUNDING = {"fp32": 1e-5, "bf16": 2**-8, "fp16": 2**-11}
@@ -29,13 +25,6 @@ ROUNDING = {"fp32": 1e-5, "bf16": 2**-8, "fp16": 2**-11}
 ALONE = ["--training.micro_batch_size=2", "--training.gradient_accumulation=2"]
 TWO = ["--training.micro_batch_size=1", "--training.gradient_accumulation=2"]
 MOVES = {"two at ZeRO 2 to one at ZeRO 0": (2, "fp32"), "two at ZeRO 3 to one at ZeRO 1": (3, "fp16")}
-
-
-def stage_file(folder: Path, stage: int, **fp16: Any) -> Path:
-    path = folder / f"zero{stage}.json"
-    scale = {"initial_scale_power": 8, "hysteresis": 1, **fp16}
-    path.write_text(json.dumps({"zero_optimization": {"stage": stage}, "fp16": scale}))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -83,27 +72,6 @@ def two_processes(cache: Path, only_process: Processes, tmp_path_factory: pytest
     jobs.append(job(cache, folder / "one to two", options(stages[3], "fp32", *TWO, *evaluated)))
     launch(folder, {"stages": [str(file) for file in stages], "jobs": jobs})
     return folder
-
-
-def launch(folder: Path, jobs: dict[str, Any]) -> None:
-    file = folder / "jobs.json"
-    file.write_text(json.dumps(jobs))
-    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
-    environment.pop("LOCAL_RANK", None)
-    command = [
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-        "-m",
-        "tests.helpers.several_jobs",
-    ]
-    done = subprocess.run(
-        [sys.executable, *command, str(file)], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
 
 
 def assert_same_trace(found: list[dict[str, Any]], expected: list[dict[str, Any]], precision: str) -> None:

@@ -7,6 +7,8 @@ Starting processes takes seconds, a job of this size takes one.
 
 import contextlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,44 @@ from student.train.job import run_job
 from student.train.master_states import gathered_states, restore_states
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from student.train.step_log import StepMetrics
+from tests.helpers import ROOT
 from tests.helpers.small_training import small_settings
 
 
 class BrokenOff(BaseException):
     """Raised by every process at the same step, as a launcher would end them all."""
+
+
+def stage_file(folder: Path, stage: int, **fp16: Any) -> Path:
+    """A DeepSpeed JSON of a ZeRO stage; keyword arguments are more of its fp16 section."""
+    path = folder / f"zero{stage}.json"
+    scale = {"initial_scale_power": 8, "hysteresis": 1, **fp16}
+    # Of ZeRO 3: split every parameter, however small.
+    zero = {"stage": stage, "stage3_param_persistence_threshold": 0}
+    path.write_text(json.dumps({"zero_optimization": zero, "fp16": scale}))
+    return path
+
+
+def launch(folder: Path, jobs: dict[str, Any]) -> None:
+    """Run the jobs in two processes."""
+    file = folder / "jobs.json"
+    file.write_text(json.dumps(jobs))
+    paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    environment.pop("LOCAL_RANK", None)
+    command = [
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        "-m",
+        "tests.helpers.several_jobs",
+    ]
+    done = subprocess.run(
+        [sys.executable, *command, str(file)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def let_fp16_run_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
@@ -39,16 +74,16 @@ def let_fp16_run_on_a_cpu(patch: pytest.MonkeyPatch) -> None:
 
 def run(job: dict[str, Any], processes: Processes) -> None:
     """One job, to its end or to where it is broken off."""
-    take_step = loop.take_step
+    next_step = loop.next_step
 
-    def breaking_off(*arguments: Any, **named: Any) -> StepMetrics:
-        metrics = take_step(*arguments, **named)
+    def breaking_off(*arguments: Any) -> StepMetrics:
+        metrics = next_step(*arguments)
         if metrics.step == job["stop_at"]:
             raise BrokenOff
         return metrics
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "take_step", breaking_off)
+        patch.setattr(loop, "next_step", breaking_off)
         with contextlib.suppress(BrokenOff):
             run_job(small_settings(*job["options"]), Path(job["cache"]), Path(job["out"]), processes)
 
