@@ -7,7 +7,7 @@ import torch
 from student.export.config import FROZEN_NAMES
 from student.run.files import RunFiles, RunSummary
 from student.run.measure_words import MEASURE_WORDS
-from student.run.student_words import beginning_words, student_words
+from student.run.student_words import beginning_words, stage_words, student_words
 from teacher_cache.format.manifest import Manifest
 
 CARD_FILE = "README.md"
@@ -73,6 +73,7 @@ def _provenance(files: RunFiles, summary: RunSummary, manifest: Manifest) -> dic
         "rows": f"{rows.count:,} of {rows.seq_len:,} positions, {rows.mode}, context {rows.context}",
         "began with": beginning_words(files.settings.model),
         "steps": f"{summary.steps:,}",
+        **({"stages": stage_words(summary.stages)} if len(summary.stages) > 1 else {}),
     }
 
 

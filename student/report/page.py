@@ -16,7 +16,7 @@ from student.report.charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
 from student.report.series import MOST_POINTS, Chart, charts
 from student.run.files import RunFiles, Sample
 from student.run.measure_words import MEASURE_WORDS
-from student.run.student_words import beginning_words, student_words
+from student.run.student_words import beginning_words, stage_words, student_words
 
 REPORT_FILE = "report.html"
 NONE = "–"
@@ -201,6 +201,7 @@ def _facts(run: RunFiles) -> dict[str, str]:
         "teacher": summary.teacher if summary else NONE,
         "student": student_words(run.settings.model),
         "began with": beginning_words(run.settings.model),
+        "stages": stage_words(run.plan.stages if run.plan else ()) or NONE,
         "parameters trained": f"{summary.trainable_parameters:,} of {summary.total_parameters:,}" if summary else NONE,
         "cache": summary.cache if summary else NONE,
         "fingerprint of the cache": summary.cache_fingerprint if summary else NONE,

@@ -1,6 +1,11 @@
-"""What a student is made of, in words, for its card and its report."""
+"""What a student is made of and how it was trained, in words, for its card and its report."""
+
+from collections.abc import Sequence
 
 from student.model.shape import StudentSettings
+from student.run.files import PlannedStage
+
+PARTS = {"mixers": "the mixers", "body": "the teacher's own weights", "all": "everything"}
 
 
 def student_words(settings: StudentSettings) -> str:
@@ -16,3 +21,8 @@ def student_words(settings: StudentSettings) -> str:
 def beginning_words(settings: StudentSettings) -> str:
     """Where the weights came from that training began with."""
     return "its teacher's weights" if settings.begins_as_teacher else "random weights"
+
+
+def stage_words(stages: Sequence[PlannedStage]) -> str:
+    """What each stage of a run trained, by what and for how long."""
+    return "; ".join(f"{stage.name} of {PARTS[stage.train]}, {stage.steps:,} steps" for stage in stages)

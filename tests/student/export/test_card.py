@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from student.export.card import model_card
+from student.run.files import PlannedStage
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import open_cache
 from tests.helpers.made_runs import a_run
@@ -48,6 +49,16 @@ def test_it_says_what_the_student_is_and_what_it_began_with(synthetic_cache: Pat
     assert "- xlstm\n" in paper
     assert "xLSTM blocks" not in hybrid
     assert "- xlstm\n" not in hybrid
+
+
+def test_it_names_stages_where_there_are_several(synthetic_cache: Path, tmp_path: Path) -> None:
+    files, manifest = a_run(tmp_path / "run"), open_cache(synthetic_cache).manifest
+    assert files.summary is not None
+    stage = PlannedStage(name="distillation", train="body", steps=20)
+    one, two = (files.summary.model_copy(update={"stages": (stage,) * count}) for count in (1, 2))
+    assert "| stages |" not in model_card(files, one, manifest, DTYPES)
+    words = "distillation of the teacher's own weights, 20 steps"
+    assert f"| stages | {words}; {words} |" in model_card(files, two, manifest, DTYPES)
 
 
 def test_a_last_step_without_some_of_the_terms_is_told_without_them(synthetic_cache: Path, tmp_path: Path) -> None:

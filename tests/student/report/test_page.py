@@ -10,7 +10,7 @@ import pytest
 from delta_common.errors import UserError
 from student.report.page import render_report, write_report
 from student.report.series import MOST_POINTS, charts
-from student.run.files import RunFiles
+from student.run.files import PlannedStage, RunFiles, RunPlan
 from tests.helpers.made_runs import NAMES, STEPS, a_run
 from tests.helpers.small_training import small_settings
 
@@ -68,6 +68,12 @@ def test_it_says_what_each_student_is_and_began_with(tmp_path: Path) -> None:
     both = text_of(paper, hybrid)
     assert "a stack of xLSTM blocks" in both
     assert "its teacher's weights" in both
+
+
+def test_it_names_the_stages_of_a_run(tmp_path: Path) -> None:
+    stages = (PlannedStage(name="attention transfer", train="mixers", steps=10),)
+    run = replace(a_run(tmp_path / "a"), plan=RunPlan(total_steps=STEPS, stages=stages))
+    assert "attention transfer of the mixers, 10 steps" in text_of(run)
 
 
 def test_costs_are_sums_over_steps(tmp_path: Path) -> None:

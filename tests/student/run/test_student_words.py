@@ -1,7 +1,8 @@
 """What a student is made of, in words: every preset has its own, and numbers in them are the settings'."""
 
 from student.model.shape import StudentSettings
-from student.run.student_words import beginning_words, student_words
+from student.run.files import PlannedStage
+from student.run.student_words import beginning_words, stage_words, student_words
 
 
 def test_every_kind_of_student_has_its_words() -> None:
@@ -16,3 +17,12 @@ def test_every_kind_of_student_has_its_words() -> None:
 def test_only_students_that_begin_as_their_teacher_begin_with_its_weights() -> None:
     assert beginning_words(StudentSettings()) == "random weights"
     assert beginning_words(StudentSettings(preset="hybrid")) == "its teacher's weights"
+
+
+def test_stages_are_named_in_order() -> None:
+    stages = [
+        PlannedStage(name="attention transfer", train="mixers", steps=60),
+        PlannedStage(name="distillation", train="all", steps=1240),
+    ]
+    assert stage_words(stages) == "attention transfer of the mixers, 60 steps; distillation of everything, 1,240 steps"
+    assert stage_words([]) == ""
