@@ -27,6 +27,15 @@ def forget_rows(state: RecurrentState, rows: Tensor) -> RecurrentState:
     return _map(state, forget)
 
 
+def compact(state: RecurrentState) -> RecurrentState:
+    """The state with copies of what is a small part of a larger tensor, which nobody else may need any more."""
+
+    def apart(tensor: Tensor, _: int) -> Tensor:
+        return tensor.clone() if tensor.untyped_storage().nbytes() > 2 * tensor.nbytes else tensor
+
+    return _map(state, apart)
+
+
 def state_bytes(state: RecurrentState) -> int:
     """Bytes of a state; the same however many tokens it has seen."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))

@@ -122,8 +122,12 @@ def test_with_no_learning_rate_the_teachers_weights_stay(folder: Path, alone: Pr
     assert any(float(found[name].abs().max()) > 0 for name in new)
 
 
-def test_a_run_is_measured_on_a_cache_without_the_body(folder: Path, alone: Processes, tmp_path: Path) -> None:
-    outcome = run_job(settings("--model.preset=hybrid", "--model.window=8"), folder / "cache", tmp_path / "run", alone)
+@pytest.mark.parametrize("stages", ["[]", "[{train: mixers, loss: transfer, steps: 3}, {train: mixers}]"])
+def test_a_run_is_measured_and_exported_without_the_body(
+    folder: Path, alone: Processes, tmp_path: Path, stages: str
+) -> None:
+    wanted = settings("--model.preset=hybrid", "--model.window=8", f"--stages={stages}")
+    outcome = run_job(wanted, folder / "cache", tmp_path / "run", alone)
     from student.train.summary import finish
 
     finish(outcome)
@@ -134,6 +138,9 @@ def test_a_run_is_measured_on_a_cache_without_the_body(folder: Path, alone: Proc
     exported = load_student(tmp_path / "export", open_cache(folder / "bare"), CPU).model
     tokens = torch.arange(60).view(2, 30)
     assert torch.equal(exported(tokens), loaded(tokens))
+    said = "attention transfer of the mixers, 3 steps; distillation of the mixers, 3 steps"
+    assert (said in (tmp_path / "export" / "README.md").read_text()) == (stages != "[]")
+    assert (said in (tmp_path / "run" / "report.html").read_text()) == (stages != "[]")
 
 
 def test_the_teacher_may_be_named_and_another_is_refused(folder: Path, tmp_path: Path) -> None:

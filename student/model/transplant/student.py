@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.state import compact
 from student.model.transplant.body import put_body
 from student.model.transplant.families import Body, Config, Rotary, build_body
 from student.model.transplant.mixer import Mixer
@@ -94,7 +95,8 @@ class TransplantStudent(nn.Module):
             parts.append(self._run(embedded, mixing))
             state = mixing.after
         assert state is not None
-        return torch.cat(parts, dim=1), state
+        # What is left of a long sequence must not keep all of it in memory.
+        return torch.cat(parts, dim=1), compact(state)
 
     def step(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
         """One token a row, (B, 1): hidden states (B, 1, d) and the next state, of constant size."""

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from student.model.state import forget_rows, select_rows
+from student.model.state import compact, forget_rows, select_rows
 from tests.helpers.small_students import small_student, tokens_of
 
 
@@ -35,3 +35,11 @@ def test_forgotten_rows_are_empty_and_the_others_untouched() -> None:
                         assert not tensor.any()
                     else:
                         assert torch.equal(tensor, theirs if isinstance(theirs, Tensor) else theirs[place])
+
+
+def test_what_is_part_of_a_larger_tensor_is_copied_and_the_rest_is_not() -> None:
+    large, small = torch.arange(30.0).view(3, 10), torch.ones(3, 2)
+    found = compact({"layer_0": {"values": (large[:, 8:], small)}})["layer_0"]["values"]
+    assert torch.equal(found[0], large[:, 8:])
+    assert found[0].untyped_storage().nbytes() == found[0].nbytes
+    assert found[1] is small

@@ -147,6 +147,21 @@ def test_the_state_has_one_size(name: str) -> None:
     assert sizes[0][0] > 0
 
 
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_the_state_keeps_nothing_else_in_memory(name: str) -> None:
+    student = small_transplant(name)
+    _, state = student.prefill(small_tokens(2, 300))
+    for _ in range(2):
+        held = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in _tensors(state)}
+        assert sum(held.values()) <= 2 * state_bytes(state)
+        _, state = student.step(small_tokens(2, 1), state)
+
+
+def _tensors(state: Any) -> list[Tensor]:
+    return [x for parts in state.values() for part in parts.values() for x in part]
+
+
 def _shapes(state: Any) -> dict[str, list[tuple[int, ...]]]:
     return {f"{b}.{n}": [tuple(x.shape) for x in part] for b, parts in state.items() for n, part in parts.items()}
 
