@@ -9,6 +9,9 @@ from delta_common.settings_file import FrozenSettings
 from student.loss.settings import DistillationSettings
 from student.model.shape import StudentSettings
 
+INIT_FROM = "init_from"
+"""Among the deciding settings: what `--init-from` names."""
+
 
 class OptimizerSettings(FrozenSettings):
     """AdamW under a cosine schedule with warmup."""
@@ -148,8 +151,8 @@ class TrainSettings(FrozenSettings):
             }
         )
 
-    def deciding(self, world_size: int) -> dict[str, Any]:
-        """The settings that decide the numbers, as a checkpoint keeps them.
+    def deciding(self, world_size: int, init_from: Path | None = None) -> dict[str, Any]:
+        """The settings that decide the numbers, as a checkpoint keeps them, and where the parameters came from.
 
         Of the batch only its size over all processes counts. Left out is what changes no number: when something is
         written or measured, and which kernels compute.
@@ -162,4 +165,6 @@ class TrainSettings(FrozenSettings):
         stages = kept.pop("stages")
         if stages:  # Earlier versions had none, and their checkpoints do not name them.
             kept["stages"] = {str(number): stage for number, stage in enumerate(stages)}
+        if init_from is not None:
+            kept[INIT_FROM] = str(init_from.resolve())
         return kept

@@ -29,6 +29,7 @@ def train(
     cache: str | None = None,
     config: Annotated[Path | None, LOCAL_PATH] = None,
     out: Annotated[Path | None, LOCAL_PATH] = None,
+    init_from: Annotated[Path | None, LOCAL_PATH] = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
     """Train an xLSTM student from a cache of its teacher, by δ-distillation.
@@ -47,6 +48,8 @@ def train(
         YAML file with the settings; configs/ has complete examples. Default: the paper's settings.
     out
         Local folder for checkpoints, metrics and the trained parameters. Default: `runs/NAME-OF-CACHE`.
+    init_from
+        Folder of another run, or of an export, of the same teacher and shape: begin with its parameters.
     show_config
         Print all settings in force as YAML, and train nothing.
     """
@@ -61,7 +64,7 @@ def train(
         raise UserError(f"--out {out}: checkpoints are written to a local folder; give a local path")
     settings = load_settings(TrainSettings, config, overrides)
     settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
-    _run(settings, cache, out or Path("runs") / _name(cache))
+    _run(settings, cache, out or Path("runs") / _name(cache), init_from)
     return 0
 
 
@@ -74,7 +77,7 @@ def main() -> None:
     run_app(app)
 
 
-def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
+def _run(settings: "TrainSettings", cache: str, out: Path, init_from: Path | None) -> None:
     from student.train.processes import joined_processes, quiet_deepspeed
 
     with quiet_deepspeed():
@@ -82,7 +85,7 @@ def _run(settings: "TrainSettings", cache: str, out: Path) -> None:
 
         with joined_processes() as processes:
             try:
-                outcome = run_job(settings, cache, out, processes)
+                outcome = run_job(settings, cache, out, processes, init_from)
                 if processes.rank == 0:
                     _finish(outcome)
             except OSError as error:

@@ -76,6 +76,7 @@ def _shared(files: RunFiles, summary: RunSummary, cache: Cache, frozen: Mapping[
             "context": manifest.rows.context,
             "seq_len": manifest.seq_len,
             "steps": summary.steps,
+            "begun_from": [origin.model_dump(mode="json") for origin in summary.begun_from],
             "settings": files.settings.model_dump(mode="json"),
         },
         "dtype": "float32",

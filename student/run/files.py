@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel
 
@@ -17,6 +17,7 @@ PLAN_FILE = "plan.json"
 TRAINED_FILE = "trained.safetensors"
 TEACHER_CONFIG_FILE = "teacher_config.json"
 """Of a student that begins as its teacher: the teacher's configuration, which gives the layers their shape."""
+PROVENANCE_FILE = "provenance.json"
 SUMMARY_FILE = "summary.json"
 
 
@@ -45,8 +46,21 @@ class Sample(FrozenSettings):
     drawn: str
 
 
-class RunSummary(FrozenSettings):
-    """`summary.json` of a finished run; nothing in it depends on the clock."""
+class Origin(FrozenSettings):
+    """A run or an export that another run's parameters come from."""
+
+    kind: Literal["run", "export"]
+    path: str
+    """Where it lay when it was read."""
+    steps: int
+    """Steps it had taken by then."""
+    cache_fingerprint: str
+    settings_sha256: str
+    """Of its settings as JSON with sorted keys."""
+
+
+class Provenance(FrozenSettings):
+    """`provenance.json`, written when a run begins: what it is trained on, and what its parameters come from."""
 
     cache: str
     cache_fingerprint: str
@@ -57,6 +71,13 @@ class RunSummary(FrozenSettings):
     """`rows.context` of the cache trained on."""
     embedding_scale: float | None = None
     """What the student's first block read over the embedding; None for the embedding itself."""
+    begun_from: tuple[Origin, ...] = ()
+    """The chain of runs and exports before this run, oldest first; empty where it began by itself."""
+
+
+class RunSummary(Provenance):
+    """`summary.json` of a finished run; nothing in it depends on the clock."""
+
     steps: int
     stages: tuple[PlannedStage, ...] = ()
     """Empty for a run of a version without stages."""
@@ -105,6 +126,14 @@ def read_settings(path: Path) -> TrainSettings:
     if not (path / SETTINGS_FILE).is_file():
         raise UserError(f"{path}: no training run here; give the --out folder of student-train")
     return _parse(TrainSettings, path / SETTINGS_FILE)
+
+
+def read_provenance(path: Path) -> Provenance | None:
+    """What a run says it is trained on; None for an unfinished run of a version that wrote it at the end only."""
+    for model, file in ((Provenance, path / PROVENANCE_FILE), (RunSummary, path / SUMMARY_FILE)):
+        if file.is_file():
+            return _parse(model, file)
+    return None
 
 
 def read_summary(path: Path) -> RunSummary:

@@ -94,6 +94,7 @@ def assemble(
     out: Path,
     processes: Processes,
     *,
+    init_from: Path | None = None,
     done: int = 0,
     teacher_config: Config | None = None,
 ) -> Run:
@@ -105,7 +106,7 @@ def assemble(
     cache = _view(cache, settings.targets)
     reader = _reader(settings, cache, processes)
     stages = stages_of(settings, reader.batches_per_epoch)
-    deciding = settings.deciding(processes.world_size)
+    deciding = settings.deciding(processes.world_size, init_from)
     for each in stages:
         _require_fit(settings.of_stage(each.settings), each, cache)
     held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)

@@ -20,6 +20,7 @@ from delta_common.differences import differences
 from delta_common.errors import UserError
 from delta_common.files import settle_on_disk, write_atomically
 from student.run.checkpoints import FOLDER, PARAMETER, STATE_FILE, TENSORS_FILE, TrainingState, digest_of
+from student.settings import INIT_FROM
 from student.train.engine import loss_scaler
 from student.train.master_states import gathered_states, restore_states, untrained_names
 from student.train.processes import Processes
@@ -66,6 +67,10 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
             f"{folder}: a checkpoint of another cache ({found.cache_fingerprint[:12]}…, this one is "
             f"{wanted.cache_fingerprint[:12]}…); give that cache with --cache or another folder with --out"
         )
+    before, now = found.settings.get(INIT_FROM), wanted.settings.get(INIT_FROM)
+    if before != now:
+        words = [f"with --init-from {where}" if where else "without --init-from" for where in (before, now)]
+        raise UserError(f"{folder}: of a run begun {words[0]}, now {words[1]}; give the same, or another --out")
     # Through JSON and back, as the settings found were: tuples become lists.
     changed = list(differences(found.settings, json.loads(json.dumps(wanted.settings))))
     if changed:

@@ -2,25 +2,40 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
+from delta_common.settings_file import FrozenSettings
 from student.model.transplant.student import TransplantStudent
-from student.run.checkpoints import Checkpoint, Progress, find_checkpoint
-from student.run.files import PLAN_FILE, SETTINGS_FILE, TEACHER_CONFIG_FILE, TRAINED_FILE, RunPlan
+from student.run.checkpoints import PARAMETER, Checkpoint, Progress, TrainingState, find_checkpoint
+from student.run.files import (
+    PLAN_FILE,
+    PROVENANCE_FILE,
+    SETTINGS_FILE,
+    TEACHER_CONFIG_FILE,
+    TRAINED_FILE,
+    Origin,
+    Provenance,
+    RunPlan,
+)
+from student.run.origin import read_beginning, require_same_shapes
 from student.run.stages import planned
-from student.settings import TrainSettings
+from student.run.student import teacher_config_of
+from student.settings import INIT_FROM, TrainSettings
 from student.train.assemble import Run, assemble
-from student.train.checkpoint import load_checkpoint, require_same_run, save_trained
+from student.train.checkpoint import load_checkpoint, load_parameters, require_same_run, save_trained
 from student.train.engine import free_memory
 from student.train.loop import train
+from student.train.master_states import parameter_shapes
 from student.train.measure import Measures, measure, recorded
 from student.train.processes import Processes
-from teacher_cache.read.cache import open_cache
+from teacher_cache.read.cache import Cache, open_cache
 
 
 @dataclass(frozen=True)
@@ -39,20 +54,23 @@ class Outcome:
     """Share of the steps' time spent waiting for data; None if no step was left."""
 
 
-def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes) -> Outcome:
+def run_job(
+    settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes, init_from: Path | None = None
+) -> Outcome:
     """Train a student, or continue from the newest checkpoint under `out`; every process calls this.
 
-    Writes under `out`: `settings.json`, `plan.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
-    `evaluation.jsonl`, `trained.safetensors`.
-    Raises `UserError` when `out` belongs to another run.
+    A new run begins with the parameters of the run or export `init_from`, if one is given. Writes under `out`:
+    `settings.json`, `plan.json`, `provenance.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
+    `evaluation.jsonl`, `trained.safetensors`. Raises `UserError` when `out` belongs to another run.
     """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out {out}: is a file; give a folder")
+    _require_folder(out, init_from)
     cache = open_cache(cache_path)
+    assembled = partial(assemble, settings, cache, out, processes, init_from=init_from)
     found = find_checkpoint(out)
     start = Progress() if found is None else found[1].progress
-    run = assemble(settings, cache, out, processes, done=start.steps)
-    _begin_or_continue(run, settings, found)
+    run = (
+        _begin(assembled, settings, cache, out, init_from) if found is None else _continue(assembled, settings, *found)
+    )
     before = recorded(run, 0) if start.steps else measure(run, 0)
     done, time = train(run, start)
     while not run.stage.is_last:
@@ -60,7 +78,7 @@ def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processe
         run.engine.destroy()
         del run
         free_memory()
-        run = assemble(settings, cache, out, processes, done=done.steps, teacher_config=config)
+        run = assembled(done=done.steps, teacher_config=config)
         _load(run, find_checkpoint(out))
         done, more = train(run, done)
         time += more
@@ -69,19 +87,67 @@ def run_job(settings: TrainSettings, cache_path: str | Path, out: Path, processe
     return Outcome(run, start.steps, before, after, time.share_waiting)
 
 
-def _begin_or_continue(run: Run, settings: TrainSettings, found: Checkpoint | None) -> None:
-    """Load the checkpoint that was found, if one was, and prepare the run's folder."""
-    start = Progress()
-    if found is not None:
-        start = found[1].progress
-        require_same_run(*found, run.state(start))
-        _load(run, found)
+def _require_folder(out: Path, init_from: Path | None) -> None:
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {out}: is a file; give a folder")
+    if init_from is not None and out.resolve() == init_from.resolve():
+        raise UserError(f"--init-from {init_from}: is also --out; a run begins in a folder of its own")
+
+
+def _begin(
+    assembled: Callable[..., Run], settings: TrainSettings, cache: Cache, out: Path, init_from: Path | None
+) -> Run:
+    """The run at its first step, with the teacher's weights, random ones or those of `init_from`."""
+    chain: tuple[Origin, ...] = ()
+    if init_from is None:
+        run = assembled()
+    else:
+        beginning = read_beginning(init_from, settings.model, cache)
+        run, chain = assembled(teacher_config=beginning.teacher_config), beginning.chain
+        require_same_shapes(beginning, parameter_shapes(run.engine))
+        stored = {f"{PARAMETER}/{name}": tensor for name, tensor in beginning.parameters.items()}
+        run.untrained.update(load_parameters(run.engine, stored, lambda name: stored[name].float()))
+    if run.processes.rank == 0:
+        _prepare_folder(run, settings, 0)
+        _write(out / PROVENANCE_FILE, provenance(run, chain))
+    torch.distributed.barrier()
+    return run
+
+
+def _continue(assembled: Callable[..., Run], settings: TrainSettings, folder: Path, state: TrainingState) -> Run:
+    """The run at the step of its newest checkpoint, which has all parameters if they came from elsewhere."""
+    out, start = folder.parents[1], state.progress
+    has_all = INIT_FROM in state.settings and settings.model.begins_as_teacher
+    run = assembled(done=start.steps, teacher_config=teacher_config_of(out) if has_all else None)
+    require_same_run(folder, state, run.state(start))
+    _load(run, (folder, state))
     if run.processes.rank == 0:
         _prepare_folder(run, settings, start.steps)
-        if found is not None:
-            done = f"continuing after step {start.steps} of {run.total_steps}"
-            print(f"student-train: {run.out}: {done}", file=sys.stderr)
+        print(
+            f"student-train: {out}: continuing after step {start.steps} of {run.total_steps}{_in_stage(run)}",
+            file=sys.stderr,
+        )
     torch.distributed.barrier()
+    return run
+
+
+def _in_stage(run: Run) -> str:
+    return "" if len(run.stages) == 1 else f", {run.stage.words}"
+
+
+def provenance(run: Run, begun_from: tuple[Origin, ...] = ()) -> Provenance:
+    """What the run is trained on, and the chain that its parameters come from."""
+    manifest, path = run.cache.manifest, run.cache.path
+    return Provenance(
+        cache=str(path.resolve()) if isinstance(path, Path) else path,
+        cache_fingerprint=run.cache.fingerprint,
+        teacher=manifest.teacher_name,
+        teacher_weights_sha256=manifest.teacher.weights_sha256,
+        tokenizer_sha256=manifest.tokenizer_sha256,
+        context=manifest.rows.context,
+        embedding_scale=run.student.embedding_scale,
+        begun_from=begun_from,
+    )
 
 
 def _load(run: Run, found: Checkpoint | None) -> None:
@@ -96,11 +162,15 @@ def _prepare_folder(run: Run, settings: TrainSettings, start: int) -> None:
     except OSError as error:
         raise UserError(f"--out {run.out}: cannot be made ({error.strerror}); give another folder") from error
     plan = RunPlan(total_steps=run.total_steps, stages=tuple(planned(stage) for stage in run.stages))
-    for name, content in ((SETTINGS_FILE, settings), (PLAN_FILE, plan)):
-        write_atomically(run.out / name, content.model_dump_json(indent=1).encode() + b"\n")
+    _write(run.out / SETTINGS_FILE, settings)
+    _write(run.out / PLAN_FILE, plan)
     if isinstance(run.student, TransplantStudent):
         config = json.dumps(run.student.teacher_config, indent=1, sort_keys=True)
         write_atomically(run.out / TEACHER_CONFIG_FILE, config.encode() + b"\n")
     run.metrics.drop_after(start)
     run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)
+
+
+def _write(path: Path, content: FrozenSettings) -> None:
+    write_atomically(path, content.model_dump_json(indent=1).encode() + b"\n")

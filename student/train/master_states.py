@@ -73,6 +73,11 @@ def restore_states(
             _set_parameter(parameter, stored(f"{PARAMETER}/{name}"))
 
 
+def parameter_shapes(engine: deepspeed.DeepSpeedEngine) -> dict[str, tuple[int, ...]]:
+    """Shapes of all parameters by name, whole also where ZeRO 3 has split them."""
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in engine.module.named_parameters()}
+
+
 def untrained_names(engine: deepspeed.DeepSpeedEngine) -> list[str]:
     """Names of the parameters that are not trained."""
     return [name for name, _ in _untrained(engine)]

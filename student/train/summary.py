@@ -1,7 +1,6 @@
 """The end of a training job: write its summary and report, print held-out numbers and a sample of text."""
 
 from dataclasses import asdict
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -9,12 +8,12 @@ from rich.table import Table
 from delta_common.files import write_atomically
 from student.evaluate.held_out import rows_in_order, teacher_scores
 from student.report.page import REPORT_FILE, write_report
-from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_run
+from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_provenance, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
 from student.run.stages import planned
 from student.train.assemble import Run
-from student.train.job import Outcome
+from student.train.job import Outcome, provenance
 from student.train.measure import recorded
 from student.train.samples import write_samples
 
@@ -53,15 +52,9 @@ def _print(outcome: Outcome, samples: list[Sample]) -> None:
 
 def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
     run, counts = outcome.run, outcome.run.student.parameter_counts()
-    manifest, path = run.cache.manifest, run.cache.path
+    known = read_provenance(run.out)
     return RunSummary(
-        cache=str(path.resolve()) if isinstance(path, Path) else path,
-        cache_fingerprint=run.cache.fingerprint,
-        teacher=manifest.teacher_name,
-        teacher_weights_sha256=manifest.teacher.weights_sha256,
-        tokenizer_sha256=manifest.tokenizer_sha256,
-        context=manifest.rows.context,
-        embedding_scale=run.student.embedding_scale,
+        **provenance(run, known.begun_from if known else ()).model_dump(),
         steps=run.total_steps,
         stages=tuple(planned(stage) for stage in run.stages),
         trainable_parameters=counts.trainable,

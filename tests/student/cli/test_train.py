@@ -18,6 +18,7 @@ class Asked(list[tuple[TrainSettings, str, Path]]):
     """What would have been trained, with the error to raise in its place."""
 
     error: OSError | None = None
+    init_from: Path | None = None
 
 
 @pytest.fixture
@@ -28,8 +29,9 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     def joined_processes() -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(rank=1)
 
-    def run_job(settings: TrainSettings, cache: str, out: Path, joined: object) -> None:
+    def run_job(settings: TrainSettings, cache: str, out: Path, joined: object, init_from: Path | None) -> None:
         given.append((settings, cache, out))
+        given.init_from = init_from
         if given.error is not None:
             raise given.error
 
@@ -112,6 +114,14 @@ def test_the_settings_in_force_are_printed_and_nothing_is_trained(
     with pytest.raises(UserError, match="--cache is missing"):
         run("--training.epochs", "3")
     assert asked == []
+
+
+def test_a_run_may_begin_from_another(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--cache", "c", "--init-from", "~/runs/first") == 0
+    assert asked.init_from == tmp_path / "runs/first"
+    assert run("--cache", "c") == 0
+    assert asked.init_from is None
 
 
 def test_a_home_folder_is_found(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
