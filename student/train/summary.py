@@ -7,8 +7,17 @@ from rich.table import Table
 
 from delta_common.files import write_atomically
 from student.evaluate.held_out import rows_in_order, teacher_scores
+from student.model.transplant.student import TransplantStudent
 from student.report.page import REPORT_FILE, write_report
-from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_provenance, read_run
+from student.run.files import (
+    SUMMARY_FILE,
+    TRAINED_FILE,
+    RunSummary,
+    Sample,
+    read_provenance,
+    read_run,
+    read_settings,
+)
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
 from student.run.stages import planned
@@ -43,7 +52,7 @@ def _print(outcome: Outcome, samples: list[Sample]) -> None:
         console.print("student's text after a held-out beginning:", style="bold")
         console.print(f"{samples[0].prompt} │ {samples[0].likeliest}", markup=False, highlight=False)
     counts = run.student.parameter_counts()
-    console.print(f"trained {counts.trainable:,} of {counts.total:,} parameters", highlight=False)
+    console.print(f"trained {_trained(run):,} of {counts.total:,} parameters", highlight=False)
     if outcome.waiting is not None:
         console.print(f"waiting for data: {outcome.waiting:.1%} of the steps' time", highlight=False)
     for name in (TRAINED_FILE, METRICS_FILE, "checkpoints", REPORT_FILE):
@@ -57,11 +66,25 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
         **provenance(run, known.begun_from if known else ()).model_dump(),
         steps=run.total_steps,
         stages=tuple(planned(stage) for stage in run.stages),
-        trainable_parameters=counts.trainable,
+        trainable_parameters=_trained(run),
         total_parameters=counts.total,
         teacher_measures=_teacher_measures(run),
         samples=samples,
     )
+
+
+def _trained(run: Run) -> int:
+    """Parameters that some stage trained."""
+    student = run.student
+    if not isinstance(student, TransplantStudent):
+        return student.parameter_counts().trainable
+    settings, new, body = read_settings(run.out), False, False
+    for stage in run.stages:
+        rate = settings.of_stage(stage.settings).optimizer.body_learning_rate
+        new |= stage.settings.train != "body"
+        body |= stage.settings.train != "mixers" and rate != 0
+    names = student.new_names()
+    return sum(parameter.numel() for name, parameter in student.named_parameters() if (new if name in names else body))
 
 
 def _teacher_measures(run: Run) -> dict[str, float] | None:

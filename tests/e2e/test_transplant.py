@@ -12,6 +12,7 @@ from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 from student.evaluate.trained import load_student
 from student.export.write import export_student
+from student.run.files import read_summary
 from student.run.student import initial_student
 from student.settings import TrainSettings
 from student.train.job import run_job
@@ -138,6 +139,9 @@ def test_a_run_is_measured_and_exported_without_the_body(
     exported = load_student(tmp_path / "export", open_cache(folder / "bare"), CPU).model
     tokens = torch.arange(60).view(2, 30)
     assert torch.equal(exported(tokens), loaded(tokens))
+    new, sizes = loaded.new_names(), {name: tensor.numel() for name, tensor in stored.items()}
+    trained = sum(sizes.values()) if stages == "[]" else sum(sizes[name] for name in new)
+    assert read_summary(tmp_path / "run").trainable_parameters == trained
     said = "attention transfer of the mixers, 3 steps; distillation of the mixers, 3 steps"
     assert (said in (tmp_path / "export" / "README.md").read_text()) == (stages != "[]")
     assert (said in (tmp_path / "run" / "report.html").read_text()) == (stages != "[]")
