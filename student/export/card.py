@@ -71,7 +71,7 @@ def _provenance(files: RunFiles, summary: RunSummary, manifest: Manifest) -> dic
         "cache, fingerprint": summary.cache_fingerprint,
         "corpus": str(manifest.corpus.get("source", "–")),
         "rows": f"{rows.count:,} of {rows.seq_len:,} positions, {rows.mode}, context {rows.context}",
-        "began with": beginning_words(files.settings.model),
+        "began with": beginning_words(files.settings.model, summary.begun_from),
         "steps": f"{summary.steps:,}",
         **({"stages": stage_words(summary.stages)} if len(summary.stages) > 1 else {}),
     }

@@ -195,15 +195,15 @@ def _identity(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
 
 
 def _facts(run: RunFiles) -> dict[str, str]:
-    summary = run.summary
+    summary, known = run.summary, run.summary or run.provenance
     held_out = run.evaluations[-1].get("cache") if run.evaluations else None
     return {
-        "teacher": summary.teacher if summary else NONE,
+        "teacher": known.teacher if known else NONE,
         "student": student_words(run.settings.model),
-        "began with": beginning_words(run.settings.model),
+        "began with": beginning_words(run.settings.model, known.begun_from if known else ()),
         "stages": stage_words(run.plan.stages if run.plan else ()) or NONE,
         "parameters trained": f"{summary.trainable_parameters:,} of {summary.total_parameters:,}" if summary else NONE,
-        "cache": summary.cache if summary else NONE,
-        "fingerprint of the cache": summary.cache_fingerprint if summary else NONE,
+        "cache": known.cache if known else NONE,
+        "fingerprint of the cache": known.cache_fingerprint if known else NONE,
         "fingerprint of the held-out cache": _value(held_out),
     }

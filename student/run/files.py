@@ -104,6 +104,8 @@ class RunFiles:
     summary: RunSummary | None
     plan: RunPlan | None = None
     """None for a run of a version that wrote none."""
+    provenance: Provenance | None = None
+    """None for a run of a version that wrote none."""
 
 
 def read_run(path: Path) -> RunFiles:
@@ -118,6 +120,7 @@ def read_run(path: Path) -> RunFiles:
         costs=_costs(path / COSTS_FILE),
         summary=_parse(RunSummary, summary) if summary.is_file() else None,
         plan=_parse(RunPlan, plan) if plan.is_file() else None,
+        provenance=read_provenance(path),
     )
 
 

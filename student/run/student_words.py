@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from student.model.shape import StudentSettings
-from student.run.files import PlannedStage
+from student.run.files import Origin, PlannedStage
 
 PARTS = {"mixers": "the mixers", "body": "the teacher's own weights", "all": "everything"}
 
@@ -18,9 +18,10 @@ def student_words(settings: StudentSettings) -> str:
     return f"its teacher's layers with attention over the last {settings.window} positions{sinks} beside a recurrence"
 
 
-def beginning_words(settings: StudentSettings) -> str:
-    """Where the weights came from that training began with."""
-    return "its teacher's weights" if settings.begins_as_teacher else "random weights"
+def beginning_words(settings: StudentSettings, begun_from: Sequence[Origin]) -> str:
+    """Where the weights came from that training began with; `begun_from` are the runs and exports before it."""
+    first = "its teacher's weights" if settings.begins_as_teacher else "random weights"
+    return ", then ".join([first, *(f"{link.steps:,} steps of {link.path}" for link in begun_from)])
 
 
 def stage_words(stages: Sequence[PlannedStage]) -> str:

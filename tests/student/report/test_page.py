@@ -10,7 +10,7 @@ import pytest
 from delta_common.errors import UserError
 from student.report.page import render_report, write_report
 from student.report.series import MOST_POINTS, charts
-from student.run.files import PlannedStage, RunFiles, RunPlan
+from student.run.files import Origin, PlannedStage, Provenance, RunFiles, RunPlan
 from tests.helpers.made_runs import NAMES, STEPS, a_run
 from tests.helpers.small_training import small_settings
 
@@ -68,6 +68,19 @@ def test_it_says_what_each_student_is_and_began_with(tmp_path: Path) -> None:
     both = text_of(paper, hybrid)
     assert "a stack of xLSTM blocks" in both
     assert "its teacher's weights" in both
+
+
+def test_what_an_unfinished_run_is_trained_on_is_known_from_its_start(tmp_path: Path) -> None:
+    finished = a_run(tmp_path / "a")
+    assert finished.summary is not None
+    origin = Origin(kind="run", path="runs/before", steps=300, cache_fingerprint="c", settings_sha256="s")
+    known = Provenance.model_validate(
+        finished.summary.model_dump(include=set(Provenance.model_fields)) | {"begun_from": (origin,)}
+    )
+    page = text_of(replace(finished, summary=None, provenance=known))
+    assert "caches/text" in page
+    assert "random weights, then 300 steps of runs/before" in page
+    assert "10 of 20" not in page
 
 
 def test_it_names_the_stages_of_a_run(tmp_path: Path) -> None:

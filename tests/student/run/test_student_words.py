@@ -1,7 +1,7 @@
 """What a student is made of, in words: every preset has its own, and numbers in them are the settings'."""
 
 from student.model.shape import StudentSettings
-from student.run.files import PlannedStage
+from student.run.files import Origin, PlannedStage
 from student.run.student_words import beginning_words, stage_words, student_words
 
 
@@ -14,9 +14,15 @@ def test_every_kind_of_student_has_its_words() -> None:
     assert "the last 9 positions beside" in student_words(StudentSettings(preset="hybrid", window=9, sinks=0))
 
 
-def test_only_students_that_begin_as_their_teacher_begin_with_its_weights() -> None:
-    assert beginning_words(StudentSettings()) == "random weights"
-    assert beginning_words(StudentSettings(preset="hybrid")) == "its teacher's weights"
+def test_where_weights_came_from_is_told_from_the_first_on() -> None:
+    paper, hybrid = StudentSettings(), StudentSettings(preset="hybrid")
+    assert beginning_words(paper, ()) == "random weights"
+    assert beginning_words(hybrid, ()) == "its teacher's weights"
+    chain = [
+        Origin(kind="run", path=f"runs/{n}", steps=n, cache_fingerprint="c", settings_sha256="s") for n in (10, 2000)
+    ]
+    expected = "its teacher's weights, then 10 steps of runs/10, then 2,000 steps of runs/2000"
+    assert beginning_words(hybrid, chain) == expected
 
 
 def test_stages_are_named_in_order() -> None:
