@@ -115,13 +115,22 @@ def _quoted(option: str, text: str) -> str:
 
 
 def _assign(values: dict[str, object], dotted_key: str, value: object) -> None:
-    *sections, key = dotted_key.split(".")
-    for section in sections:
-        inner = values.get(section)
-        inner = dict(inner) if isinstance(inner, Mapping) else {}
-        values[section] = inner
-        values = inner
-    values[key] = value
+    key, *inner = dotted_key.split(".")
+    values[key] = _assigned(values.get(key), inner, value, dotted_key)
+
+
+def _assigned(held: object, keys: Sequence[str], value: object, option: str) -> object:
+    """What is held, with the value where the keys lead: by name into sections, by number into a list of them."""
+    if not keys:
+        return value
+    key, *inner = keys
+    if isinstance(held, list) and key.isdecimal():
+        number = int(key)
+        if number >= len(held):
+            raise UserError(f"--{option}: there is no item {key}; the settings have {len(held)}, counted from 0")
+        return [*held[:number], _assigned(held[number], inner, value, option), *held[number + 1 :]]
+    section = dict(held) if isinstance(held, Mapping) else {}
+    return {**section, key: _assigned(section.get(key), inner, value, option)}
 
 
 ORDER = {"extra_forbidden": 0, "missing": 2}
@@ -155,7 +164,8 @@ def _unknown(model: type[BaseModel], location: Sequence[str], source: str, given
     key, known = ".".join(location), _known_keys(model, location[:-1])
     option = next((name for name in given if f"{name}.".startswith(f"{key}.")), None)
     if option is not None:
-        options = [name for name, _, _ in settings_help(model)]
+        in_list = any(part.isdecimal() for part in location)
+        options = [] if in_list else [name for name, _, _ in settings_help(model)]
         close = difflib.get_close_matches(f"--{option}", options, n=1)
         if close:
             return f"--{option}: no such option; did you mean {close[0]}?"

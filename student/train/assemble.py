@@ -22,7 +22,7 @@ from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Recor
 from student.run.stages import Stage, stage_at, stages_of
 from student.run.student import initial_student
 from student.settings import TargetViewSettings, TrainSettings
-from student.train.engine import deepspeed_config, make_engine
+from student.train.engine import deepspeed_config, make_engine, trained_names
 from student.train.processes import Processes
 from teacher_cache.format.nodes import interpolation_weights
 from teacher_cache.read.cache import Cache, open_cache
@@ -52,6 +52,8 @@ class Run:
     """Around `student`."""
     frobenius: FrobeniusTerm | None
     """None where that term is off."""
+    trained: frozenset[str]
+    """Names of the parameters that any stage trains."""
     untrained: dict[str, Tensor] = field(default_factory=dict)
     """What the stage does not train, in float32 by name, as far as it came out of a file; in the first process."""
 
@@ -110,9 +112,11 @@ def assemble(
     for each in stages:
         _require_fit(settings.of_stage(each.settings), each, cache)
     held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
+    student = initial_student(settings, cache, processes.device, teacher_config)
+    each_trained = (trained_names(student, settings.of_stage(s.settings), s.settings.train) for s in stages)
+    trained = frozenset[str]().union(*each_trained)
     stage = stage_at(stages, done)
     settings = settings.of_stage(stage.settings)
-    student = initial_student(settings, cache, processes.device, teacher_config)
     return Run(
         settings,
         deciding,
@@ -126,6 +130,7 @@ def assemble(
         student,
         engine=_engine(student, settings, stage, out, processes),
         frobenius=_frobenius(cache, settings.distillation.frobenius, stage, processes.device),
+        trained=trained,
     )
 
 

@@ -113,28 +113,34 @@ def free_memory() -> None:
 def parameter_groups(module: nn.Module, settings: TrainSettings, part: Part = "all") -> list[dict[str, Any]]:
     """What the optimizer trains: new parameters, and the teacher's own with their learning rate.
 
-    What is not of the part, and the teacher's own where their learning rate is 0, no longer require a gradient. Raises
-    `UserError` where a student has none of its teacher's.
+    The others no longer require a gradient. Raises `UserError` where a student has none of its teacher's.
     """
     rate = settings.optimizer.body_learning_rate
-    if not isinstance(module, TransplantStudent):
-        if rate is not None:
-            raise UserError(
-                "optimizer.body_learning_rate: this student begins without its teacher's weights; leave it out"
-            )
-        return [{"params": [parameter for parameter in module.parameters() if parameter.requires_grad]}]
-    names = module.new_names()
-    new, body = part != "body", part != "mixers" and rate != 0
+    if rate is not None and not isinstance(module, TransplantStudent):
+        raise UserError("optimizer.body_learning_rate: this student begins without its teacher's weights; leave it out")
+    trained, new = trained_names(module, settings, part), _new_names(module)
+    groups: list[dict[str, Any]] = [{"params": []}, {"params": []}]
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(new if name in names else body)
-    named = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
-    groups: list[dict[str, Any]] = [
-        {"params": [parameter for name, parameter in named if name in names]},
-        {"params": [parameter for name, parameter in named if name not in names]},
-    ]
+        parameter.requires_grad_(name in trained)
+        if name in trained:
+            groups[name not in new]["params"].append(parameter)
     if rate is not None:
         groups[1]["lr"] = rate
     return [group for group in groups if group["params"]]
+
+
+def trained_names(module: nn.Module, settings: TrainSettings, part: Part) -> set[str]:
+    """Names of the parameters of a part; those of the teacher's own are left out where their learning rate is 0."""
+    new, names = _new_names(module), {name for name, _ in module.named_parameters()}
+    body = names - new if settings.optimizer.body_learning_rate != 0 else set()
+    return {"all": new | body, "mixers": new, "body": body}[part]
+
+
+def _new_names(module: nn.Module) -> set[str]:
+    """Names of the parameters that are not the teacher's own."""
+    if isinstance(module, TransplantStudent):
+        return module.new_names()
+    return {name for name, _ in module.named_parameters()}
 
 
 class _SkippingAdamW(torch.optim.AdamW):

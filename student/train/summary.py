@@ -1,5 +1,6 @@
 """The end of a training job: write its summary and report, print held-out numbers and a sample of text."""
 
+import math
 from dataclasses import asdict
 
 from rich.console import Console
@@ -7,22 +8,15 @@ from rich.table import Table
 
 from delta_common.files import write_atomically
 from student.evaluate.held_out import rows_in_order, teacher_scores
-from student.model.transplant.student import TransplantStudent
+from student.model.xlstm import ParameterCounts
 from student.report.page import REPORT_FILE, write_report
-from student.run.files import (
-    SUMMARY_FILE,
-    TRAINED_FILE,
-    RunSummary,
-    Sample,
-    read_provenance,
-    read_run,
-    read_settings,
-)
+from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_provenance, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
 from student.run.stages import planned
 from student.train.assemble import Run
 from student.train.job import Outcome, provenance
+from student.train.master_states import parameter_shapes
 from student.train.measure import recorded
 from student.train.samples import write_samples
 
@@ -51,8 +45,8 @@ def _print(outcome: Outcome, samples: list[Sample]) -> None:
     if samples:
         console.print("student's text after a held-out beginning:", style="bold")
         console.print(f"{samples[0].prompt} │ {samples[0].likeliest}", markup=False, highlight=False)
-    counts = run.student.parameter_counts()
-    console.print(f"trained {_trained(run):,} of {counts.total:,} parameters", highlight=False)
+    counts = _counts(run)
+    console.print(f"trained {counts.trainable:,} of {counts.total:,} parameters", highlight=False)
     if outcome.waiting is not None:
         console.print(f"waiting for data: {outcome.waiting:.1%} of the steps' time", highlight=False)
     for name in (TRAINED_FILE, METRICS_FILE, "checkpoints", REPORT_FILE):
@@ -60,31 +54,25 @@ def _print(outcome: Outcome, samples: list[Sample]) -> None:
 
 
 def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
-    run, counts = outcome.run, outcome.run.student.parameter_counts()
+    run, counts = outcome.run, _counts(outcome.run)
     known = read_provenance(run.out)
     return RunSummary(
         **provenance(run, known.begun_from if known else ()).model_dump(),
         steps=run.total_steps,
         stages=tuple(planned(stage) for stage in run.stages),
-        trainable_parameters=_trained(run),
+        trainable_parameters=counts.trainable,
         total_parameters=counts.total,
         teacher_measures=_teacher_measures(run),
         samples=samples,
     )
 
 
-def _trained(run: Run) -> int:
-    """Parameters that some stage trained."""
-    student = run.student
-    if not isinstance(student, TransplantStudent):
-        return student.parameter_counts().trainable
-    settings, new, body = read_settings(run.out), False, False
-    for stage in run.stages:
-        rate = settings.of_stage(stage.settings).optimizer.body_learning_rate
-        new |= stage.settings.train != "body"
-        body |= stage.settings.train != "mixers" and rate != 0
-    names = student.new_names()
-    return sum(parameter.numel() for name, parameter in student.named_parameters() if (new if name in names else body))
+def _counts(run: Run) -> ParameterCounts:
+    """The parameters that any stage trained, and all, also where each process holds only a part of them."""
+    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(run.engine).items()}
+    held = run.student.parameter_counts()
+    frozen = held.total - held.trainable
+    return ParameterCounts(sum(sizes[name] for name in run.trained), sum(sizes.values()) + frozen)
 
 
 def _teacher_measures(run: Run) -> dict[str, float] | None:

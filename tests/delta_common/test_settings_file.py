@@ -23,6 +23,7 @@ class Outer(FrozenSettings):
 
     name: str = "x"
     inner: Inner = Inner()
+    several: tuple[Inner, ...] = ()
 
 
 def write(folder: Path, text: str) -> Path:
@@ -37,9 +38,28 @@ def test_yaml_then_overrides(tmp_path: Path) -> None:
     assert settings == Outer(name="file", inner=Inner(size=7, mode="slow"))
 
 
+def test_an_item_of_a_list_is_overridden_by_its_number(tmp_path: Path) -> None:
+    path = write(tmp_path, "several: [{size: 5}, {size: 6, mode: slow}]\n")
+    settings = load_settings(Outer, path, ["--several.1.size", "7"])
+    assert settings.several == (Inner(size=5), Inner(size=7, mode="slow"))
+    assert load_settings(Outer, path, ["--several", "[{size: 1}]", "--several.0.size=2"]).several == (Inner(size=2),)
+
+
 @pytest.mark.parametrize(
     ("text", "overrides", "message"),
     [
+        (
+            "several: [{}]",
+            ["--several.1.size", "7"],
+            "--several.1.size: there is no item 1; the settings have 1, counted",
+        ),
+        (
+            "several: [{}]",
+            ["--several.0.sise=7"],
+            r"--several\.0\.sise: unknown key 'several\.0\.sise'; did you mean 'size'",
+        ),
+        ("several: [{sise: 5}]", [], r"unknown key 'several\.0\.sise'; did you mean 'size'"),
+        ("several: [{size: big}]", [], r"several\.0\.size: .*integer.* \(got 'big'\)"),
         ("inner: {sise: 5}", [], "unknown key 'inner.sise'; did you mean 'size'"),
         ("inner: {size: big}", [], r"inner\.size: .*integer.* \(got 'big'\)"),
         ("", ["--inner.mode", "odd"], "inner.mode: .*'fast' or 'slow'"),

@@ -1,18 +1,21 @@
 """Training in stages: each begins where the last ended, and a run stopped anywhere is one that was never stopped."""
 
+import gc
 import json
 import math
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
 from student.loss.schedule import cosine_with_warmup
 from student.settings import TrainSettings
-from student.train import step_log
+from student.train import assemble, job, step_log
 from student.train.job import run_job
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from student.train.summary import finish
@@ -143,6 +146,42 @@ def test_transfer_brings_a_student_nearer_to_its_teacher(cache: Path, alone: Pro
     assert after != transferred
 
 
+ALPHA, BETA = "--distillation.alpha_{}", "--distillation.frobenius.weight_{}"
+TERMS: dict[str, tuple[str, list[str]]] = {
+    "all, annealed": (
+        "cross_entropy",
+        [f"{ALPHA.format('final')}=0.2", "--distillation.temperature_init=2", f"{BETA.format('init')}=0.2"],
+    ),
+    "cross-entropy alone": ("cross_entropy", [f"{ALPHA.format(at)}=0" for at in ("init", "final")]),
+    "teacher alone": ("kl", [f"{ALPHA.format(at)}=1" for at in ("init", "final")]),
+    "Frobenius alone": (
+        "frobenius",
+        [f"{name.format(at)}={value}" for name, value in ((ALPHA, 0), (BETA, 1)) for at in ("init", "final")],
+    ),
+}
+"""By name: what falls, and settings."""
+
+
+@pytest.mark.parametrize("terms", TERMS)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_term_of_the_loss_is_learnt_from(
+    cache: Path, alone: Processes, tmp_path: Path, preset: str, terms: str
+) -> None:
+    """Each step is over all rows; its loss is made of the terms as Eq. 38 says."""
+    falls, options = TERMS[terms]
+    rows = ["--training.gradient_accumulation=3", "--training.micro_batch_size=8", "--training.epochs=8"]
+    fixed = ["--distillation.restart_each_epoch=false", "--distillation.delta=0", "--optimizer.learning_rate=1e-2"]
+    run_job(quick_settings(f"--model.preset={preset}", *rows, *fixed, *options), cache, tmp_path, alone)
+    found = trace(tmp_path)
+    for line in found:
+        weight = 1 - line["alpha"] - line["beta"]
+        parts = weight * line["cross_entropy"], line["alpha"] * line["temperature"] ** 2 * line["kl"]
+        assert line["loss"] == pytest.approx(sum(parts) + line["beta"] * line["frobenius"], rel=1e-4)
+    assert found[-1][falls] < 0.995 * found[0][falls]
+    if terms == "all, annealed":
+        assert all(found[-1][name] < found[0][name] for name in ("alpha", "temperature", "beta"))
+
+
 def test_what_a_run_leaves_says_its_stages(
     cache: Path, alone: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +202,30 @@ def test_other_stages_are_another_run(cache: Path, alone: Processes, tmp_path: P
     other = quick_settings("--model.preset=hybrid", TWO_STAGES.replace("steps: 5", "steps: 6"))
     with pytest.raises(UserError, match=r"a checkpoint with stages\.0\.steps 5, now 6; set it back"):
         run_job(other, cache, tmp_path, alone)
+
+
+def test_no_two_students_and_no_teacher_are_held_while_training(cache: Path, alone: Processes, tmp_path: Path) -> None:
+    """Of the teacher, named by `model.teacher`, and of the student of a stage before, nothing is left."""
+    held: list[weakref.ref[Any]] = []
+    left: list[int] = []
+    load, make, train = AutoModelForCausalLM.from_pretrained, assemble.initial_student, job.train
+
+    def kept(made: Any) -> Any:
+        held.append(weakref.ref(made))
+        return made
+
+    def counting(*arguments: Any) -> Any:
+        gc.collect()
+        left.append(sum(reference() is not None for reference in held))
+        return train(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AutoModelForCausalLM, "from_pretrained", lambda *a, **b: kept(load(*a, **b)))
+        patch.setattr(assemble, "initial_student", lambda *a: kept(make(*a)))
+        patch.setattr(job, "train", counting)
+        run_job(two_stages("hybrid", f"--model.teacher={cache.parent / 'teacher'}"), cache, tmp_path, alone)
+    assert len(held) == 3, "the teacher, and a student for each stage"
+    assert left == [1, 1]
 
 
 @pytest.mark.parametrize(
