@@ -15,8 +15,10 @@ from student.loss.channel_scale import channel_rms
 from student.loss.frobenius import FrobeniusTerm
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
+from student.model.recorded import record_passes
 from student.model.student import Student
 from student.model.transplant.families import Config
+from student.model.transplant.student import TransplantStudent
 from student.run.checkpoints import Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.stages import Stage, stage_at, stages_of
@@ -150,13 +152,17 @@ def _engine(
     """A learning rate that rises, and falls to 0 at the stage's end."""
     total = stage.steps
     warmup = math.ceil(settings.optimizer.warmup_ratio * total)
-    return make_engine(
+    engine = make_engine(
         student,
         settings,
         deepspeed_config(settings, world_size=processes.world_size, out=out),
         lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup, total_steps=total),
         stage.settings.train,
     )
+    # ZeRO 3 brings parameters together when a layer is called, at another place each time.
+    if isinstance(student, TransplantStudent) and student.is_fast and engine.zero_optimization_stage() < 3:
+        record_passes(student)
+    return engine
 
 
 def _view(cache: Cache, targets: TargetViewSettings) -> Cache:

@@ -15,14 +15,14 @@ from xlstm.components.conv import CausalConv1d, CausalConv1dConfig
 
 from student.model.kernels.chunks import NOTHING, Memory
 from student.model.kernels.convolution import causal_conv
-from student.model.transplant import naive
 from student.model.transplant.families import rotated
 from student.model.transplant.mixing import Mixing, delayed, zeros_before
-from student.model.transplant.nearby import nearby, with_past
 from student.model.transplant.options import MixerShape
-from student.model.transplant.recurrence import HeadInputs, recurrence
-from student.model.transplant.weighted import Weighted, added, mean
-from student.model.transplant.window import WindowInputs, chunk_size, sinks_by_chunk, window
+from student.model.transplant.sums import naive, recurrence_fused, window_flex
+from student.model.transplant.sums.nearby import nearby, with_past
+from student.model.transplant.sums.recurrence import HeadInputs, recurrence
+from student.model.transplant.sums.weighted import Weighted, added, mean
+from student.model.transplant.sums.window import WindowInputs, chunk_size, sinks_by_chunk, window
 
 FORGET_BIAS = (2.0, 6.0)
 """Of the first and the last head: they forget half in 5 and in 280 positions."""
@@ -134,13 +134,14 @@ class Mixer(nn.Module):
         after: LayerState = {}
         if self.shape.convolution:
             heads, after["convolution"] = self._convolved(heads, mixing, before)
-        v = self._for_each_head(heads.v)
-        inputs = HeadInputs(*self._features(heads.q, heads.k), v, *self._gates(x))
-        sums, after["memory"] = self._recur(inputs, before.get("memory"), mixing.document_start)
+        i, log_forget, *lags = self._logarithms(x, *([self.lags] if self.shape.lags else []))
+        inputs = HeadInputs(*self._features(heads.q, heads.k), heads.v, i, functional.logsigmoid(log_forget))
+        place = None if mixing.document_start is None else mixing.place
+        sums, after["memory"] = self._recur(inputs, before.get("memory"), place, mixing)
         if self.shape.lags:
             behind = None if "values" not in before else self._for_each_head(before["values"][0])
-            values, weights = with_past(v, behind, self.shape.lags - 1), _wide(self.lags, x)
-            log_weights = torch.unflatten(weights, -1, (-1, self.shape.lags)).transpose(1, 2)
+            values = with_past(self._for_each_head(heads.v), behind, self.shape.lags - 1)
+            log_weights = torch.unflatten(lags[0], 1, (-1, self.shape.lags)).transpose(2, 3)
             run = naive.nearby if self.kernels == "naive" else nearby
             sums = added(sums, run(log_weights, values, mixing.place))
             after["values"] = (self._last_values(heads.v, before),)
@@ -155,14 +156,15 @@ class Mixer(nn.Module):
     def _beside_window(
         self, x: Tensor, heads: Heads, mixing: Mixing, before: LayerState
     ) -> tuple[Weighted, LayerState]:
-        i, log_forget = self._gates(x)
+        i, forget, share = self._logarithms(x, self.share)
+        log_forget = functional.logsigmoid(forget)
         present = (heads.k, heads.v, i, log_forget)
         behind = before.get("window") or tuple(zeros_before(part, self.shape.window) for part in present)
         sinks = before.get("sinks") or tuple(zeros_before(part, self.shape.sinks) for part in (heads.k, heads.v))
         near, sinks = self._window(heads, behind, sinks, mixing)
         late, waiting = zip(*map(delayed, behind, present), strict=True)
         far, memory = self._behind_window(heads.q, late, mixing, before.get("memory"))
-        far = far._replace(log_scale=far.log_scale + _wide(self.share, x).transpose(1, 2))
+        far = far._replace(log_scale=far.log_scale + share)
         return added(near, far), {"memory": memory, "window": waiting, "sinks": sinks}
 
     def _window(
@@ -171,6 +173,9 @@ class Mixer(nn.Module):
         """The window's and the sinks' sums, and the sinks of the documents that the sequence ends in."""
         angles, (q, k, v) = mixing.angles, heads
         assert angles is not None
+        if mixing.seen is not None:
+            q, k = self._rotated(q, angles.here), self._rotated(k, angles.here)
+            return window_flex.window(q, k, v, mixing.seen, self.scaling), ()
         chunk = chunk_size(self.shape.window, q.shape[2])
         sink_k, sink_v = (sinks_by_chunk(new, old, mixing.place, chunk) for new, old in zip((k, v), sinks, strict=True))
         inputs = WindowInputs(
@@ -203,28 +208,36 @@ class Mixer(nn.Module):
         k, v, i, log_forget = late
         place = torch.cat([mixing.place_behind, mixing.place], dim=1)[:, : q.shape[2]]
         i = i.masked_fill((place < self.shape.sinks)[:, None], NOTHING)
-        inputs = HeadInputs(*self._features(q, k), self._for_each_head(v), i, log_forget)
-        sums, after = self._recur(inputs, memory, place == 0)
+        inputs = HeadInputs(*self._features(q, k), v, i, log_forget)
+        sums, after = self._recur(inputs, memory, place, mixing)
         seen = (mixing.place >= self.shape.window + self.shape.sinks)[:, None]
         values, weight = sums.values.masked_fill(~seen[..., None], 0), sums.weight.masked_fill(~seen, 0)
         return Weighted(values, weight, sums.log_scale.masked_fill(~seen, NOTHING)), after
 
     def _recur(
-        self, inputs: HeadInputs, memory: tuple[Tensor, ...] | None, document_start: Tensor | None
+        self, inputs: HeadInputs, memory: tuple[Tensor, ...] | None, place: Tensor | None, mixing: Mixing
     ) -> tuple[Weighted, Memory]:
-        run = naive.recurrence if self.kernels == "naive" else recurrence
         before = None if memory is None else Memory(*(part.to(inputs.i.dtype) for part in memory))
-        return run(inputs, before, document_start)
+        if self.kernels == "auto" and recurrence_fused.fits(inputs, before):
+            return recurrence_fused.recurrence(inputs, before, place, wants_memory=mixing.after is not None)
+        run = naive.recurrence if self.kernels == "naive" else recurrence
+        return run(inputs, before, None if place is None else place == 0)
 
     def _features(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, H, T, F) of queries and keys: softmax(W x) and softmax(-W x), in their type."""
         k = self._for_each_head(k)
         return _softmaxes(q, self.q_features), _softmaxes(k, self.k_features)
 
-    def _gates(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logarithms of input and forget gates, (B, H, T), float32 or wider."""
-        i, f = _wide(self.input_gate, x), _wide(self.forget_gate, x)
-        return i.transpose(1, 2), functional.logsigmoid(f).transpose(1, 2)
+    def _logarithms(self, x: Tensor, *others: nn.Linear) -> tuple[Tensor, ...]:
+        """What the gates' and the other linear layers give, one product for all: (B, ·, T), float32 or wider.
+
+        They are logarithms, so they are added up no narrower; the biases, which are large, are added there.
+        """
+        linears = (self.input_gate, self.forget_gate, *others)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        products = functional.linear(x, torch.cat([linear.weight for linear in linears]).to(x.dtype))
+        found = products.to(wide) + torch.cat([linear.bias for linear in linears]).to(wide)
+        return torch.split(found.transpose(1, 2), [linear.out_features for linear in linears], dim=1)
 
     def _convolved(self, heads: Heads, mixing: Mixing, before: LayerState) -> tuple[Heads, tuple[Tensor]]:
         flat = [x.transpose(1, 2).flatten(2) for x in heads]
@@ -246,12 +259,6 @@ class Mixer(nn.Module):
         """(B, H, T, D) through the output projection."""
         output: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
         return output
-
-
-def _wide(linear: nn.Linear, x: Tensor) -> Tensor:
-    """A linear layer in float32 or wider: what it gives are logarithms."""
-    wide = torch.promote_types(x.dtype, torch.float32)
-    return functional.linear(x.to(wide), linear.weight.to(wide), linear.bias.to(wide))
 
 
 def _softmaxes(x: Tensor, weight: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What every mixer of a forward pass is told: documents, places, rotary positions, the state to go on from."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -9,6 +10,10 @@ from torch.nn import functional
 from student.model.blocks import RecurrentState
 from student.model.transplant.families import Rotary
 from student.model.transplant.options import MixerShape
+from student.model.transplant.sums import window_flex
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 Angles = tuple[Tensor, Tensor]
 
@@ -44,9 +49,13 @@ class Mixing:
     """None without a window."""
     before: RecurrentState | None
     """The state before the sequence."""
+    compiled: bool = False
+    """Whether layers run compiled."""
+    seen: "BlockMask | None" = None
+    """What the window and the sinks see, where FlexAttention runs them."""
     after: RecurrentState | None = None
     """Where mixers put the state behind the sequence; None if nobody wants it."""
-    transfer: list[tuple[Tensor, Tensor]] | None = field(default=None)
+    transfer: list[tuple[Tensor, Tensor]] | None = None
     """Where mixers put their input and softmax attention's output, which they then give; None in ordinary use."""
 
 
@@ -59,19 +68,26 @@ def mixing_of(
     size: tuple[int, int],
     like: Tensor,
     want_state: bool,
-    transfer: list[tuple[Tensor, Tensor]] | None = None,
+    compiled: bool = False,
+    rotated: bool = False,
 ) -> Mixing:
-    """The mixing of `size` (B, T) positions that follow `state`; rotary positions in device and type of `like`."""
+    """The mixing of `size` (B, T) positions that follow `state`; rotary positions in device and type of `like`.
+
+    With `compiled` for layers that run compiled; with `rotated` rotary positions are there without a window too.
+    """
     seen = state[DOCUMENT]["place"][0] if state else torch.zeros(size[0], dtype=torch.long, device=like.device)
     place = places(document_start, seen, size[1])
     behind = seen[:, None] + torch.arange(-shape.window, 0, device=like.device)
     if state:
         document_start = place == 0
     angles = None
-    if shape.window or transfer is not None:
+    if shape.window or rotated:
         angles = _angles(shape, rotary, place, behind, like.dtype)
     after: RecurrentState | None = {DOCUMENT: {"place": (place[:, -1] + 1,)}} if want_state else None
-    return Mixing(place, document_start, behind, angles, state or None, after, transfer)
+    seen = None
+    if shape.window and compiled and size[1] <= rotary.longest:
+        seen = window_flex.block_mask(place, shape.window, shape.sinks)
+    return Mixing(place, document_start, behind, angles, state or None, compiled, seen, after)
 
 
 def _angles(shape: MixerShape, rotary: Rotary, place: Tensor, behind: Tensor, dtype: torch.dtype) -> Angled:

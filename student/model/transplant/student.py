@@ -4,8 +4,9 @@ Its layers are the teacher's own decoder layers out of transformers, with a `Mix
 teacher's attention runs. The embedding and the head are frozen buffers, as in `XLSTMStudent`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from delta_common.installed import has_triton
 from student.model.blocks import RecurrentState
 from student.model.frozen import FrozenHead, FrozenWeights
 from student.model.state import compact
@@ -48,12 +50,13 @@ class TransplantStudent(nn.Module):
         shape: MixerShape,
         frozen: FrozenWeights,
         *,
+        kernels: Literal["auto", "naive"] = "auto",
         recompute: bool = False,
         keep_frozen: bool = False,
     ) -> None:
         super().__init__()
         self.layers, self.norm = layers, norm
-        self.rotary, self.shape, self.recompute = rotary, shape, recompute
+        self.rotary, self.shape, self.kernels, self.recompute = rotary, shape, kernels, recompute
         self.vocab_size, self.embedding_scale = frozen.vocab_size, frozen.embedding_scale
         self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
         self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
@@ -76,7 +79,11 @@ class TransplantStudent(nn.Module):
         if transfer:
             return self.attention_transfer(tokens, document_start)
         embedded = self._embedded(tokens)
-        return self._run(embedded, self._mixing(embedded, document_start, None, want_state=False))
+        compiled = self._compiles
+        if compiled:
+            # Else the first layer, whose input needs no gradient, would be compiled apart from the others.
+            embedded = embedded.detach().requires_grad_()
+        return self._run(embedded, self._mixing(embedded, document_start, None, want_state=False, compiled=compiled))
 
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
@@ -111,8 +118,8 @@ class TransplantStudent(nn.Module):
         """
         x = self._embedded(tokens)
         seen: list[tuple[Tensor, Tensor]] = []
-        as_attention = self._mixing(x, document_start, None, want_state=False, transfer=seen)
-        as_mixer = replace(as_attention, transfer=None)
+        as_mixer = self._mixing(x, document_start, None, want_state=False, compiled=self._compiles, rotated=True)
+        as_attention = replace(as_mixer, compiled=False, transfer=seen)
         errors = []
         for layer in self.layers:
             with torch.no_grad():
@@ -155,9 +162,21 @@ class TransplantStudent(nn.Module):
 
     def _called(self, module: nn.Module, x: Tensor, mixing: Mixing) -> Any:
         """What a layer or a mixer gives; with `recompute`, without keeping its activations."""
+        call = _compiled_call() if mixing.compiled else _call
         if self.recompute and torch.is_grad_enabled():
-            return checkpoint(module, x, mixing=mixing, use_reentrant=False)
-        return module(x, mixing=mixing)
+            return checkpoint(call, module, x, mixing, use_reentrant=False, preserve_rng_state=False)
+        return call(module, x, mixing)
+
+    @property
+    def is_fast(self) -> bool:
+        """Whether it trains by compiled layers and Triton kernels: in 16 bits on a GPU."""
+        weight = next(self.norm.parameters())
+        return self.kernels == "auto" and weight.is_cuda and weight.element_size() == 2 and has_triton()
+
+    @property
+    def _compiles(self) -> bool:
+        """Whether layers run compiled; not under ZeRO 3, where parameters are empty until a layer is called."""
+        return self.is_fast and torch.is_grad_enabled() and next(self.norm.parameters()).numel() > 0
 
     def _mixing(
         self,
@@ -166,7 +185,8 @@ class TransplantStudent(nn.Module):
         state: RecurrentState | None,
         *,
         want_state: bool,
-        transfer: list[tuple[Tensor, Tensor]] | None = None,
+        compiled: bool = False,
+        rotated: bool = False,
     ) -> Mixing:
         rows, length, _ = embedded.shape
         return mixing_of(
@@ -177,7 +197,8 @@ class TransplantStudent(nn.Module):
             size=(rows, length),
             like=embedded,
             want_state=want_state,
-            transfer=transfer,
+            compiled=compiled,
+            rotated=rotated,
         )
 
 
@@ -186,6 +207,16 @@ def _squares(found: Tensor, target: Tensor) -> Tensor:
     wide = torch.promote_types(found.dtype, torch.float32)
     found, target = found.to(wide), target.to(wide)
     return torch.stack([(found - target).square().sum(-1), target.square().sum(-1)])
+
+
+def _call(module: nn.Module, x: Tensor, mixing: Mixing) -> Any:
+    return module(x, mixing=mixing)
+
+
+@cache
+def _compiled_call() -> Callable[[nn.Module, Tensor, Mixing], Any]:
+    """`_call` compiled, once for all layers. Made when it is needed: importing the compiler takes a second."""
+    return torch.compile(_call, dynamic=False, fullgraph=True)
 
 
 def build_transplant(
@@ -221,7 +252,14 @@ def build_transplant(
         for layer in parts.layers:
             layer.self_attn = Mixer(layer.self_attn, parts.hidden_size, shape, kernels)
         student = TransplantStudent(
-            parts.layers, parts.norm, parts.rotary, shape, frozen, recompute=recompute, keep_frozen=keep_frozen
+            parts.layers,
+            parts.norm,
+            parts.rotary,
+            shape,
+            frozen,
+            kernels=kernels,
+            recompute=recompute,
+            keep_frozen=keep_frozen,
         )
         if body is None:
             _random_body(student)

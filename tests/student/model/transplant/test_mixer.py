@@ -118,6 +118,12 @@ def _decays(log_forget: Tensor, begin: int, end: int) -> Tensor:
     return log_forget[:, begin:end].sum(-1)
 
 
+def _gates(mixer: Mixer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of input and forget gates, (B, H, T)."""
+    i, f = (mixer.input_gate(x), mixer.forget_gate(x))
+    return i.transpose(1, 2), torch.nn.functional.logsigmoid(f).transpose(1, 2)
+
+
 @torch.no_grad()
 def test_hybrid_is_one_softmax_over_window_sinks_and_what_is_behind_them() -> None:
     """Written out for one document, position by position: every position is weighted once."""
@@ -127,7 +133,7 @@ def test_hybrid_is_one_softmax_over_window_sinks_and_what_is_behind_them() -> No
     q, k, v = (mixer._for_each_head(part)[0] if part.shape[1] == 2 else part[0] for part in mixer.project(x))
     angles = rotary.angles(mixing.place, x.dtype)
     turned_q, turned_k = rotated(q[None], angles)[0], rotated(k[None], angles)[0]
-    i, log_forget = (gate[0] for gate in mixer._gates(x))
+    i, log_forget = (gate[0] for gate in _gates(mixer, x))
     share = torch.nn.functional.linear(x[0], mixer.share.weight, mixer.share.bias).T
     fq, fk = _features(q, mixer.q_features), _features(k, mixer.k_features)
     rows = []
@@ -155,7 +161,7 @@ def test_transplant_is_one_mean_over_the_recurrence_and_the_lags() -> None:
     parts = mixer.convolution(flat)[0].split([32, 16, 16], dim=-1)
     q, k, v = (part.unflatten(-1, (-1, 8)).transpose(0, 1) for part in parts)
     k, v = (part.repeat_interleave(2, dim=0) for part in (k, v))
-    i, log_forget = (gate[0] for gate in mixer._gates(x))
+    i, log_forget = (gate[0] for gate in _gates(mixer, x))
     lags = torch.nn.functional.linear(x[0], mixer.lags.weight, mixer.lags.bias).unflatten(-1, (4, -1))
     fq, fk = _features(q, mixer.q_features), _features(k, mixer.k_features)
     rows = []

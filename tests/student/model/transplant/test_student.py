@@ -11,7 +11,7 @@ from torch import Tensor
 
 from student.model.state import forget_rows, select_rows, state_bytes
 from student.model.transplant.body import body_tensors
-from student.model.transplant.student import TransplantStudent, build_transplant
+from student.model.transplant.student import TransplantStudent, _call, build_transplant
 from tests.helpers.transplants import (
     FAMILIES,
     SHAPES,
@@ -286,3 +286,18 @@ def test_the_dtype_of_the_student_is_that_of_its_hidden_states() -> None:
         assert all(x.dtype == torch.float32 for x in state["layer_0"]["memory"])
         found: Tensor = student(small_tokens())
         assert (found - small_transplant(name)(small_tokens())).abs().mean() < 0.2
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("name", SHAPES)
+@torch.no_grad()
+def test_a_compiler_takes_a_layer_in_one_piece(name: str, family: str) -> None:
+    """As on a GPU, but what was traced is run as it is. A piece less than the whole would be slow in silence."""
+    student = small_transplant(name, family).float()
+    x, starts = student._embedded(small_tokens()), starts_at(40, [4, 5, 17], [0, 29])
+    mixing = student._mixing(x, starts, None, want_state=False, compiled=True)
+    traced = torch.compile(_call, backend="eager", fullgraph=True, dynamic=False)
+    plain = student._mixing(x, starts, None, want_state=False)
+    layer = student.layers[0]
+    assert torch.allclose(traced(layer, x, mixing), layer(x, mixing=plain), atol=1e-5)

@@ -2,9 +2,9 @@
 
 import torch
 
-from student.model.transplant import naive
-from student.model.transplant.recurrence import HeadInputs
-from student.model.transplant.weighted import mean
+from student.model.transplant.sums import naive
+from student.model.transplant.sums.recurrence import HeadInputs
+from student.model.transplant.sums.weighted import mean
 
 
 def test_the_recurrence_is_a_weighted_mean_of_all_before() -> None:

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from student.model.transplant import naive
 from student.model.transplant.mixing import places
-from student.model.transplant.weighted import mean
-from student.model.transplant.window import WindowInputs, chunk_size, sinks_by_chunk, window
+from student.model.transplant.sums import naive
+from student.model.transplant.sums.weighted import mean
+from student.model.transplant.sums.window import WindowInputs, chunk_size, sinks_by_chunk, window
 from tests.helpers.transplants import starts_at
 
 ROWS, HEADS, KEY_HEADS, WIDTH = 2, 4, 2, 3

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from student.model.kernels.chunks import Memory
-from student.model.transplant import naive
-from student.model.transplant.recurrence import HeadInputs, recurrence
-from student.model.transplant.weighted import Weighted, mean
+from student.model.transplant.sums import naive
+from student.model.transplant.sums.recurrence import HeadInputs, recurrence
+from student.model.transplant.sums.weighted import Weighted, mean
 from tests.helpers.transplants import starts_at
 
 ROWS, HEADS, FEATURES, WIDTH = 2, 3, 6, 5

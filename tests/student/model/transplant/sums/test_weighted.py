@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from student.model.kernels.chunks import NOTHING
-from student.model.transplant.weighted import Weighted, added, mean
+from student.model.transplant.sums.weighted import Weighted, added, mean
 
 
 def _sums(scores: Tensor, v: Tensor) -> Weighted:

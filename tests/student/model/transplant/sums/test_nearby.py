@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from student.model.transplant import naive
 from student.model.transplant.mixing import places
-from student.model.transplant.nearby import nearby, with_past
-from student.model.transplant.weighted import mean
+from student.model.transplant.sums import naive
+from student.model.transplant.sums.nearby import nearby, with_past
+from student.model.transplant.sums.weighted import mean
 from tests.helpers.transplants import starts_at
 
 

@@ -26,7 +26,7 @@ from student.model.kernels.chunks import (
     documents_of,
     in_chunks,
 )
-from student.model.transplant.weighted import Weighted
+from student.model.transplant.sums.weighted import Weighted
 
 
 class HeadInputs(NamedTuple):
@@ -37,11 +37,15 @@ class HeadInputs(NamedTuple):
     k: Tensor
     """(B, H, T, F), not negative"""
     v: Tensor
-    """(B, H, T, D)"""
+    """(B, K, T, D) of K heads that divide H"""
     i: Tensor
     """Logarithm of the input gate, (B, H, T), float32 or wider."""
     log_forget: Tensor
     """Logarithm of the forget gate, (B, H, T), float32 or wider."""
+
+    def values_of_each_head(self) -> Tensor:
+        """(B, H, T, D)"""
+        return self.v.repeat_interleave(self.q.shape[1] // self.v.shape[1], dim=1)
 
 
 def recurrence(
@@ -54,7 +58,9 @@ def recurrence(
     """
     length = inputs.q.shape[2]
     chunks = math.ceil(length / longest_chunk)
-    q, k, v, log_forget = (in_chunks(x, chunks, 0.0) for x in (inputs.q, inputs.k, inputs.v, inputs.log_forget))
+    q, k, v, log_forget = (
+        in_chunks(x, chunks, 0.0) for x in (inputs.q, inputs.k, inputs.values_of_each_head(), inputs.log_forget)
+    )
     # Positions that fill up the last chunk add nothing and forget nothing.
     i, log_forget = in_chunks(inputs.i, chunks, NOTHING), log_forget.cumsum(-1)
     documents = None if document_start is None else documents_of(in_chunks(document_start[:, None], chunks, 0.0))
@@ -62,6 +68,11 @@ def recurrence(
     before, after = (Memory(*(x[:, :, where] for x in borders)) for where in (slice(chunks), chunks))
     sums = _sums(HeadInputs(q, k, v, i, log_forget), documents, before)
     return Weighted(*(x.flatten(2, 3)[:, :, :length] for x in sums)), after
+
+
+def chunk_on_gpu(q: Tensor) -> int:
+    """Positions of a chunk for the kernels of `recurrence_triton`: as many as fit on a multiprocessor."""
+    return 64 if q.element_size() == 2 and q.shape[3] <= 256 else 32
 
 
 def _sums(inputs: HeadInputs, documents: Documents | None, before: Memory) -> Weighted:

@@ -4,13 +4,14 @@ import torch
 from torch import Tensor
 
 from student.model.kernels.chunks import NOTHING, Memory
-from student.model.transplant.recurrence import HeadInputs
-from student.model.transplant.weighted import Weighted
-from student.model.transplant.window import WindowInputs, chunk_size
+from student.model.transplant.sums.recurrence import HeadInputs
+from student.model.transplant.sums.weighted import Weighted
+from student.model.transplant.sums.window import WindowInputs, chunk_size
 
 
 def recurrence(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None) -> tuple[Weighted, Memory]:
     """As `recurrence.recurrence`, by the equations of its module, one step after the other."""
+    inputs = inputs._replace(v=inputs.values_of_each_head())
     empty = _empty_memory(inputs)
     c, n, m = empty if memory is None else memory
     steps = []

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from student.model.kernels.chunks import NOTHING
-from student.model.transplant.weighted import Weighted
+from student.model.transplant.sums.weighted import Weighted
 
 LONGEST_CHUNK = 64
 

@@ -1,0 +1,72 @@
+"""What is replayed and what runs as ever; graphs themselves need a GPU, see tests/gpu/test_recurrence_gpu.py."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from student.model.recorded import record_passes
+
+
+class _Doubled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.calls = nn.Parameter(torch.ones(3)), 0
+
+    def forward(self, tokens: Tensor, document_start: Tensor | None = None, *, transfer: bool = False) -> Tensor:
+        self.calls += 1
+        return tokens * self.weight * (3 if transfer else 2) + (0 if document_start is None else document_start)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
+    """The examples of what was recorded; a replay says that it is one by adding 100."""
+    made: list[tuple[Tensor, ...]] = []
+
+    def record(module: nn.Module, examples: tuple[Tensor, ...], **_: Any) -> Any:
+        made.append(examples)
+        return lambda *inputs: module(*inputs) + 100
+
+    monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
+    return made
+
+
+def test_the_first_shape_is_recorded_and_replayed(recorded: list[tuple[Tensor, ...]]) -> None:
+    student, tokens = _Doubled(), torch.ones(2, 3)
+    record_passes(student)
+    assert student(tokens).mean() == student(tokens + 0).mean() == 102
+    assert len(recorded) == 1
+    assert recorded[0][0] is not tokens
+
+
+@pytest.mark.parametrize("other", ["shape", "documents", "transfer", "no gradients"])
+def test_anything_else_runs_as_ever(recorded: list[tuple[Tensor, ...]], other: str) -> None:
+    student, tokens = _Doubled(), torch.ones(2, 3)
+    record_passes(student)
+    student(tokens)
+    with torch.set_grad_enabled(other != "no gradients"):
+        tokens = tokens[:1] if other == "shape" else tokens
+        starts = torch.zeros(2, 3) if other == "documents" else None
+        found = student(tokens, starts, transfer=True) if other == "transfer" else student(tokens, starts)
+    assert found.mean() == (3 if other == "transfer" else 2)
+    assert len(recorded) == 1
+
+
+def test_nothing_is_recorded_without_gradients(recorded: list[tuple[Tensor, ...]]) -> None:
+    student = _Doubled()
+    record_passes(student)
+    with torch.no_grad():
+        student(torch.ones(2, 3))
+    assert not recorded
+
+
+def test_gradients_of_two_micro_batches_do_not_share_memory(recorded: list[tuple[Tensor, ...]]) -> None:
+    student = _Doubled()
+    record_passes(student)
+    student(torch.ones(2, 3))
+    given = torch.full((3,), 5.0)
+    student.weight.backward(given)
+    given.zero_()
+    assert student.weight.grad is not None
+    assert student.weight.grad.tolist() == [5, 5, 5]
