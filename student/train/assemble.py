@@ -159,8 +159,8 @@ def _engine(
         lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup, total_steps=total),
         stage.settings.train,
     )
-    # ZeRO 3 brings parameters together when a layer is called, at another place each time.
-    if isinstance(student, TransplantStudent) and student.is_fast and engine.zero_optimization_stage() < 3:
+    if isinstance(student, TransplantStudent) and student.can_compile:
+        student.trains_compiled = True
         record_passes(student)
     return engine
 

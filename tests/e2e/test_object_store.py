@@ -249,7 +249,7 @@ def test_a_students_folder_is_local_and_named_after_the_cache(monkeypatch: pytes
     with pytest.raises(UserError, match="checkpoints are written to a local folder; give a local path"):
         student_cli.train(cache="s3://bucket/cache", out=Path("s3://bucket/run"))
     folders = []
-    monkeypatch.setattr(student_cli, "_run", lambda settings, cache, out: folders.append(out))
+    monkeypatch.setattr(student_cli, "_run", lambda settings, cache, out, init_from: folders.append(out))
     student_cli.train(cache="s3://bucket/caches/paper/")
     student_cli.train(cache="caches/paper")
     assert folders == [Path("runs/paper")] * 2

@@ -35,6 +35,7 @@ def test_a_compiled_and_recorded_student_is_as_near_as_one_in_plain_torch(name: 
     for dtype, fast in ((torch.float64, False), (torch.bfloat16, False), (torch.bfloat16, True)):
         student = build_transplant(config, frozen_of(teacher), body, SHAPES[name], seed=1).to("cuda", dtype)
         student.kernels = "auto" if fast else "naive"
+        student.trains_compiled = fast
         if fast:
             record_passes(student)
         hidden_states = student(tokens, starts)

