@@ -152,7 +152,8 @@ def provenance(run: Run, begun_from: tuple[Origin, ...] = ()) -> Provenance:
 
 def _load(run: Run, found: Checkpoint | None) -> None:
     """Load a checkpoint: where a stage ended, the next one begins from it as a stopped run continues from it."""
-    assert found is not None
+    if found is None:
+        raise UserError(f"--out {run.out}: its checkpoints are not seen from here; give a folder that all hosts share")
     run.untrained.update(load_checkpoint(run.engine, *found))
 
 

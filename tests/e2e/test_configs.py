@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
+from student.run.stages import stages_of
 from student.settings import TrainSettings
 from student.train.engine import deepspeed_config
 from student.train.processes import quiet_deepspeed
@@ -15,7 +17,7 @@ from teacher_cache.settings import BuildSettings
 from tests.helpers import ROOT
 
 CONFIGS = ROOT / "configs"
-STUDENTS = sorted(CONFIGS.glob("*student.yaml"))
+STUDENTS = sorted([*CONFIGS.glob("*student.yaml"), CONFIGS / "transplant.yaml", CONFIGS / "hybrid.yaml"])
 BUILDS = sorted(set(CONFIGS.glob("*.yaml")) - set(STUDENTS))
 DEEPSPEED = sorted((CONFIGS / "deepspeed").glob("*.json"))
 
@@ -44,6 +46,16 @@ def test_a_student_config_names_a_deepspeed_file_beside_it(path: Path) -> None:
     settings = load_settings(TrainSettings, path)
     assert settings.deepspeed is not None
     assert (path.parent / settings.deepspeed).is_file()
+
+
+@pytest.mark.parametrize("preset", ["transplant", "hybrid"])
+def test_a_student_that_begins_as_its_teacher_first_takes_over_its_attention(preset: str) -> None:
+    settings = load_settings(TrainSettings, CONFIGS / f"{preset}.yaml")
+    assert settings.model.preset == preset
+    first, last = stages_of(settings, steps_per_epoch=500)
+    assert (first.settings.loss, last.settings.loss, last.stop) == ("transfer", "distillation", 500)
+    with pytest.raises(UserError, match=r"stages\.1: the stages up to this one take 121 steps or more"):
+        stages_of(settings, steps_per_epoch=120)
 
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=name)

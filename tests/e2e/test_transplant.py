@@ -12,6 +12,7 @@ from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 from student.evaluate.trained import load_student
 from student.export.write import export_student
+from student.model.transplant.student import build_transplant
 from student.run.files import read_summary
 from student.run.student import initial_student
 from student.settings import TrainSettings
@@ -155,6 +156,25 @@ def test_the_teacher_may_be_named_and_another_is_refused(folder: Path, tmp_path:
     other = save_family("Llama", tmp_path / "other", initializer_range=0.3)
     with pytest.raises(UserError, match=r"model.teacher .*: its weights are not those of "):
         initial_student(settings("--model.preset=transplant", f"--model.teacher={other}"), bare, CPU)
+
+
+@pytest.mark.parametrize("source", ["cache", "bare"])
+def test_the_body_is_copied_in_host_memory_and_the_student_then_moved(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, source: str
+) -> None:
+    """No device holds the teacher beside the student; another device is here one without memory."""
+    bodies: list[Any] = []
+
+    def noted(config: Any, frozen: Any, body: Any, *more: Any, **named: Any) -> Any:
+        bodies.append(body)
+        return build_transplant(config, frozen, body, *more, **named)
+
+    monkeypatch.setattr("student.run.student.build_transplant", noted)
+    options = [] if source == "cache" else [f"--model.teacher={folder / 'teacher'}"]
+    wanted = settings("--model.preset=hybrid", "--model.window=8", *options)
+    student = initial_student(wanted, open_cache(folder / source), torch.device("meta"))
+    assert {tensor.device.type for tensor in bodies[0].values()} == {"cpu"}
+    assert {tensor.device.type for tensor in (*student.parameters(), *student.buffers())} == {"meta"}
 
 
 @pytest.mark.parametrize(

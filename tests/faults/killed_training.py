@@ -1,6 +1,6 @@
 """Training that is killed: a process that has everything imported forks the runs, which makes a kill cheap.
 
-Usage: killed_training.py CACHE SOUND OUT KILLS SEED. Prints what happened, as JSON.
+Usage: killed_training.py CACHE SOUND OUT KILLS SEED OPTION.... Prints what happened, as JSON.
 """
 
 import json
@@ -19,11 +19,17 @@ from student.train.processes import joined_processes, quiet_deepspeed
 from tests.helpers.small_training import small_settings
 
 with quiet_deepspeed():
+    import transformers.models.llama.modeling_llama  # noqa: F401 - what a student of a Llama imports, once for all forks
+
     from student.train.job import run_job
 
 STEPS = 24
 HAS_ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT
 LEFT = ("metrics.jsonl", "evaluation.jsonl", "trained.safetensors")
+
+
+options: list[str] = []
+"""Settings besides those of every run."""
 
 
 def start(cache: Path, out: Path) -> int:
@@ -32,7 +38,7 @@ def start(cache: Path, out: Path) -> int:
     if pid == 0:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
         chosen = [f"--training.max_steps={STEPS}", "--training.checkpoint_every=1", f"--evaluation.cache={cache}"]
-        settings = small_settings(*chosen, "--evaluation.every=5", "--evaluation.max_rows=4")
+        settings = small_settings(*chosen, "--evaluation.every=5", "--evaluation.max_rows=4", *options)
         with quiet_deepspeed(), joined_processes() as processes:
             run_job(settings, cache, out, processes)
         os._exit(0)
@@ -91,4 +97,5 @@ def main(cache: Path, sound: Path, out: Path, kills: int, seed: int) -> None:
 
 
 if __name__ == "__main__":
+    options += sys.argv[6:]
     main(Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))

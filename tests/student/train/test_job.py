@@ -13,7 +13,7 @@ from student.data.batch import Batch
 from student.loss.distillation import distillation_loss
 from student.model.frozen import FrozenHead
 from student.run.files import TRAINED_FILE
-from student.train import loop
+from student.train import job, loop
 from student.train.job import run_job
 from student.train.processes import Processes
 from tests.helpers.small_training import small_settings, trace, weights
@@ -67,3 +67,27 @@ def test_a_file_is_no_folder(uneven_cache: Path, alone: Processes, tmp_path: Pat
     (tmp_path / "file").write_text("mine")
     with pytest.raises(UserError, match="is a file; give a folder"):
         run_job(small_settings(), uneven_cache, tmp_path / "file", alone)
+
+
+def test_a_border_needs_a_folder_that_this_process_sees(
+    uneven_cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a host whose disk is not that of the first process."""
+    monkeypatch.setattr(job, "find_checkpoint", lambda out: None)
+    with pytest.raises(UserError, match="its checkpoints are not seen from here; give a folder that all hosts share"):
+        run_job(small_settings("--stages=[{steps: 1}, {steps: 1}]"), uneven_cache, tmp_path / "run", alone)
+
+
+def test_a_block_stack_has_stages_too(uneven_cache: Path, alone: Processes, tmp_path: Path) -> None:
+    """Each with its own learning rate and loss; one alone is the run without any."""
+    run_job(small_settings("--training.max_steps=4"), uneven_cache, tmp_path / "plain", alone)
+    run_job(small_settings("--stages=[{steps: 4}]"), uneven_cache, tmp_path / "one", alone)
+    assert (trace(tmp_path / "one"), weights(tmp_path / "one")) == (
+        trace(tmp_path / "plain"),
+        weights(tmp_path / "plain"),
+    )
+    two = "--stages=[{steps: 2, learning_rate: 0.5}, {steps: 2, distillation: {alpha_init: 0.7}}]"
+    run_job(small_settings(two), uneven_cache, tmp_path / "two", alone)
+    found = trace(tmp_path / "two")
+    assert [line["learning_rate"] for line in found] == pytest.approx([0.25, 0.5, 5e-3, 1e-2])
+    assert [line["alpha"] for line in found][::2] == [0.8, 0.7]
