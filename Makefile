@@ -45,15 +45,19 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# bf16 halves a step of the larger student where the processor multiplies in it; elsewhere it would be slower.
+PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo fp32)
+
 # The main job on a real teacher and real text. A second run continues from what is there.
 demo: setup
 	@mkdir -p $(DEMO)
 	test -f $(DEMO)/corpus/train.parquet || $(BIN)/python tools/make_demo_corpus.py $(DEMO)/corpus
 	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/train.parquet --out $(DEMO)/cache
-	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/heldout.parquet --rows.count 48 --out $(DEMO)/heldout
+	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/heldout.parquet --rows.count 48 --teacher.carry head --out $(DEMO)/heldout
 	$(BIN)/teacher-cache inspect $(DEMO)/cache
 	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-student.yaml --evaluation.cache $(DEMO)/heldout --out $(DEMO)/student
-	@$(BIN)/python tools/demo_report.py $(DEMO)/cache $(DEMO)/heldout $(DEMO)/student
+	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-hybrid-student.yaml --training.precision $(PRECISION) --evaluation.cache $(DEMO)/heldout --out $(DEMO)/hybrid
+	@$(BIN)/python tools/demo_report.py $(DEMO)/cache $(DEMO)/heldout $(DEMO)/student $(DEMO)/hybrid
 
 # Does it work? Six hours on two CPU cores; run again, it continues. docs/experiments.md says what is compared.
 EXPERIMENTS ?= $(DEMO)/experiments

@@ -31,7 +31,12 @@ def _build(folder: Folder, plan: ExperimentPlan, name: str, source: Path, rows: 
     known = json.loads(times.read_text()) if times.exists() else {}
     if name in known:
         return
-    size = (f"--rows.seq_len={plan.seq_len}", f"--rows.count={rows}", f"--compute.rows_per_shard={ROWS_PER_SHARD}")
+    size = (
+        "--teacher.carry=head",
+        f"--rows.seq_len={plan.seq_len}",
+        f"--rows.count={rows}",
+        f"--compute.rows_per_shard={ROWS_PER_SHARD}",
+    )
     source_and_teacher = (f"--corpus.source={source}", f"--teacher.model={plan.teacher}")
     settings = load_settings(BuildSettings, ROOT / "configs" / "demo.yaml", [*size, *source_and_teacher, *options])
     report = build(settings, folder.cache(name))
