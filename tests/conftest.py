@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch
 
+from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.store import objects
 from tests.helpers.object_server import BUCKET, Proxy, environment, proxy_before, s3_server
@@ -25,6 +26,20 @@ torch.set_num_threads(1)
 def tiny_teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a Qwen2 of random weights over bytes, its vocabulary padded from 257 tokens to 288 rows."""
     return save_tiny_teacher(tmp_path_factory.mktemp("teacher"))
+
+
+@pytest.fixture(scope="module")
+def only_process() -> Iterator[Processes]:
+    """This process, joined by no other, for fixtures of a module."""
+    with quiet_deepspeed(), joined_processes() as processes:
+        yield processes
+
+
+@pytest.fixture
+def alone(only_process: Processes) -> Iterator[Processes]:
+    """This process, joined by no other."""
+    with quiet_deepspeed():
+        yield only_process
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,8 @@ import json
 
 import torch
 
-from student.export.config import FROZEN_NAMES
+from student.inference.load import STUDENT_PREFIX
+from student.model.frozen import FROZEN_NAMES
 from student.run.files import RunFiles, RunSummary
 from student.run.measure_words import MEASURE_WORDS
 from student.run.student_words import beginning_words, stage_words, student_words
@@ -97,7 +98,7 @@ def _last_step(files: RunFiles) -> dict[str, str]:
 
 def _precision(files: RunFiles, dtypes: dict[str, torch.dtype]) -> str:
     def words(*, trained: bool) -> str:
-        frozen = {f"student.{name}" for name in FROZEN_NAMES.values()}
+        frozen = {f"{STUDENT_PREFIX}{name}" for name in FROZEN_NAMES.values()}
         kinds = {str(kind).removeprefix("torch.") for name, kind in dtypes.items() if (name not in frozen) == trained}
         return " and ".join(sorted(kinds))
 

@@ -10,14 +10,12 @@ from torch import Tensor
 from delta_common.errors import UserError
 from student.inference.hf import DistilTransplantForCausalLM, DistilXLSTMForCausalLM
 from student.inference.hf_config import DistilTransplantConfig, DistilXLSTMConfig, Fields, StudentConfig
+from student.model.frozen import FROZEN_NAMES
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.transplant.options import mixer_shape
 from student.run.files import RunFiles, RunSummary
 from student.run.student import teacher_config_of
 from teacher_cache.read.cache import Cache
-
-FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "lm_head.bias": "lm_head_bias"}
-"""Names in a cache, and in the student."""
 
 
 def make_config(files: RunFiles, summary: RunSummary, cache: Cache, frozen: Mapping[str, Tensor]) -> StudentConfig:

@@ -21,9 +21,9 @@ from delta_common.files import parse_json, settle_on_disk, staging_path
 from delta_common.tokenizer import is_digest_of, tokenizer_digest
 from student.export.card import CARD_FILE, model_card
 from student.export.config import frozen_tensors, make_config
-from student.inference.hf import STUDENTS
+from student.inference.hf import model_class
 from student.inference.hf_config import CONFIGS, StudentConfig
-from student.inference.load import CONFIG_FILE, WEIGHTS_FILE
+from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE
 from student.run.files import TRAINED_FILE, RunFiles, RunSummary, read_run
 from teacher_cache.read.cache import Cache, open_cache
 
@@ -87,10 +87,9 @@ def _tensors(run: Path, frozen: Mapping[str, Tensor], config: StudentConfig) -> 
         trained = load_file(run / TRAINED_FILE)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{run / TRAINED_FILE}: not readable ({error}); run student-train again") from error
-    found = {f"student.{name}": tensor for name, tensor in (*frozen.items(), *trained.items())}
-    kind = next(kind for kind in STUDENTS if isinstance(config, kind.config_class))
+    found = {f"{STUDENT_PREFIX}{name}": tensor for name, tensor in (*frozen.items(), *trained.items())}
     with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in kind(config).state_dict().items()}
+        expected = {name: tensor.shape for name, tensor in model_class(config)(config).state_dict().items()}
     for name in sorted(expected.keys() | found.keys()):
         if name not in found or found[name].shape != expected.get(name):
             raise UserError(f"{run / TRAINED_FILE}: {name} is not as the run's settings say; run student-train again")

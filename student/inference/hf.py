@@ -144,6 +144,11 @@ STUDENTS = (DistilXLSTMForCausalLM, DistilTransplantForCausalLM)
 """All kinds of students."""
 
 
+def model_class(config: StudentConfig) -> type[StudentForCausalLM]:
+    """The kind of student that a configuration is of."""
+    return next(kind for kind in STUDENTS if isinstance(config, kind.config_class))
+
+
 @dataclass(frozen=True)
 class StudentBackbone:
     """Tokens to hidden states after the last norm, called as transformers calls a model without its LM head."""

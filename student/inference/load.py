@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+STUDENT_PREFIX = "student."
+"""What the names of an export's tensors begin with."""
 TOKENIZER_FILE = "tokenizer_config.json"
 AGAIN = "run student-export again"
 DAMAGED = (
@@ -68,13 +70,12 @@ def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "StudentForC
     _require_file(path / WEIGHTS_FILE)
     from transformers.utils import logging
 
-    from student.inference.hf import STUDENTS
+    from student.inference.hf import model_class
 
     logging.disable_progress_bar()
-    kind = next(kind for kind in STUDENTS if isinstance(config, kind.config_class))
     model: StudentForCausalLM
     try:
-        model, found = kind.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        model, found = model_class(config).from_pretrained(path, dtype=dtype, output_loading_info=True)
     except UserError as error:
         raise UserError(f"{path / CONFIG_FILE}: {error}") from error
     except DAMAGED as error:

@@ -10,6 +10,9 @@ from torch.nn import functional
 
 from delta_common.errors import UserError
 
+FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "lm_head.bias": "lm_head_bias"}
+"""Names in a cache, and in the student."""
+
 
 @dataclass(frozen=True)
 class FrozenHead:

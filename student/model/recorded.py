@@ -41,11 +41,11 @@ class _RecordedPass:
     def __call__(self, tokens: Tensor, document_start: Tensor | None = None, **options: bool) -> Tensor:
         inputs = (tokens,) if document_start is None else (tokens, document_start)
         key = (tokens.shape, len(inputs), tuple(options.items()))
-        if torch.is_grad_enabled() and self._replay is None:
+        if not torch.is_grad_enabled():
+            return self._forward(tokens, document_start, **options)
+        if self._replay is None:
             self._key, self._replay = key, self._recorded(inputs, options)
-        if torch.is_grad_enabled() and key == self._key and self._replay is not None:
-            return self._replay(*inputs)
-        return self._forward(tokens, document_start, **options)
+        return self._replay(*inputs) if key == self._key else self._forward(tokens, document_start, **options)
 
     def _recorded(self, inputs: tuple[Tensor, ...], options: dict[str, bool]) -> Callable[..., Tensor]:
         recorded = torch.cuda.make_graphed_callables(

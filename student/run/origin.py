@@ -13,18 +13,14 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
-from student.inference.load import CONFIG_FILE, WEIGHTS_FILE, is_export, read_config
+from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE, is_export, read_config
+from student.model.frozen import FROZEN_NAMES
 from student.model.shape import StudentSettings
 from student.model.transplant.families import Config
 from student.run.checkpoints import PARAMETER, TENSORS_FILE, Checkpoint, digest_of, find_checkpoint
 from student.run.files import SETTINGS_FILE, TRAINED_FILE, Origin, read_provenance, read_settings, read_summary
 from student.run.student import teacher_config_of
 from teacher_cache.read.cache import Cache
-
-FROZEN = {"embedding", "lm_head", "lm_head_bias"}
-"""Tensors of an export that are no parameters."""
-EXPORTED = "student."
-"""What an export's names begin with."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +129,8 @@ def _of_export(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
         ) from error
     _require_same(path, _Identity(preset, teacher, config.tokenizer_sha256, config.embedding_scale), wanted, cache)
     tensors = _loaded(path / WEIGHTS_FILE)
-    names = {name: name.removeprefix(EXPORTED) for name in tensors}
-    parameters = {names[name]: tensor for name, tensor in tensors.items() if names[name] not in FROZEN}
+    names = {name: name.removeprefix(STUDENT_PREFIX) for name in tensors}
+    parameters = {names[name]: tensor for name, tensor in tensors.items() if names[name] not in FROZEN_NAMES.values()}
     teacher_config = getattr(config, "teacher_config", None)
     return Beginning((*chain, origin), parameters, teacher_config)
 

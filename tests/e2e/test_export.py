@@ -24,7 +24,7 @@ from student.inference.generate import generate_tokens
 from student.inference.load import load_export
 from student.inference.tokenizer import encode_prompt
 from teacher_cache.read.cache import open_cache
-from tests.helpers.made_exports import PRESETS, change_tokenizer, make_export, run, train
+from tests.helpers.made_exports import change_tokenizer, run, train
 from tests.helpers.small_training import make_uneven_cache
 
 CPU = torch.device("cpu")
@@ -37,20 +37,6 @@ KEPT_OUT = (
     "student.train.assemble",
     "teacher_cache",
 )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
-    return make_export(tmp_path_factory.mktemp("export"), tiny_teacher)
-
-
-@pytest.fixture(scope="module", params=PRESETS)
-def made(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of every kind of student."""
-    if request.param == "paper":
-        return folder
-    teacher: Path = request.getfixturevalue("tiny_teacher")
-    return make_export(tmp_path_factory.mktemp(request.param), teacher, request.param)
 
 
 def fresh(code: str, *arguments: Path | str, **environment: str) -> Any:

@@ -12,23 +12,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from student.cli import generate as generate_cli
-from tests.helpers.made_exports import PRESETS, change_tokenizer, make_export, run
+from tests.helpers.made_exports import change_tokenizer, run
 
 PROMPTS = ("Once upon a time", "a", "the quick brown fox jumps over the lazy dog")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, tiny_teacher: Path) -> Path:
-    return make_export(tmp_path_factory.mktemp("generate"), tiny_teacher)
-
-
-@pytest.fixture(scope="module", params=PRESETS)
-def made(request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same of every kind of student."""
-    if request.param == "paper":
-        return folder
-    teacher: Path = request.getfixturevalue("tiny_teacher")
-    return make_export(tmp_path_factory.mktemp(request.param), teacher, request.param)
 
 
 def written(capsys: pytest.CaptureFixture[str], *words: Path | str) -> str:

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,23 @@ from delta_common.errors import UserError
 from student.export.write import export_student
 from student.run.files import read_summary
 from student.settings import TrainSettings
-from student.train import job, step_log
+from student.train import job
 from student.train.job import run_job
-from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import Processes, quiet_deepspeed
 from student.train.summary import finish
-from tests.helpers.small_training import make_uneven_cache, small_settings, trace, weights
+from tests.helpers.small_training import (
+    make_uneven_cache,
+    newest,
+    parameters,
+    small_settings,
+    stop_at,
+    trace,
+    weights,
+)
 from tests.helpers.transplant_cache import make_transplant_cache, quick_settings
 
 TRANSFER = "--stages=[{train: mixers, loss: transfer, steps: 2, learning_rate: 1.0e-2}]"
 DISTIL = "--stages=[{steps: 2, body_learning_rate: 1.0e-3}]"
-
-
-@pytest.fixture(scope="module")
-def only_process() -> Iterator[Processes]:
-    with quiet_deepspeed(), joined_processes() as processes:
-        yield processes
-
-
-@pytest.fixture
-def alone(only_process: Processes) -> Iterator[Processes]:
-    with quiet_deepspeed():
-        yield only_process
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +46,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory, only_process: Processes) ->
 
 def hybrid(*options: str) -> TrainSettings:
     return quick_settings("--model.preset=hybrid", "--training.precision=bf16", *options)
-
-
-def parameters(out: Path) -> dict[str, torch.Tensor]:
-    """The float32 parameters of a run's newest checkpoint, by name."""
-    tensors = load_file(sorted((out / "checkpoints").iterdir())[-1] / "states.safetensors")
-    return {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
 
 
 def begun_with(settings: TrainSettings, cache: Path, out: Path, alone: Processes, origin: Path) -> dict[str, Any]:
@@ -88,7 +77,7 @@ def test_a_run_begins_with_the_others_float32_parameters(
     wanted = quick_settings("--model.preset=hybrid", f"--training.precision={precision}", stages)
     found, expected = (
         begun_with(wanted, folder / "cache", tmp_path / "run", alone, folder / "first"),
-        parameters(folder / "first"),
+        parameters(newest(folder / "first")),
     )
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
@@ -114,17 +103,6 @@ def test_the_body_comes_from_there_and_a_resume_does_not_read_it_again(
     finish(outcome)
     (origin_of,) = read_summary(tmp_path / "stopped").begun_from
     assert (origin_of.path, origin_of.steps) == (str(origin), 2)
-
-
-def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    record = step_log.record
-
-    def stopping(run: Any, metrics: step_log.StepMetrics) -> None:
-        record(run, metrics)
-        if metrics.step == step:
-            raise KeyboardInterrupt
-
-    patch.setattr(step_log, "record", stopping)
 
 
 def test_a_chain_is_written_down_over_a_run_and_an_export(folder: Path, alone: Processes, tmp_path: Path) -> None:
@@ -159,7 +137,7 @@ def paper(tmp_path_factory: pytest.TempPathFactory, only_process: Processes) -> 
 
 def test_a_block_stack_begins_with_anothers_parameters(paper: Path, alone: Processes, tmp_path: Path) -> None:
     begun = begun_with(small_settings(), paper / "cache", tmp_path / "run", alone, paper / "run")
-    expected = parameters(paper / "run")
+    expected = parameters(newest(paper / "run"))
     assert all(torch.equal(begun[name], expected[name]) for name in expected)
 
 

@@ -15,11 +15,11 @@ from transformers import AutoModelForCausalLM
 from delta_common.errors import UserError
 from student.loss.schedule import cosine_with_warmup
 from student.settings import TrainSettings
-from student.train import assemble, job, step_log
+from student.train import assemble, job
 from student.train.job import run_job
-from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import Processes
 from student.train.summary import finish
-from tests.helpers.small_training import trace, weights
+from tests.helpers.small_training import parameters, stop_at, trace, weights
 from tests.helpers.transplant_cache import TWO_STAGES, make_transplant_cache, quick_settings
 
 PRESETS = ("transplant", "hybrid")
@@ -31,31 +31,8 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_transplant_cache(tmp_path_factory.mktemp("stages"))
 
 
-@pytest.fixture(scope="module")
-def alone() -> Any:
-    with quiet_deepspeed(), joined_processes() as processes:
-        yield processes
-
-
 def two_stages(preset: str, *options: str) -> TrainSettings:
     return quick_settings(f"--model.preset={preset}", TWO_STAGES, *options)
-
-
-def parameters(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The float32 parameters in a checkpoint, by name."""
-    tensors = load_file(checkpoint / "states.safetensors")
-    return {name[10:]: tensor for name, tensor in tensors.items() if name.startswith("parameter/")}
-
-
-def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
-    record = step_log.record
-
-    def stopping(run: Any, metrics: step_log.StepMetrics) -> None:
-        record(run, metrics)
-        if metrics.step == step:
-            raise KeyboardInterrupt
-
-    patch.setattr(step_log, "record", stopping)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

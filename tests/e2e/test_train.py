@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,45 +18,32 @@ from student.loss.naive import dense_distillation_loss, total_loss
 from student.loss.schedule import Coefficients
 from student.run.checkpoints import find_checkpoint
 from student.settings import TrainSettings
-from student.train import loop, step_log
-from student.train.assemble import Run, assemble
+from student.train import loop
+from student.train.assemble import assemble
 from student.train.job import run_job
-from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import Processes
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.build.synthetic import SyntheticSettings, SyntheticTeacher, make_synthetic_cache
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from tests.helpers import ROOT
 from tests.helpers.e2e_corpus import write_text_corpus
-from tests.helpers.small_training import ROWS, SMALL, VOCAB, WIDTH, make_uneven_cache, small_settings, trace, weights
+from tests.helpers.small_training import (
+    ROWS,
+    SMALL,
+    VOCAB,
+    WIDTH,
+    make_uneven_cache,
+    small_settings,
+    stop_at,
+    trace,
+    weights,
+)
 
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_uneven_cache(tmp_path_factory.mktemp("train") / "cache")
-
-
-@pytest.fixture(scope="module")
-def only_process() -> Iterator[Processes]:
-    with quiet_deepspeed(), joined_processes() as processes:
-        yield processes
-
-
-@pytest.fixture
-def alone(only_process: Processes) -> Iterator[Processes]:
-    with quiet_deepspeed():
-        yield only_process
-
-
-def stop_at(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    record = step_log.record
-
-    def stopping(run: Run, metrics: step_log.StepMetrics) -> None:
-        record(run, metrics)
-        if metrics.step == step:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(step_log, "record", stopping)
 
 
 @pytest.mark.parametrize(("precision", "stage"), [("fp32", 0), ("fp32", 2), ("fp32", 3), ("bf16", 0), ("bf16", 1)])

@@ -34,12 +34,6 @@ def only_process() -> Iterator[Processes]:
         yield processes
 
 
-@pytest.fixture
-def alone(only_process: Processes) -> Iterator[Processes]:
-    with quiet_deepspeed():
-        yield only_process
-
-
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_uneven_cache(tmp_path_factory.mktemp("zero") / "cache")

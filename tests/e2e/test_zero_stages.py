@@ -1,6 +1,5 @@
 """Students that begin as their teacher, in stages, under every stage of ZeRO: two processes of each agree with one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from student.train.job import run_job
-from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import Processes
 from tests.helpers.several_jobs import launch, run, stage_file
 from tests.helpers.small_training import small_settings, trace
 from tests.helpers.transplant_cache import make_transplant_cache
@@ -31,18 +30,6 @@ RESUMED = {"transplant": 2, "hybrid": 3}
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_transplant_cache(tmp_path_factory.mktemp("zero stages"))
-
-
-@pytest.fixture(scope="module")
-def only_process() -> Iterator[Processes]:
-    with quiet_deepspeed(), joined_processes() as processes:
-        yield processes
-
-
-@pytest.fixture
-def alone(only_process: Processes) -> Iterator[Processes]:
-    with quiet_deepspeed():
-        yield only_process
 
 
 def options(deepspeed: Path, preset: str, *more: str) -> list[str]:

@@ -6,10 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import zarr
+from safetensors.torch import load_file
+from torch import Tensor
 
 from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
+from student.train import step_log
+from student.train.assemble import Run
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.commits import CommitRecord
 from teacher_cache.format.sealed import digest, seal
@@ -59,3 +64,26 @@ def trace(out: Path) -> list[dict[str, Any]]:
 def weights(out: Path) -> bytes:
     """A run's trained parameters."""
     return (out / "trained.safetensors").read_bytes()
+
+
+def newest(out: Path) -> Path:
+    """A run's newest checkpoint."""
+    return max((out / "checkpoints").iterdir())
+
+
+def parameters(checkpoint: Path) -> dict[str, Tensor]:
+    """The float32 parameters in a checkpoint, by name."""
+    tensors = load_file(checkpoint / "states.safetensors")
+    return {name.removeprefix("parameter/"): x for name, x in tensors.items() if name.startswith("parameter/")}
+
+
+def stop_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Break training off as soon as this step is recorded."""
+    record = step_log.record
+
+    def stopping(run: Run, metrics: step_log.StepMetrics) -> None:
+        record(run, metrics)
+        if metrics.step == step:
+            raise KeyboardInterrupt
+
+    patch.setattr(step_log, "record", stopping)

@@ -1,12 +1,11 @@
-"""A tiny cache, this process as the only one, and a finished run, shared by the tests of training and its results."""
+"""A tiny cache and a finished run, shared by the tests of training and its results."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from student.train.job import run_job
-from student.train.processes import Processes, joined_processes, quiet_deepspeed
+from student.train.processes import joined_processes, quiet_deepspeed
 from student.train.summary import finish
 from tests.helpers.small_training import make_uneven_cache, small_settings
 
@@ -15,19 +14,6 @@ from tests.helpers.small_training import make_uneven_cache, small_settings
 def uneven_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 rows of unequal numbers of valid positions; read it, do not write to it."""
     return make_uneven_cache(tmp_path_factory.mktemp("student") / "cache")
-
-
-@pytest.fixture(scope="module")
-def _only_process() -> Iterator[Processes]:
-    with quiet_deepspeed(), joined_processes() as processes:
-        yield processes
-
-
-@pytest.fixture
-def alone(_only_process: Processes) -> Iterator[Processes]:
-    """This process, joined by no other."""
-    with quiet_deepspeed():
-        yield _only_process
 
 
 @pytest.fixture(scope="session")

@@ -173,9 +173,9 @@ class Mixer(nn.Module):
         """The window's and the sinks' sums, and the sinks of the documents that the sequence ends in."""
         angles, (q, k, v) = mixing.angles, heads
         assert angles is not None
-        if mixing.seen is not None:
+        if mixing.window_mask is not None:
             q, k = self._rotated(q, angles.here), self._rotated(k, angles.here)
-            return window_flex.window(q, k, v, mixing.seen, self.scaling), ()
+            return window_flex.window(q, k, v, mixing.window_mask, self.scaling), ()
         chunk = chunk_size(self.shape.window, q.shape[2])
         sink_k, sink_v = (sinks_by_chunk(new, old, mixing.place, chunk) for new, old in zip((k, v), sinks, strict=True))
         inputs = WindowInputs(

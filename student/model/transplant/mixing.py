@@ -51,7 +51,7 @@ class Mixing:
     """The state before the sequence."""
     compiled: bool = False
     """Whether layers run compiled."""
-    seen: "BlockMask | None" = None
+    window_mask: "BlockMask | None" = None
     """What the window and the sinks see, where FlexAttention runs them."""
     after: RecurrentState | None = None
     """Where mixers put the state behind the sequence; None if nobody wants it."""
@@ -84,10 +84,10 @@ def mixing_of(
     if shape.window or rotated:
         angles = _angles(shape, rotary, place, behind, like.dtype)
     after: RecurrentState | None = {DOCUMENT: {"place": (place[:, -1] + 1,)}} if want_state else None
-    seen = None
+    window_mask = None
     if shape.window and compiled and size[1] <= rotary.longest:
-        seen = window_flex.block_mask(place, shape.window, shape.sinks)
-    return Mixing(place, document_start, behind, angles, state or None, compiled, seen, after)
+        window_mask = window_flex.block_mask(place, shape.window, shape.sinks)
+    return Mixing(place, document_start, behind, angles, state or None, compiled, window_mask, after)
 
 
 def _angles(shape: MixerShape, rotary: Rotary, place: Tensor, behind: Tensor, dtype: torch.dtype) -> Angled:

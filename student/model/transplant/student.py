@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from delta_common.installed import has_triton
 from student.model.blocks import RecurrentState
-from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.frozen import FROZEN_NAMES, FrozenHead, FrozenWeights
 from student.model.state import compact
 from student.model.transplant.body import put_body
 from student.model.transplant.families import Body, Config, Rotary, build_body
@@ -28,6 +28,7 @@ from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
 INITIAL_SPREAD = 0.02
 """Standard deviation of the matrices of a student without a body."""
 VECTOR_BYTES = 16
+"""What compiled code reads at once, from addresses that are multiples of it."""
 
 
 class TransplantStudent(nn.Module):
@@ -82,7 +83,7 @@ class TransplantStudent(nn.Module):
         if transfer:
             return self.attention_transfer(tokens, document_start)
         embedded = self._embedded(tokens)
-        compiled = self.trains_compiled and torch.is_grad_enabled()
+        compiled = self._compiles
         if compiled:
             # Else the first layer, whose input needs no gradient, would be compiled apart from the others.
             embedded = embedded.detach().requires_grad_()
@@ -121,7 +122,7 @@ class TransplantStudent(nn.Module):
         """
         x = self._embedded(tokens)
         seen: list[tuple[Tensor, Tensor]] = []
-        as_mixer = self._mixing(x, document_start, None, want_state=False, compiled=self.trains_compiled, rotated=True)
+        as_mixer = self._mixing(x, document_start, None, want_state=False, compiled=self._compiles, rotated=True)
         as_attention = replace(as_mixer, compiled=False, transfer=seen)
         errors = []
         for layer in self.layers:
@@ -169,6 +170,10 @@ class TransplantStudent(nn.Module):
         if self.recompute and torch.is_grad_enabled():
             return checkpoint(call, module, x, mixing, use_reentrant=False, preserve_rng_state=False)
         return call(module, x, mixing)
+
+    @property
+    def _compiles(self) -> bool:
+        return self.trains_compiled and torch.is_grad_enabled()
 
     @property
     def can_compile(self) -> bool:
@@ -267,7 +272,7 @@ def build_transplant(
             _random_body(student)
     student.teacher_config = dict(config)
     if body is not None:
-        put_body(student, body, student.new_names() | {"embedding", "lm_head", "lm_head_bias"})
+        put_body(student, body, student.new_names() | set(FROZEN_NAMES.values()))
     return student
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from xlstm.components.conv import CausalConv1d, CausalConv1dConfig
 
-from student.model.kernels.convolution import causal_conv
+from student.model.kernels.convolution import _plain_taps, _same_document, _Taps, causal_conv
 from tests.helpers.documents import assert_same_gradients, spans, starts_of
 
 FEATURES = 6
@@ -41,6 +41,17 @@ def test_the_convolution_does_not_look_across_documents(rows: tuple[list[int], l
     apart = [torch.cat([conv(x[row : row + 1, span]) for span in spans(starts[row])], dim=1) for row in (0, 1)]
     assert torch.allclose(found, torch.cat(apart), rtol=0, atol=1e-12)
     assert_same_gradients(found, torch.cat(apart), [x, *conv.parameters()])
+
+
+@pytest.mark.parametrize("rows", [None, *STARTS])
+def test_what_a_compiler_is_given_is_the_twin(rows: tuple[list[int], list[int]] | None) -> None:
+    x = _inputs(20)
+    taps, bias = (_inputs(4)[0], _inputs(4)[1, 0])
+    taps, bias = (leaf.detach().requires_grad_() for leaf in (taps, bias))
+    sees = [] if rows is None else list(_same_document(starts_of(20, rows), 4))
+    found, expected = _plain_taps(x, taps, bias, sees), _Taps.apply(x, taps, bias, sees)
+    assert torch.allclose(found, expected, rtol=0, atol=1e-12)
+    assert_same_gradients(found, expected, [x, taps, bias])
 
 
 @pytest.mark.parametrize("split", [1, 2, 3, 4, 9])
