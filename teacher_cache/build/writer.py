@@ -16,10 +16,10 @@ from delta_common.differences import differences
 from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.codec import describe_arrays, describe_group, encode_shard
-from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, covers, parse_commit
+from teacher_cache.format.commits import CommitRecord, StoredObject, claimed_identity, commit_key, covers, parse_commit
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import COMMITS_FOLDER, CORPUS_FOLDER, GROUP_KEY, is_metadata_key
-from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.manifest import KNOWN_VERSIONS, Manifest
 from teacher_cache.format.sealed import digest, seal
 from teacher_cache.store.base import Store, read_if_there
 from teacher_cache.store.metadata import is_intact, read_manifest
@@ -41,9 +41,10 @@ class CacheWriter:
         """Create a cache, or continue one with the same manifest: publish what its metadata lacks, under a lock.
 
         `teacher_files` are the objects under `teacher/`, by key; the writer's manifest lists them. If the cache grows
-        or shrinks, whole shards are kept. Raises `CacheError` if the folder holds something else, or a cache made with
-        other settings.
+        or shrinks, whole shards are kept. It stays in the format version it was begun in. Raises `CacheError` if the
+        folder holds something else, or a cache made with other settings.
         """
+        manifest = _in_the_version_begun(store, manifest)
         documents = describe_arrays(manifest)
         objects = {**teacher_files, **documents}
         files = {key: digest(data) for key, data in objects.items()}
@@ -120,6 +121,22 @@ class CacheWriter:
                 f"{self._store.where(key)}: another builder has made this shard with other bytes; "
                 "run teacher-cache repair when all builders have ended"
             )
+
+
+def _in_the_version_begun(store: Store, manifest: Manifest) -> Manifest:
+    """The manifest in the format version of the cache that is there, if one is.
+
+    Where its manifest is lost, a commit record tells the version by its identity, so that a repair keeps the shards.
+    """
+    existing = read_manifest(store)
+    if existing is not None:
+        return manifest.in_version(existing.format_version)
+    records = (store.read(key) for key in store.sizes(COMMITS_FOLDER))
+    for identity in filter(None, map(claimed_identity, records)):
+        for version in KNOWN_VERSIONS:
+            if manifest.in_version(version).identity == identity:
+                return manifest.in_version(version)
+    return manifest
 
 
 def _continued(store: Store, manifest: Manifest) -> Manifest:

@@ -56,6 +56,14 @@ def parse_commit(data: bytes, key: str, manifest: Manifest, where: str) -> Commi
     return record
 
 
+def claimed_identity(data: bytes) -> str | None:
+    """Identity of the cache that an intact commit record says it belongs to, None where it is not intact."""
+    try:
+        return parse_sealed(CommitRecord, data).identity
+    except SealError:
+        return None
+
+
 def covers(record: CommitRecord, manifest: Manifest) -> bool:
     """Whether the record covers exactly its shard's rows: a cache may have grown or shrunk since it was written."""
     rows = manifest.shard_rows(record.shard)

@@ -14,7 +14,11 @@ from teacher_cache.format.keys import is_metadata_key, is_plain_key
 from teacher_cache.format.sealed import Record, canonical_json
 
 FORMAT_NAME = "teacher-cache"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Of caches that are begun now; a cache is continued in the version it was begun in."""
+
+KNOWN_VERSIONS = (1, FORMAT_VERSION)
+"""Versions that are read and continued; `format.arrays` says where they differ."""
 
 ALIGNMENT = (
     "position t holds the teacher's distribution of token t+1 given tokens 0..t of the same row, "
@@ -209,6 +213,10 @@ class Manifest(Record):
         first = shard * self.rows.rows_per_shard
         return range(first, min(first + self.rows.rows_per_shard, self.rows.count))
 
+    def in_version(self, version: int) -> "Manifest":
+        """The manifest of the same rows and targets in another of `KNOWN_VERSIONS`."""
+        return self.model_copy(update={"format_version": version})
+
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")
 
@@ -242,9 +250,10 @@ def parse_manifest(attributes: Mapping[str, object], where: str) -> Manifest:
     if attributes.get("format") != FORMAT_NAME:
         raise CacheFormatError(f"{where}: a Zarr group, but not a teacher cache; give the folder that build wrote")
     version = attributes.get("format_version")
-    if version != FORMAT_VERSION:
+    if version not in KNOWN_VERSIONS:
         remedy = "update this package" if isinstance(version, int) and version > FORMAT_VERSION else "rebuild the cache"
-        raise CacheFormatError(f"{where}: format version {version}, this package reads {FORMAT_VERSION}; {remedy}")
+        known = " and ".join(map(str, KNOWN_VERSIONS))
+        raise CacheFormatError(f"{where}: format version {version}, this package reads {known}; {remedy}")
     content = dict(attributes)
     fingerprint = content.pop("fingerprint", None)
     try:

@@ -18,9 +18,11 @@ from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import GROUP_KEY
-from teacher_cache.format.manifest import Manifest
+from teacher_cache.format.manifest import FORMAT_VERSION, Manifest
 from teacher_cache.store.local import LocalStore
-from tests.helpers.golden import changed
+from tests.format.make_golden import KINDS as GOLDEN_KINDS
+from tests.format.make_golden import SIZES as GOLDEN_SIZES
+from tests.helpers.golden import changed, golden_cache
 
 SIZES: dict[str, Any] = {
     "rows": 20,
@@ -45,6 +47,22 @@ def test_a_grown_cache_keeps_its_whole_shards(copy: Path, synthetic_cache: Path)
     assert (copy / commit_key(0)).stat().st_mtime_ns == whole
     assert np.array_equal(grown.rows(range(20)).ids, before.rows(range(20)).ids)
     assert len(grown) == 30
+
+
+@pytest.mark.parametrize("lost", [commit_key(1), GROUP_KEY])
+def test_a_cache_stays_in_the_version_it_was_begun_in(lost: str, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(golden_cache("sampled"), tmp_path / "old"))
+    whole, before = (path / commit_key(0)).read_bytes(), open_cache(path)
+    (path / lost).unlink()
+    make_synthetic_cache(path, **GOLDEN_SIZES, **GOLDEN_KINDS["sampled"])
+    after = open_cache(path)
+    assert after.manifest == before.manifest
+    assert after.manifest.format_version == 1
+    assert (path / commit_key(0)).read_bytes() == whole
+
+
+def test_a_cache_is_begun_in_the_newest_version(synthetic_cache: Path) -> None:
+    assert open_cache(synthetic_cache).manifest.format_version == FORMAT_VERSION
 
 
 def test_other_settings_are_refused_by_name(copy: Path) -> None:

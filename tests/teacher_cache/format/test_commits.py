@@ -3,7 +3,14 @@ from typing import Any
 
 import pytest
 
-from teacher_cache.format.commits import CommitRecord, commit_key, covers, mean_statistics, parse_commit
+from teacher_cache.format.commits import (
+    CommitRecord,
+    claimed_identity,
+    commit_key,
+    covers,
+    mean_statistics,
+    parse_commit,
+)
 from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.format.sealed import seal
 from tests.helpers.golden import KINDS, changed, golden_cache, golden_manifest
@@ -44,6 +51,12 @@ def test_an_intact_record_of_something_else_is_refused() -> None:
     refuse(seal(golden_record(shard=0)), "is the record of shard 0")
     fewer = dict(list(record.objects.items())[1:])
     refuse(seal(record.model_copy(update={"objects": fewer})), "lists other objects than a shard of this cache has")
+
+
+def test_only_an_intact_record_claims_an_identity() -> None:
+    data = seal(golden_record())
+    assert claimed_identity(data) == golden_manifest("sampled").identity
+    assert claimed_identity(data.replace(b'"shard": 1', b'"shard": 0')) is None
 
 
 def test_a_shard_counts_while_the_cache_has_its_rows() -> None:

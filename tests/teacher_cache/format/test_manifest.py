@@ -6,7 +6,7 @@ import pytest
 from pydantic import ValidationError
 
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError
-from teacher_cache.format.manifest import HiddenLayout, RowLayout, TargetLayout, parse_manifest
+from teacher_cache.format.manifest import KNOWN_VERSIONS, HiddenLayout, RowLayout, TargetLayout, parse_manifest
 from tests.helpers.golden import KINDS, changed, golden_attributes, golden_manifest
 
 
@@ -41,13 +41,19 @@ def test_a_longer_cache_is_the_same_and_other_content_is_another() -> None:
 
 
 def test_a_newer_format_names_both_versions() -> None:
-    with pytest.raises(CacheFormatError, match="version 99, this package reads 1; update"):
+    with pytest.raises(CacheFormatError, match="version 99, this package reads 1 and 2; update"):
         parse_manifest({"format": "teacher-cache", "format_version": 99}, "here")
 
 
 def test_an_older_format_is_to_be_rebuilt() -> None:
-    with pytest.raises(CacheFormatError, match="version 0, this package reads 1; rebuild the cache"):
+    with pytest.raises(CacheFormatError, match="version 0, this package reads 1 and 2; rebuild the cache"):
         parse_manifest({"format": "teacher-cache", "format_version": 0}, "here")
+
+
+def test_a_version_is_part_of_what_a_cache_is() -> None:
+    manifest = golden_manifest("sampled")
+    assert manifest.in_version(1) == manifest
+    assert len({manifest.in_version(version).identity for version in KNOWN_VERSIONS}) == len(KNOWN_VERSIONS)
 
 
 def test_another_zarr_group_is_no_cache() -> None:
