@@ -1,18 +1,15 @@
 """Rows of a cache as tensors: what a step or an evaluation gives the student and its loss."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.cache import Cache
-from teacher_cache.read.decode import CachedRows
+from teacher_cache.read.decode import CachedRows, as_tensor, decode_states
 
 
 @dataclass(frozen=True)
@@ -50,42 +47,56 @@ class Batch:
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
         """Rows of a cache as tensors; position t's label is tokens[t + 1]."""
-
-        def moved(array: NDArray[Any] | None) -> Tensor | None:
-            return None if array is None else torch.from_numpy(array).to(device)
-
-        tokens = torch.from_numpy(rows.tokens.astype(np.int64)).to(device)
-        targets = TeacherTargets(
-            ids=None if rows.ids is None else moved(rows.ids.astype(np.int64)),
-            values=moved(rows.values),
-            log_mass=moved(rows.log_mass),
-            final_hidden=moved(rows.final_hidden),
-            layout=cache.layout,
-        )
-        loss_mask = torch.from_numpy(rows.loss_mask).to(device)
-        apart = cache.manifest.rows.context == "document"
-        return cls(
-            inputs=tokens[:, :-1].contiguous(),
-            document_start=moved(rows.document_start) if apart else None,
-            labels=tokens[:, 1:].contiguous(),
-            loss_mask=loss_mask,
-            targets=targets,
-            hidden_mean=moved(rows.hidden_mean),
-        )
+        return StoredBatch.of(rows, cache).map(lambda tensor: tensor.to(device)).widened()
 
     @cached_property
     def valid_positions(self) -> Tensor:
         """Indices (n,) int64 of the valid positions in the flattened batch, in order; on a GPU the host waits once."""
         return valid_positions(self.loss_mask)
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """B rows as tensors of the types they are stored in, a third of what a `Batch` takes: widened on its device."""
+
+    tensors: Mapping[str, Tensor]
+    """By the arrays' names in docs/format.md."""
+    manifest: Manifest
+    layout: TargetLayout
+    """What the entries are, see `Cache.layout`."""
+
+    @classmethod
+    def of(cls, rows: CachedRows, cache: Cache) -> "StoredBatch":
+        """The rows' own memory, not a copy."""
+        tensors = {name: as_tensor(array) for name, array in rows.arrays.items()}
+        return cls(tensors, cache.manifest, cache.layout)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "StoredBatch":
         """The batch with every tensor changed."""
+        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
 
-        def changed(owner: "Batch | TeacherTargets") -> dict[str, Any]:
-            values = {field.name: getattr(owner, field.name) for field in fields(owner)}
-            return {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+    def widened(self) -> Batch:
+        """The batch as a step needs it, on the device it is on; position t's label is tokens[t + 1]."""
+        stored = self.tensors
+        tokens = stored["tokens"].long()
+        apart = self.manifest.rows.context == "document"
+        return Batch(
+            inputs=tokens[:, :-1].contiguous(),
+            document_start=stored["document_start"] if apart else None,
+            labels=tokens[:, 1:].contiguous(),
+            loss_mask=stored["loss_mask"],
+            targets=TeacherTargets(
+                ids=stored["logits/ids"].long() if "logits/ids" in stored else None,
+                values=stored["logits/values"].float() if "logits/values" in stored else None,
+                log_mass=stored.get("logits/log_mass"),
+                final_hidden=self._states("exact/hidden"),
+                layout=self.layout,
+            ),
+            hidden_mean=self._states("hidden/mean"),
+        )
 
-        return replace(self, targets=replace(self.targets, **changed(self.targets)), **changed(self))
+    def _states(self, name: str) -> Tensor | None:
+        return decode_states(name, self.manifest, self.tensors.__getitem__) if name in self.tensors else None
 
 
 def valid_positions(loss_mask: Tensor) -> Tensor:
@@ -105,9 +116,9 @@ class GlobalCounts:
 
 @dataclass(frozen=True)
 class StepBatch:
-    """One process's rows of a global batch: micro-batches in host memory, and this process's counts."""
+    """One process's rows of a global batch: micro-batches in host memory as stored, and this process's counts."""
 
-    micro_batches: tuple[Batch, ...]
+    micro_batches: tuple[StoredBatch, ...]
     tokens: int
     """Valid positions."""
     sequences: int
@@ -116,9 +127,8 @@ class StepBatch:
     @classmethod
     def of(cls, rows: CachedRows, size: int, cache: Cache, *, pinned: bool = False) -> "StepBatch":
         """Rows cut into micro-batches of `size`; from pinned memory a CUDA device copies while the host goes on."""
-        host = torch.device("cpu")
         cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
-        batches = (Batch.of(part, cache, host) for part in cut)
+        batches = (StoredBatch.of(part, cache) for part in cut)
         sequences = rows.loss_mask[:, :: cache.manifest.hidden.stride].any(axis=1).sum()
         return cls(
             tuple(batch.map(Tensor.pin_memory) if pinned else batch for batch in batches),
@@ -127,9 +137,9 @@ class StepBatch:
         )
 
     def on(self, device: torch.device) -> Iterator[Batch]:
-        """The micro-batches on a device; on CUDA each is copied while the one before it is used."""
+        """The micro-batches on a device, widened there; on CUDA each is copied while the one before it is used."""
         if device.type != "cuda":
-            yield from (batch.map(lambda tensor: tensor.to(device)) for batch in self.micro_batches)
+            yield from (batch.map(lambda tensor: tensor.to(device)).widened() for batch in self.micro_batches)
             return
         copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         computing = torch.cuda.current_stream(device)
@@ -138,10 +148,12 @@ class StepBatch:
         while coming is not None:
             (batch, arrived), coming = coming, next(copies, None)
             computing.wait_event(arrived)
-            yield batch
+            yield batch.widened()
 
 
-def _start_copy(batch: Batch, device: torch.device, copying: torch.cuda.Stream) -> tuple[Batch, torch.cuda.Event]:
+def _start_copy(
+    batch: StoredBatch, device: torch.device, copying: torch.cuda.Stream
+) -> tuple[StoredBatch, torch.cuda.Event]:
     computing = torch.cuda.current_stream(device)
 
     def copied(tensor: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,11 +76,9 @@ def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:
     sources = [(piece.rows, place) for piece in pieces for place in range(len(piece.numbers))]
     order = np.argsort(numbers)
     found = [sources[index] for index in order[np.searchsorted(numbers, wanted, sorter=order)]]
-    fields: dict[str, Any] = {
-        name: None if array is None else np.stack([getattr(rows, name)[place] for rows, place in found])
-        for name, array in vars(pieces[0].rows).items()
-    }
-    return CachedRows(**fields)
+    first = pieces[0].rows
+    arrays = {name: np.stack([rows.arrays[name][place] for rows, place in found]) for name in first.arrays}
+    return CachedRows(first.manifest, arrays)
 
 
 def _prepared(reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]) -> Generator[T, None, None]:

@@ -8,6 +8,7 @@ import numpy as np
 from delta_common.errors import UserError
 from teacher_cache.corpus.rows import TokenRow, iter_rows
 from teacher_cache.corpus.source import iter_documents
+from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import CorpusSettings, RowSettings
@@ -34,11 +35,9 @@ def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
         pad_token_id=tokenizer.pad_token_id,
     )
     while group := list(islice(rows, size)):
-        yield _stacked(group)
+        yield _stacked(group, cache.manifest)
 
 
-def _stacked(rows: list[TokenRow]) -> CachedRows:
-    fields = {
-        name: np.stack([getattr(row, name) for row in rows]) for name in ("tokens", "document_start", "loss_mask")
-    }
-    return CachedRows(**fields, ids=None, values=None, log_mass=None, final_hidden=None, hidden_mean=None)
+def _stacked(rows: list[TokenRow], manifest: Manifest) -> CachedRows:
+    names = ("tokens", "document_start", "loss_mask")
+    return CachedRows(manifest, {name: np.stack([getattr(row, name) for row in rows]) for name in names})

@@ -119,7 +119,7 @@ def _share(cache: Cache, first: int, size: int, rows: int) -> CachedRows:
     if first < rows:
         return cache.rows(range(first, min(first + size, rows)))
     idle = cache.rows(range(1))
-    return CachedRows(**(vars(idle) | {"loss_mask": np.zeros_like(idle.loss_mask)}))
+    return CachedRows(idle.manifest, {**idle.arrays, "loss_mask": np.zeros_like(idle.loss_mask)})
 
 
 def _key(run: Run, cache: Cache, step: int) -> dict[str, Any]:

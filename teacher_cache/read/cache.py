@@ -21,7 +21,7 @@ from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatEr
 from teacher_cache.format.keys import BODY_KEY, COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.checked_store import CheckedStore
-from teacher_cache.read.decode import CachedRows, DecodedEntries, decode_entries, decode_rows, decode_states
+from teacher_cache.read.decode import ENTRIES, CachedRows, as_tensor, decode_states
 from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
 from teacher_cache.read.thinning import thin, thinned_layout
@@ -168,9 +168,8 @@ class Cache:
         indices, and `CacheUnfinishedError` for a row in a shard that is not built yet.
         """
         index = self._checked(indices)
-        sparse = self.manifest.targets.mode == "sparse"
-        entries = self._entries(index) if sparse else None
-        return decode_rows(self.manifest, lambda name: self._read(name, index), entries)
+        arrays = {spec.name: self._read(spec.name, index) for spec in array_specs(self.manifest)}
+        return CachedRows(self.manifest, arrays | self._thinned(arrays, index))
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
         """Only the tokens of some rows, (n, T+1); indices and errors as for `rows`."""
@@ -194,24 +193,25 @@ class Cache:
         layout = thinned_layout(self.manifest.targets, top_k, samples)
         return Cache(self.store, self.manifest, self.commits, layout, check_digests=self._check_digests)
 
-    def _entries(self, index: NDArray[np.int64]) -> DecodedEntries:
-        entries = decode_entries(lambda name: self._read(name, index))
-        return entries if self.layout == self.manifest.targets else self._thinned(entries, index)
-
-    def _thinned(self, entries: DecodedEntries, index: NDArray[np.int64]) -> DecodedEntries:
-        stored, values = self.manifest.targets, entries.values
-        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].size) for row in index]
+    def _thinned(self, arrays: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What a view has in place of the arrays `ENTRIES`; nothing where this is no view."""
+        stored = self.manifest.targets
+        if self.layout == stored:
+            return {}
+        ids, values, log_mass = (as_tensor(arrays[name]) for name in ENTRIES)
+        ids, values = ids.long(), values.float()
+        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].numel()) for row in index]
         uniform = torch.from_numpy(np.stack(numbers)).view(values.shape).float()
-        ids, log_mass = torch.from_numpy(entries.ids.astype(np.int64)), torch.from_numpy(entries.log_mass)
-        thinned = thin(ids, torch.from_numpy(values), log_mass, stored, self.layout, uniform)
-        ids, some, log_mass = thinned
-        return DecodedEntries(ids.numpy().astype(np.uint32), some.numpy(), log_mass.numpy())
+        thinned = thin(ids, values, log_mass, stored, self.layout, uniform)
+        found = zip(ENTRIES, thinned, strict=True)
+        return {name: tensor.numpy().astype(arrays[name].dtype) for name, tensor in found}
 
     def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
         """ids, values, log-mass and layout; in exact mode of the whole vocabulary, from final states and LM head."""
         if self.manifest.targets.mode == "sparse":
-            entries = self._entries(index)
-            return entries.ids, torch.from_numpy(entries.values), torch.from_numpy(entries.log_mass), self.layout
+            arrays = {name: self._read(name, index) for name in ENTRIES}
+            ids, values, log_mass = (arrays | self._thinned(arrays, index)).values()
+            return ids, torch.from_numpy(values).float(), torch.from_numpy(log_mass), self.layout
         logits = self._exact_logits(index)
         ordered, order = logits.sort(dim=-1, descending=True)
         nodes = self.layout.node_temperatures
@@ -220,15 +220,12 @@ class Cache:
 
     def _exact_logits(self, index: NDArray[np.int64]) -> Tensor:
         """Logits (n, T, V) float32, from the final hidden states and the LM head."""
-        manifest = self.manifest
-        precision = manifest.targets.exact_hidden
-        states = decode_states("exact/hidden", precision, manifest.hidden_size, lambda name: self._read(name, index))
-        assert states is not None
+        states = decode_states("exact/hidden", self.manifest, lambda name: as_tensor(self._read(name, index)))
         frozen = load_file(self.frozen_weights)
-        head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: manifest.vocab_size].float()
+        head = frozen.get("lm_head.weight", frozen["embedding.weight"])[: self.manifest.vocab_size].float()
         bias = frozen.get("lm_head.bias")
         bias = None if bias is None else bias[: len(head)].float()
-        return torch.nn.functional.linear(torch.from_numpy(states), head, bias)
+        return torch.nn.functional.linear(states, head, bias)
 
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]

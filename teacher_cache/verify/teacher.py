@@ -15,7 +15,7 @@ from teacher_cache.build.compute import batches, compute_batch
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.read.cache import Cache
-from teacher_cache.read.decode import CachedRows, decode_entries, decode_rows
+from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
@@ -117,11 +117,7 @@ def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> 
     for batch in batches(len(numbers), batch_size):
         compute_batch(teacher, arrays, batch, statistics)
 
-    def kept(name: str) -> NDArray[np.generic]:
-        return arrays.by_name[name][: len(rows)]
-
-    sparse = cache.manifest.targets.mode == "sparse"
-    return decode_rows(cache.manifest, kept, decode_entries(kept) if sparse else None)
+    return CachedRows(cache.manifest, {name: array[: len(rows)] for name, array in arrays.by_name.items()})
 
 
 def _compared(rows: CachedRows, name: str, top_k: int) -> NDArray[np.float32] | None:

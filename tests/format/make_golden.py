@@ -11,7 +11,7 @@ import xxhash
 
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.read.decode import CachedRows
+from teacher_cache.read.decode import FIELDS, CachedRows
 
 SIZES = {"rows": 5, "seq_len": 6, "vocab_size": 64, "hidden_size": 70, "rows_per_shard": 4, "seed": 3}
 KINDS = {
@@ -23,7 +23,7 @@ KINDS = {
 
 def digests(rows: CachedRows) -> dict[str, str]:
     """xxh3-128 of every array as it is given to a reader; the dtype and the shape count too."""
-    arrays = {name: array for name, array in vars(rows).items() if array is not None}
+    arrays = {name: array for name in FIELDS if (array := getattr(rows, name)) is not None}
     return {n: f"{a.dtype} {a.shape} {xxhash.xxh3_128_hexdigest(a.tobytes())}" for n, a in arrays.items()}
 
 

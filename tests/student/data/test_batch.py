@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 
-from student.data.batch import Batch, StepBatch
+from student.data.batch import Batch, StepBatch, StoredBatch
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import open_cache
 
@@ -28,3 +30,22 @@ def test_a_step_batch_is_its_micro_batches(tmp_path: Path) -> None:
     assert torch.equal(torch.cat([part.targets.values for part in parts]), whole.targets.values)
     rows.loss_mask[3, 3] = False
     assert StepBatch.of(rows, 3, cache).sequences == 6
+
+
+@pytest.mark.parametrize("kind", [{"hidden": "int8"}, {"hidden": "int4"}, {"mode": "exact", "exact_hidden": "int8"}])
+def test_widened_tensors_are_what_the_rows_decode_to(kind: dict[str, str], tmp_path: Path) -> None:
+    sizes = {"rows": 3, "seq_len": 4, "vocab_size": 32, "top_k": 4, "hidden_size": 70, "rows_per_shard": 3}
+    cache = open_cache(make_synthetic_cache(tmp_path, **sizes, **kind))
+    rows = cache.rows(range(3))
+    stored = StoredBatch.of(rows, cache)
+    assert all(tensor.element_size() == rows.arrays[name].itemsize for name, tensor in stored.tensors.items())
+    batch = stored.widened()
+    assert batch.inputs.dtype == batch.labels.dtype == torch.int64
+    assert np.array_equal(batch.inputs, rows.tokens[:, :-1])
+    assert np.array_equal(batch.labels, rows.tokens[:, 1:])
+    for name in ("ids", "values", "log_mass", "final_hidden"):
+        tensor, array = getattr(batch.targets, name), getattr(rows, name)
+        assert (tensor is None) == (array is None), name
+        assert tensor is None or np.array_equal(tensor, array), name
+    assert batch.hidden_mean is not None
+    assert np.array_equal(batch.hidden_mean, rows.hidden_mean)

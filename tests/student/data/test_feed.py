@@ -38,9 +38,10 @@ def as_read(rows: CachedRows) -> CachedRows:
 
 
 def assert_same(read: CachedRows, expected: CachedRows) -> None:
-    for name, array in vars(expected).items():
-        assert np.array_equal(getattr(read, name), array), name
-        assert getattr(read, name) is None or getattr(read, name).dtype == array.dtype
+    assert read.arrays.keys() == expected.arrays.keys()
+    for name, array in expected.arrays.items():
+        assert np.array_equal(read.arrays[name], array), name
+        assert read.arrays[name].dtype == array.dtype
 
 
 @pytest.mark.parametrize(("global_batch", "world_size"), [(10, 1), (2, 1), (70, 1), (6, 3), (20, 2)])

@@ -10,15 +10,19 @@ import pytest
 from delta_common.errors import UserError
 from student.loss.channel_scale import SMALLEST_SHARE, channel_rms
 from teacher_cache.read.cache import Cache
+from teacher_cache.read.decode import CachedRows
 from tests.helpers.cached_students import make_student
 
 
-def with_rows(cache: Cache, monkeypatch: pytest.MonkeyPatch, **fields: Any) -> None:
-    """Make a cache give rows with other fields."""
+def with_rows(monkeypatch: pytest.MonkeyPatch, changed: dict[str, Any]) -> None:
+    """Make caches give rows with other arrays."""
     rows = Cache.rows
-    monkeypatch.setattr(
-        Cache, "rows", lambda self, index: replace(rows(self, index), **{k: v[list(index)] for k, v in fields.items()})
-    )
+
+    def of(self: Cache, index: Any) -> CachedRows:
+        found = rows(self, index)
+        return replace(found, arrays={**found.arrays, **{name: new[list(index)] for name, new in changed.items()}})
+
+    monkeypatch.setattr(Cache, "rows", of)
 
 
 def test_channel_sizes_are_those_of_counted_positions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -27,7 +31,7 @@ def test_channel_sizes_are_those_of_counted_positions(tmp_path: Path, monkeypatc
     mask = np.random.Generator(np.random.Philox(5)).random((6, 10)) < 0.5
     states = case.batch.hidden_mean.numpy().copy()
     states[..., 7] = 0
-    with_rows(case.cache, monkeypatch, loss_mask=mask, hidden_mean=states)
+    with_rows(monkeypatch, {"loss_mask": mask, "hidden/mean": states})
     counted = [states[r, t // 3] for r in range(4) for t in range(0, 10, 3) if mask[r, t]]
     expected = np.sqrt(np.mean(np.square(np.array(counted, dtype=np.float64)), axis=0))
     expected[7] = SMALLEST_SHARE * np.sort(expected)[19]
@@ -36,6 +40,6 @@ def test_channel_sizes_are_those_of_counted_positions(tmp_path: Path, monkeypatc
 
 def test_channels_without_a_size_are_an_error_with_a_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case = make_student(tmp_path / "cache")
-    with_rows(case.cache, monkeypatch, loss_mask=np.zeros((6, 10), dtype=bool))
+    with_rows(monkeypatch, {"loss_mask": np.zeros((6, 10), dtype=bool)})
     with pytest.raises(UserError, match=r"no hidden states .* set distillation\.frobenius\.channels to raw"):
         channel_rms(case.cache)

@@ -62,7 +62,7 @@ def test_batches_are_those_the_reader_gives_from_a_step_on(run: Run) -> None:
         found = list(batches)
     assert len(found) == run.total_steps - 4
     first = run.reader.read(4)
-    inputs = torch.cat([part.inputs for part in found[0].micro_batches])
+    inputs = torch.cat([part.inputs for part in found[0].on(torch.device("cpu"))])
     assert torch.equal(inputs, torch.from_numpy(first.tokens[:, :-1].astype("int64")))
 
 

@@ -1,6 +1,7 @@
 """Rows as the page's script gets them: what is built, what counts, and what is left out."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,8 @@ def test_rows_of_an_unfinished_cache_are_shown_as_far_as_they_are_there(long_cac
 def test_masked_positions_have_no_distribution(long_cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = long_cache[0]
     masked = np.arange(40) < 30
-    monkeypatch.setattr(Cache, "__getitem__", lambda self, row: type(whole)(**{**vars(whole), "loss_mask": masked}))
+    rows = replace(whole, arrays={**whole.arrays, "loss_mask": masked})
+    monkeypatch.setattr(Cache, "__getitem__", lambda self, row: rows)
     positions = token_data(long_cache, [0], (20, 40)).json["rows"][0]["positions"]
     assert [position is not None for position in positions] == [True] * 10 + [False] * 10
 

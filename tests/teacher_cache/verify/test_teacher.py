@@ -56,7 +56,8 @@ def recomputed(monkeypatch: pytest.MonkeyPatch, live: float, control: float) -> 
         same_shape = batch_size == len(rows)
         if same_shape:
             asked.append(rows)
-        return replace(stored, values=stored.values + (live if same_shape else live + control))
+        values = stored.values + (live if same_shape else live + control)
+        return replace(stored, arrays={**stored.arrays, "logits/values": values})
 
     monkeypatch.setattr(module, "_recompute", recompute)
     return asked
