@@ -14,7 +14,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError, cannot_be_read
 from delta_common.files import parse_json
-from teacher_cache.format.arrays import LOG_MASS_FLOOR, array_specs
+from teacher_cache.format.arrays import LOG_MASS_FLOOR, ArraySpec, array_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError, CacheUnfinishedError
@@ -24,8 +24,9 @@ from teacher_cache.read.checked_store import CheckedStore
 from teacher_cache.read.decode import ENTRIES, CachedRows, as_tensor, decode_states
 from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
+from teacher_cache.read.shards import can_decode, decode_shard
 from teacher_cache.read.thinning import thin, thinned_layout
-from teacher_cache.store.base import Store
+from teacher_cache.store.base import Store, read_if_there
 from teacher_cache.store.metadata import check_metadata, read_manifest
 from teacher_cache.store.open import open_existing
 from teacher_cache.targets import estimate
@@ -78,11 +79,12 @@ class Cache:
         """Layout of the targets that `rows` returns: the manifest's, or that of a view."""
         self._check_digests = check_digests
         expected = {key: stored for commit in commits.values() for key, stored in commit.objects.items()}
-        checked = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
+        self._objects = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
+        self._specs = {spec.name: spec for spec in array_specs(manifest)}
         try:
             with quiet_zarr():
-                group = zarr.open_group(checked, mode="r", zarr_format=3)
-                self._arrays = {spec.name: open_array(group, spec.name) for spec in array_specs(manifest)}
+                group = zarr.open_group(self._objects, mode="r", zarr_format=3)
+                self._arrays = {name: open_array(group, name) for name in self._specs}
         except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise cannot_be_read(error.filename, error) from error
@@ -168,7 +170,7 @@ class Cache:
         indices, and `CacheUnfinishedError` for a row in a shard that is not built yet.
         """
         index = self._checked(indices)
-        arrays = {spec.name: self._read(spec.name, index) for spec in array_specs(self.manifest)}
+        arrays = {name: self._read(name, index) for name in self._specs}
         return CachedRows(self.manifest, arrays | self._thinned(arrays, index))
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
@@ -230,15 +232,35 @@ class Cache:
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]
         try:
-            if len(index) and np.array_equal(index, np.arange(index[0], index[0] + len(index))):
-                return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
-            return np.asarray(array.oindex[index])
+            if not len(index) or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
+                return np.asarray(array.oindex[index])
+            rows = range(int(index[0]), int(index[-1]) + 1)
+            shards = self._whole_shards(rows)
+            if shards and can_decode(self._specs[name]):
+                return self._read_shards(self._specs[name], shards, rows)
+            return np.asarray(array[rows.start : rows.stop])
         except UserError:
             raise
         except DECODING_ERRORS as error:
             if isinstance(error, OSError) and error.filename is not None:
                 raise cannot_be_read(error.filename, error) from error
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
+
+    def _whole_shards(self, rows: range) -> range:
+        """The shards that these rows are, all of each; none where a part is left out."""
+        size = self.manifest.rows.rows_per_shard
+        whole = rows.start % size == 0 and (rows.stop % size == 0 or rows.stop == len(self))
+        return range(rows.start // size, -(-rows.stop // size)) if whole else range(0)
+
+    def _read_shards(self, spec: ArraySpec, shards: range, rows: range) -> NDArray[Any]:
+        out = np.empty((len(rows), *spec.row_shape), spec.dtype)
+        for shard in shards:
+            key, here = spec.data_key(shard), self.manifest.shard_rows(shard)
+            data = read_if_there(self.store, key)
+            self._objects.check(key, data)
+            assert data is not None
+            decode_shard(data, spec, self.manifest.rows, out[here.start - rows.start : here.stop - rows.start])
+        return out
 
     def _checked(self, indices: RowIndices) -> NDArray[np.int64]:
         """Row numbers (n,); raises `CacheUnfinishedError` unless all lie in committed shards."""

@@ -38,22 +38,25 @@ class CheckedStore(WrapperStore[Store]):
                 raise CacheCorruptError(f"{self._where}/{key}: missing; {REPAIR}")
             return found
         whole = await self._store.get(key, prototype)
-        self._check(key, whole)
-        self._unchecked.discard(key)
+        self.check(key, None if whole is None else whole.as_buffer_like())
         assert whole is not None
         if byte_range is None:
             return whole
         self._in_parts = (key, whole)  # Zarr asks for the shard index first, then for chunks
         return _part(whole, byte_range)
 
-    def _check(self, key: str, whole: Buffer | None) -> None:
+    def check(self, key: str, whole: bytes | bytearray | memoryview | None) -> None:
+        """Raise `CacheCorruptError` where an object that was read whole is missing or, the first time, is damaged."""
         stored = self._expected[key]
         if whole is None:
             raise CacheCorruptError(f"{self._where}/{key}: missing; {REPAIR}")
+        if key not in self._unchecked:
+            return
         if len(whole) != stored.bytes:
             raise CacheCorruptError(f"{self._where}/{key}: {len(whole)} bytes instead of {stored.bytes}; {REPAIR}")
-        if digest(whole.as_buffer_like()) != stored.xxh3_128:
+        if digest(whole) != stored.xxh3_128:
             raise CacheCorruptError(f"{self._where}/{key}: its bytes are not those that were written; {REPAIR}")
+        self._unchecked.discard(key)
 
 
 def _part(whole: Buffer, byte_range: ByteRequest) -> Buffer:
