@@ -1,8 +1,8 @@
 """Batches made ahead: some threads read shards, another puts batches together.
 
 Threads suffice, without forking beside torch: pcodec, zstd, NumPy and torch release Python's lock while they decode,
-copy and cast. Memory holds this process's rows of the windows that the next batch reads from and of the window after
-them, one or two shards being decoded, and a few finished batches.
+copy and cast. Memory holds this process's rows of two windows, the one that the next batch reads from and the one after
+it, or of as many as a batch reads from if those are more; one or two shards being decoded; and a few finished batches.
 """
 
 from collections.abc import Callable, Generator, Iterator
@@ -54,7 +54,8 @@ class WindowReader:
     def read(self, step: int) -> CachedRows:
         """This process's rows of the global batch of `step`, as `BatchReader.read` stacks them."""
         needed = list(self._reader.windows(range(step, step + 1)))
-        coming = islice(self._reader.windows(range(step, self._steps.stop)), len(needed) + WINDOWS_AHEAD)
+        held = max(len(needed), 1 + WINDOWS_AHEAD)
+        coming = islice(self._reader.windows(range(step, self._steps.stop)), held)
         wanted = {(window.epoch, window.first): window for window in coming}
         self._pieces = {key: pieces for key, pieces in self._pieces.items() if key in wanted}
         for key, window in wanted.items():

@@ -72,6 +72,8 @@ class TrainingState(FrozenSettings):
     """The global batch of that epoch that the next step reads, from 0; `position` in the file."""
     cache_fingerprint: str
     """sha256 of the manifest of the cache trained on."""
+    window_shards: int = Field(default=4, ge=1)
+    """Shards whose rows are permuted together; 4 where an earlier version did not say. The order of rows follows it."""
     settings: dict[str, Any]
     """The settings that decide the numbers."""
     loss_scale: dict[str, float | None] = Field(default_factory=dict)

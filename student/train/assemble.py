@@ -76,6 +76,7 @@ class Run:
             epoch=epoch,
             batch=batch,
             cache_fingerprint=self.cache.fingerprint,
+            window_shards=self.reader.window_shards,
             settings=self.deciding,
         )
 
@@ -101,14 +102,15 @@ def assemble(
     init_from: Path | None = None,
     done: int = 0,
     teacher_config: Config | None = None,
+    window_shards: int | None = None,
 ) -> Run:
     """Build everything the stage of the step behind `done` steps needs, with initial weights.
 
-    With `teacher_config` a student that begins as its teacher has random weights, to be loaded over. Raises `UserError`
-    for settings that do not fit the cache, of later stages too.
+    With `teacher_config` a student that begins as its teacher has random weights, to be loaded over; `window_shards` is
+    that of the run's checkpoint. Raises `UserError` for settings that do not fit the cache, of later stages too.
     """
     cache = _view(cache, settings.targets)
-    reader = _reader(settings, cache, processes)
+    reader = _reader(settings, cache, processes, window_shards)
     stages = stages_of(settings, reader.batches_per_epoch)
     deciding = settings.deciding(processes.world_size, init_from)
     for each in stages:
@@ -136,13 +138,14 @@ def assemble(
     )
 
 
-def _reader(settings: TrainSettings, cache: Cache, processes: Processes) -> BatchReader:
+def _reader(settings: TrainSettings, cache: Cache, processes: Processes, window_shards: int | None) -> BatchReader:
     return BatchReader(
         cache,
         seed=settings.training.seed,
         global_batch=settings.training.global_batch(processes.world_size),
         rank=processes.rank,
         world_size=processes.world_size,
+        window_shards=window_shards,
     )
 
 

@@ -65,8 +65,9 @@ def run_job(
     """
     _require_folder(out, init_from)
     cache = open_cache(cache_path)
-    assembled = partial(assemble, settings, cache, out, processes, init_from=init_from)
     found = find_checkpoint(out)
+    window_shards = None if found is None else found[1].window_shards
+    assembled = partial(assemble, settings, cache, out, processes, init_from=init_from, window_shards=window_shards)
     start = Progress() if found is None else found[1].progress
     run = (
         _begin(assembled, settings, cache, out, init_from) if found is None else _continue(assembled, settings, *found)

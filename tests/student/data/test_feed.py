@@ -3,13 +3,14 @@
 import threading
 import time
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, batches_ahead
+from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, WindowReader, batches_ahead
 from student.data.order import BatchReader
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
@@ -94,6 +95,21 @@ def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch:
     with batches_ahead(reader, range(reader.batches_per_epoch), as_read) as batches:
         list(batches)
     assert max(kept) <= 2 * 4 * SHARD // 4
+
+
+@pytest.mark.parametrize("global_batch", [5, 10, 16, 40])
+def test_two_windows_are_held_or_those_of_one_batch(cache: Cache, global_batch: int) -> None:
+    """A batch that ends one window and begins another does not make it three."""
+    reader = BatchReader(cache, seed=7, global_batch=global_batch)
+    steps, straddling = range(2 * reader.batches_per_epoch), 0
+    with ThreadPoolExecutor(1) as loaders:
+        windows = WindowReader(reader, steps, loaders)
+        for step in steps:
+            windows.read(step)
+            needed = len(list(reader.windows(range(step, step + 1))))
+            assert len(windows._pieces) <= max(needed, 2)
+            straddling += needed > 1
+    assert straddling > 0 or global_batch == 16
 
 
 @pytest.mark.timeout(20)

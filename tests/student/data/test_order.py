@@ -8,9 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
-from student.data.order import WINDOW_SHARDS, BatchReader, epoch_windows
+from student.data import order
+from student.data.order import WINDOW_BYTES, BatchReader, epoch_windows, shards_per_window
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
+from tests.helpers.golden import changed, golden_manifest
 
 ROWS = 43
 
@@ -26,23 +28,63 @@ def shards(count: int, size: int) -> list[range]:
     return [range(first, min(first + size, count)) for first in range(0, count, size)]
 
 
-@given(count=st.integers(1, 200), size=st.integers(1, 17), seed=st.integers(0, 2**63), epoch=st.integers(0, 50))
-def test_an_epoch_is_a_permutation_in_windows_of_whole_shards(count: int, size: int, seed: int, epoch: int) -> None:
+@given(
+    count=st.integers(1, 200),
+    size=st.integers(1, 17),
+    window=st.integers(1, 4),
+    seed=st.integers(0, 2**63),
+    epoch=st.integers(0, 50),
+)
+def test_an_epoch_is_a_permutation_in_windows_of_whole_shards(
+    count: int, size: int, window: int, seed: int, epoch: int
+) -> None:
     cut = shards(count, size)
-    windows = epoch_windows(cut, seed=seed, epoch=epoch)
+    windows = epoch_windows(cut, window, seed=seed, epoch=epoch)
     assert sorted(np.concatenate([rows for _, rows in windows])) == list(range(count))
     for members, rows in windows:
-        assert len(members) <= WINDOW_SHARDS
+        assert len(members) <= window
         assert sorted(rows) == sorted(row for shard in members for row in cut[shard])
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    def order(seed: int, epoch: int) -> list[int]:
-        return [int(row) for _, rows in epoch_windows(shards(64, 8), seed=seed, epoch=epoch) for row in rows]
+    def rows(seed: int, epoch: int) -> list[int]:
+        return [int(row) for _, rows in epoch_windows(shards(64, 8), 4, seed=seed, epoch=epoch) for row in rows]
 
-    assert order(42, 3) == order(42, 3)
-    assert order(42, 3) != order(42, 4)
-    assert order(42, 3) != order(43, 3)
+    assert rows(42, 3) == rows(42, 3)
+    assert rows(42, 3) != rows(42, 4)
+    assert rows(42, 3) != rows(43, 3)
+
+
+def test_the_order_of_four_shards_at_a_time_is_that_of_the_first_version() -> None:
+    """Runs begun then continue in the order they had."""
+    windows = epoch_windows(shards(20, 3), 4, seed=7, epoch=1)
+    assert [members for members, _ in windows] == [[3, 1, 6, 2], [5, 4, 0]]
+    assert windows[1][1].tolist() == [12, 2, 14, 1, 17, 0, 15, 16, 13]
+
+
+@pytest.mark.parametrize(
+    ("rows_per_shard", "expected"), [(64, 4), (256, 1), (255, 1), (133, 2), (134, 1), (66, 4), (67, 3), (4096, 1)]
+)
+def test_a_window_has_four_shards_or_those_that_fit_its_bytes(rows_per_shard: int, expected: int) -> None:
+    """Rows of the paper's size, with averaged states of every position and channel in int8."""
+    manifest = golden_manifest("sampled")
+    manifest = changed(manifest, "rows", seq_len=512, rows_per_shard=rows_per_shard)
+    manifest = changed(manifest, "targets", top_k=8, samples=50)
+    manifest = changed(changed(manifest, "hidden", stride=1), "teacher", hidden_size=1536)
+    row = 513 * 4 + 2 * 512 + 512 * (58 * (4 + 2) + 5 * 4 + 1536 + 24 * 2)
+    assert shards_per_window(manifest) == expected
+    assert expected * rows_per_shard * row <= WINDOW_BYTES or expected == 1
+    assert (expected + 1) * rows_per_shard * row > WINDOW_BYTES or expected == 4
+
+
+def test_a_reader_keeps_to_the_windows_it_is_given(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = [BatchReader(cache, seed=7, global_batch=10).rows(step) for step in range(8)]
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    small = BatchReader(cache, seed=7, global_batch=10)
+    assert small.window_shards == 1
+    assert not np.array_equal(small.rows(0), before[0])
+    kept = BatchReader(cache, seed=7, global_batch=10, window_shards=4)
+    assert all(np.array_equal(kept.rows(step), rows) for step, rows in enumerate(before))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -58,11 +100,11 @@ def test_processes_together_read_the_same_global_batches(cache: Cache, world_siz
 def test_global_batches_are_consecutive_slices_of_the_epochs_order(cache: Cache) -> None:
     reader = BatchReader(cache, seed=7, global_batch=10)
     for epoch in range(3):
-        order = np.concatenate([rows for _, rows in epoch_windows(cache.shards, seed=7, epoch=epoch)])
+        whole = np.concatenate([rows for _, rows in epoch_windows(cache.shards, 4, seed=7, epoch=epoch)])
         for batch in range(4):
             step = 4 * epoch + batch
             assert reader.place(step) == (epoch, batch)
-            assert np.array_equal(reader.rows(step), order[10 * batch : 10 * batch + 10])
+            assert np.array_equal(reader.rows(step), whole[10 * batch : 10 * batch + 10])
 
 
 @given(

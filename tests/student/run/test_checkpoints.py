@@ -54,3 +54,4 @@ def test_a_state_without_stages_is_that_of_one() -> None:
     written = {"step": 4, "updates": 3, "epoch_updates": 3, "epoch": 0, "position": 4}
     state = TrainingState.model_validate(written | {"cache_fingerprint": "", "settings": {}})
     assert (state.stage, state.progress) == (1, Progress(4, 3, 3, 0))
+    assert state.window_shards == 4, "as many as every window had"

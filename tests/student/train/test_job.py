@@ -1,5 +1,6 @@
 """A job from start to end: what it leaves, and what a second call does."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
+from student.data import order
 from student.data.batch import Batch
 from student.loss.distillation import distillation_loss
 from student.model.frozen import FrozenHead
@@ -16,7 +18,7 @@ from student.run.files import TRAINED_FILE
 from student.train import job, loop
 from student.train.job import run_job
 from student.train.processes import Processes
-from tests.helpers.small_training import small_settings, trace, weights
+from tests.helpers.small_training import newest, small_settings, stop_at, trace, weights
 
 
 def test_it_leaves_its_files_and_a_second_call_changes_nothing(
@@ -35,6 +37,27 @@ def test_it_leaves_its_files_and_a_second_call_changes_nothing(
     assert (second.resumed_at, second.waiting) == (3, None)
     assert (trace(out), weights(out)) == before
     assert f"{out}: continuing after step 3 of 3" in capsys.readouterr().err
+
+
+def test_a_run_begun_with_other_windows_keeps_its_order(
+    uneven_cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version did not say how many shards its windows had: it was always four."""
+    run_job(small_settings(), uneven_cache, tmp_path / "whole", alone)
+    with monkeypatch.context() as patch:
+        stop_at(5, patch)
+        with pytest.raises(KeyboardInterrupt):
+            run_job(small_settings(), uneven_cache, tmp_path / "stopped", alone)
+    state = newest(tmp_path / "stopped") / "state.json"
+    written = json.loads(state.read_text())
+    assert written.pop("window_shards") == 4
+    state.write_text(json.dumps(written))
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    run_job(small_settings(), uneven_cache, tmp_path / "stopped", alone)
+    run_job(small_settings(), uneven_cache, tmp_path / "other", alone)
+    assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")
+    assert trace(tmp_path / "other") != trace(tmp_path / "whole")
+    assert json.loads((newest(tmp_path / "other") / "state.json").read_text())["window_shards"] == 1
 
 
 def test_held_out_numbers_are_those_before_and_after(uneven_cache: Path, alone: Processes, tmp_path: Path) -> None:
