@@ -60,14 +60,24 @@ class FrozenWeights:
         return FrozenHead(weight[: self.vocab_size], bias)
 
 
+CPU = torch.device("cpu")
+
+
 def read_frozen_weights(
-    path: Path, *, padded_vocab_size: int, vocab_size: int, hidden_size: int, embedding_scale: float | None = None
+    path: Path,
+    *,
+    padded_vocab_size: int,
+    vocab_size: int,
+    hidden_size: int,
+    embedding_scale: float | None = None,
+    device: torch.device = CPU,
+    dtype: torch.dtype = torch.float32,
 ) -> FrozenWeights:
-    """Read the safetensors file of a cache, in float32.
+    """Read the safetensors file of a cache to a device, where it is given the dtype; in the host it is as stored.
 
     Raises `UserError` when the file is missing, damaged, or of other sizes than the cache's manifest.
     """
-    tensors = _read_tensors(path)
+    tensors = _read_tensors(path, device, dtype)
     matrix, row = (padded_vocab_size, hidden_size), (padded_vocab_size,)
     expected = {"embedding.weight": matrix, "lm_head.weight": matrix, "lm_head.bias": row}
     for name, tensor in tensors.items():
@@ -87,9 +97,10 @@ def read_frozen_weights(
     )
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def _read_tensors(path: Path, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118
+            # In two steps: in one, torch would convert on the host.
+            return {name: file.get_tensor(name).to(device).to(dtype) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path}: the teacher's frozen weights are not readable: {error}") from error

@@ -10,7 +10,7 @@ from torch import Tensor
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.weights import weights_sha256
-from student.model.frozen import FrozenWeights, read_frozen_weights
+from student.model.frozen import CPU, FrozenWeights, read_frozen_weights
 from student.model.shape import StudentSettings, TeacherDims, resolve_shape
 from student.model.student import Student
 from student.model.transplant.body import body_tensors
@@ -34,13 +34,15 @@ def initial_student(
     the device, which never holds both. With `teacher_config` its weights are random, to be loaded over. Raises
     `UserError` for a shape that does not fit the cache's teacher, and for a body that is not its own.
     """
+    dtype = DTYPES[settings.training.precision]
+    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
+    frozen = frozen_weights_of(cache, device, dtype)
     if settings.model.begins_as_teacher:
         config, body = teacher_body(settings.model, cache) if teacher_config is None else (teacher_config, None)
-        student = _transplant(settings, cache, config, body)
+        student = _transplant(settings, cache, frozen, config, body)
     else:
-        student = _block_stack(settings, cache)
-    # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
-    return student.to(device=device, dtype=DTYPES[settings.training.precision])
+        student = _block_stack(settings, cache, frozen)
+    return student.to(device=device, dtype=dtype)
 
 
 def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: torch.device) -> Student:
@@ -62,20 +64,20 @@ def teacher_config_of(run: Path) -> Config:
     return config
 
 
-def _block_stack(settings: TrainSettings, cache: Cache) -> Student:
+def _block_stack(settings: TrainSettings, cache: Cache, frozen: FrozenWeights) -> Student:
     manifest = cache.manifest
     dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
     return build_student(
         resolve_shape(settings.model, dims),
-        frozen_weights_of(cache),
+        frozen,
         context_length=manifest.seq_len,
         seed=settings.training.seed,
         kernels=settings.model.kernels,
     )
 
 
-def frozen_weights_of(cache: Cache) -> FrozenWeights:
-    """The teacher's embedding and LM head from a cache, in float32 on the CPU; raises as `read_frozen_weights` does."""
+def frozen_weights_of(cache: Cache, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> FrozenWeights:
+    """The teacher's embedding and LM head from a cache; raises as `read_frozen_weights` does."""
     manifest = cache.manifest
     return read_frozen_weights(
         cache.frozen_weights,
@@ -83,15 +85,19 @@ def frozen_weights_of(cache: Cache) -> FrozenWeights:
         vocab_size=manifest.vocab_size,
         hidden_size=manifest.hidden_size,
         embedding_scale=manifest.teacher.embedding_scale,
+        device=device,
+        dtype=dtype,
     )
 
 
-def _transplant(settings: TrainSettings, cache: Cache, config: Config, body: dict[str, Tensor] | None) -> Student:
+def _transplant(
+    settings: TrainSettings, cache: Cache, frozen: FrozenWeights, config: Config, body: dict[str, Tensor] | None
+) -> Student:
     shape = mixer_shape(settings.model)
     require_window_in_row(shape, cache.manifest.seq_len)
     return build_transplant(
         config,
-        frozen_weights_of(cache),
+        frozen,
         body,
         shape,
         seed=settings.training.seed,

@@ -33,6 +33,16 @@ def test_frozen_weights_are_read_in_float32(tmp_path: Path) -> None:
     assert counts.total - counts.trainable == 2 * PADDED * WIDTH + PADDED
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_frozen_weights_get_the_dtype_of_the_run_as_float32_would(tmp_path: Path, dtype: torch.dtype) -> None:
+    for stored in (torch.bfloat16, torch.float32):
+        save_file({"embedding.weight": torch.randn(PADDED, WIDTH).to(stored)}, tmp_path / "frozen.safetensors")
+        sizes = {"padded_vocab_size": PADDED, "vocab_size": VOCAB, "hidden_size": WIDTH}
+        found = read_frozen_weights(tmp_path / "frozen.safetensors", **sizes, dtype=dtype)
+        assert found.embedding.dtype == dtype
+        assert torch.equal(found.embedding, _read(tmp_path / "frozen.safetensors").embedding.to(dtype))
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
