@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from delta_common.settings_file import FrozenSettings
 from teacher_cache.format.manifest import HiddenLayout, TargetLayout
-from teacher_cache.format.nodes import LOWEST_TEMPERATURE, node_temperatures, nodes_needed
+from teacher_cache.format.nodes import LOWEST_TEMPERATURE, log_mass_step, node_temperatures, nodes_needed
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -126,6 +126,7 @@ class TargetSettings(FrozenSettings):
         top_k, samples = PRESETS[self.preset]
         top_k, samples = self.top_k or top_k, samples if self.samples is None else self.samples
         exact = self.mode == "exact"
+        nodes = node_temperatures(*self.temperatures, self.nodes or nodes_needed(*self.temperatures))
         return TargetLayout(
             mode=self.mode,
             top_k=top_k,
@@ -133,8 +134,9 @@ class TargetSettings(FrozenSettings):
             proposal=() if exact or not samples else self.proposal,
             seed=self.seed,
             value_dtype=self.value_dtype,
-            node_temperatures=node_temperatures(*self.temperatures, self.nodes or nodes_needed(*self.temperatures)),
+            node_temperatures=nodes,
             exact_hidden=self.exact_hidden if exact else "none",
+            log_mass_step=log_mass_step(len(nodes)),
         )
 
 

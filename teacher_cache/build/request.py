@@ -130,7 +130,8 @@ def settings_differences(existing: Manifest, settings: BuildSettings) -> list[st
         "hidden": settings.hidden.layout(),
         "compute": _compute(settings),
     }
-    return manifest_differences(existing, existing.model_copy(update=asked)) + _other_carry(existing, settings)
+    wanted = existing.model_copy(update=asked).in_version(existing.format_version)
+    return manifest_differences(existing, wanted) + _other_carry(existing, settings)
 
 
 def _other_carry(existing: Manifest, settings: BuildSettings) -> list[str]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from teacher_cache.build.finite import require_finite
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.device import to_device
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
@@ -33,7 +33,7 @@ class ShardArrays:
     @classmethod
     def empty(cls, manifest: Manifest, rows: range) -> Self:
         """Arrays of zeros; masked positions stay zero."""
-        specs = array_specs(manifest)
+        specs = row_specs(manifest)
         return cls(manifest, rows, {spec.name: np.zeros((len(rows), *spec.row_shape), spec.dtype) for spec in specs})
 
     @property

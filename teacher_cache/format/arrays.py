@@ -1,14 +1,21 @@
 """The arrays of a cache: their names, shapes, dtypes, codecs and the keys of their objects."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from teacher_cache.format.manifest import Manifest, TeacherIdentity
 
-LOG_MASS_STEP = 2.0**-13
-"""Log-masses are rounded to multiples of this: an error of at most 6.1e-5 nats, 9.6 bytes per token instead of 16.5."""
-
 LOG_MASS_FLOOR = -60.0
 """Means "no mass outside the top_k": exp(-60) is below float32's resolution in every sum made of it."""
+
+ENTRIES = ("logits/ids", "logits/values", "logits/log_mass")
+"""The arrays of kept entries and log-mass, as they are filled and read."""
+
+POSITION_NUMBERS = "logits/position"
+"""Of each position: how many entries it has, and its log-mass; see `format.packing`."""
+
+PAGE_NUMBERS = 6144
+"""pcodec takes packed numbers in pages of up to so many, each with statistics of its own: one page is part empty."""
 
 SCALE_GROUP = 64
 """Channels that share a scale in int8 and int4 states: an outlier channel costs precision in its group only."""
@@ -21,6 +28,8 @@ class ArraySpec:
     name: str
     row_shape: tuple[int, ...]
     dtype: str
+    order: Literal["plain", "packed", "columns"] = "plain"
+    """How a chunk's numbers lie: as they are; without unused places, zeros behind them; by the last axis first."""
 
     @property
     def codecs(self) -> tuple[str, ...]:
@@ -38,7 +47,23 @@ class ArraySpec:
 
 
 def array_specs(manifest: Manifest) -> list[ArraySpec]:
-    """All arrays of a cache with this manifest, in the order of docs/format.md."""
+    """All arrays of a cache with this manifest as they are stored, in the order of docs/format.md."""
+    specs = row_specs(manifest)
+    if not manifest.is_packed:
+        return specs
+    length, entries = manifest.seq_len, manifest.targets.entries
+    packed = {
+        "logits/ids": ArraySpec("logits/ids", (length, entries), "uint32", "packed"),
+        "logits/values": ArraySpec("logits/values", (length, entries), manifest.targets.value_dtype, "packed"),
+        "logits/log_mass": ArraySpec(
+            POSITION_NUMBERS, (length, 1 + len(manifest.targets.node_temperatures)), "int32", "columns"
+        ),
+    }
+    return [packed.get(spec.name, spec) for spec in specs]
+
+
+def row_specs(manifest: Manifest) -> list[ArraySpec]:
+    """All arrays as builders fill them and readers get them: each position's numbers in their own places."""
     length, targets, hidden = manifest.seq_len, manifest.targets, manifest.hidden
     specs = [
         ArraySpec("tokens", (length + 1,), "uint32"),

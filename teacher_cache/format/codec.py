@@ -21,11 +21,10 @@ from zarr.codecs.numcodecs import PCodec
 from zarr.errors import ZarrUserWarning
 from zarr.storage import MemoryStore
 
-from teacher_cache.format.arrays import ArraySpec, array_specs
+from teacher_cache.format.arrays import PAGE_NUMBERS, ArraySpec, array_specs
 from teacher_cache.format.keys import GROUP_KEY
 from teacher_cache.format.manifest import Manifest
-
-Arrays = Mapping[str, NDArray[Any]]
+from teacher_cache.format.packing import Arrays, packed
 
 
 class _Quiet:
@@ -95,11 +94,19 @@ def _create_array(group: zarr.Group, spec: ArraySpec, manifest: Manifest) -> Non
         shards=(rows.rows_per_shard, *spec.row_shape),
         dtype=spec.dtype,
         filters=None,
-        serializer=PCodec(level=8) if spec.is_numeric else BytesCodec(),
+        serializer=_pcodec(spec, rows.rows_per_chunk) if spec.is_numeric else BytesCodec(),
         compressors=[Crc32cCodec()] if spec.is_numeric else [ZstdCodec(level=3), Crc32cCodec()],
         fill_value=False if spec.dtype == "bool" else 0,
         dimension_names=("row", *_DIMENSIONS.get(spec.name, ("position", "channel"))),
     )
+
+
+def _pcodec(spec: ArraySpec, rows_per_chunk: int) -> PCodec:
+    """pcodec for the chunks of this array; where columns lie one behind the other, each is a page."""
+    if spec.order == "plain":
+        return PCodec(level=8)
+    column = rows_per_chunk * spec.row_shape[0]
+    return PCodec(level=8, equal_pages_up_to=PAGE_NUMBERS if spec.order == "packed" else column)
 
 
 _DIMENSIONS = {
@@ -109,6 +116,7 @@ _DIMENSIONS = {
     "logits/ids": ("position", "entry"),
     "logits/values": ("position", "entry"),
     "logits/log_mass": ("position", "node"),
+    "logits/position": ("position", "number"),
     "hidden/mean_scales": ("position", "group"),
     "exact/hidden_scales": ("position", "group"),
 }
@@ -117,12 +125,12 @@ _DIMENSIONS = {
 def encode_shard(
     manifest: Manifest, documents: Mapping[str, bytes], shard: int, arrays: Arrays
 ) -> dict[str, memoryview]:
-    """The objects of one shard by key, as Zarr writes them; `arrays` hold the shard's rows on axis 0.
+    """The objects of one shard by key, as Zarr writes them; `arrays`, those of `row_specs`, hold its rows on axis 0.
 
     `documents` are those of `describe_arrays`. Zarr encodes into a store in memory, so what is digested is what is
     published. The bytes are returned as views: copying hundreds of MiB would halt all other Python threads.
     """
-    rows = manifest.shard_rows(shard)
+    rows, stored = manifest.shard_rows(shard), packed(manifest, arrays)
     objects: dict[str, Buffer] = {
         key: cpu.Buffer.from_bytes(document) for key, document in {GROUP_KEY: _BARE_GROUP, **documents}.items()
     }
@@ -131,7 +139,7 @@ def encode_shard(
         for spec in array_specs(manifest):
             # Chunks of zeros are written too: a missing object must always mean a lost one.
             array = open_array(group, spec.name).with_config({"write_empty_chunks": True})
-            array[rows.start : rows.stop] = arrays[spec.name]
+            array[rows.start : rows.stop] = stored[spec.name]
     keys = [spec.data_key(shard) for spec in array_specs(manifest)]
     return {key: objects[key].as_numpy_array().data.cast("B") for key in keys}
 

@@ -11,6 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, ValidationError, model_seria
 
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError
 from teacher_cache.format.keys import is_metadata_key, is_plain_key
+from teacher_cache.format.nodes import FINEST_STEP, log_mass_step
 from teacher_cache.format.sealed import Record, canonical_json
 
 FORMAT_NAME = "teacher-cache"
@@ -102,6 +103,16 @@ class TargetLayout(Record):
     """Temperatures log-mass is stored at, equally spaced in 1/T; targets are valid from the lowest to the highest."""
     exact_hidden: Literal["none", "lossless", "int8"]
     """Precision of the final hidden state in exact mode."""
+    log_mass_step: float = FINEST_STEP
+    """Log-masses are rounded to multiples of this."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_version_1_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """The step of version 1 is left out: fingerprints of its caches stay what they are."""
+        content: dict[str, Any] = write(self)
+        if self.log_mass_step == FINEST_STEP:
+            del content["log_mass_step"]
+        return content
 
     @property
     def entries(self) -> int:
@@ -114,6 +125,8 @@ class TargetLayout(Record):
             raise ValueError("top_k must be at least 1 and samples at least 0")
         if len(self.node_temperatures) < 2 or min(self.node_temperatures) <= 0:
             raise ValueError("at least two positive node temperatures are needed")
+        if not 0 < self.log_mass_step <= 1:
+            raise ValueError("log_mass_step must be above 0 and at most 1")
         if self.samples and abs(sum(share for _, share in self.proposal) - 1) > 1e-6:
             raise ValueError("the proposal's shares must sum to 1")
         return self
@@ -205,6 +218,11 @@ class Manifest(Record):
         return self.tokenizer.sha256
 
     @property
+    def is_packed(self) -> bool:
+        """Whether entries are stored without their unused places, see `format.packing`."""
+        return self.format_version > 1 and self.targets.mode == "sparse"
+
+    @property
     def shard_count(self) -> int:
         return -(-self.rows.count // self.rows.rows_per_shard)
 
@@ -214,8 +232,11 @@ class Manifest(Record):
         return range(first, min(first + self.rows.rows_per_shard, self.rows.count))
 
     def in_version(self, version: int) -> "Manifest":
-        """The manifest of the same rows and targets in another of `KNOWN_VERSIONS`."""
-        return self.model_copy(update={"format_version": version})
+        """The manifest of the same rows and targets in another of `KNOWN_VERSIONS`, as the same settings give it."""
+        targets = self.targets
+        step = FINEST_STEP if version == 1 else log_mass_step(len(targets.node_temperatures))
+        targets = targets.model_copy(update={"log_mass_step": step})
+        return self.model_copy(update={"format_version": version, "targets": targets})
 
     def to_json(self) -> dict[str, Any]:
         return self.model_dump(mode="json")

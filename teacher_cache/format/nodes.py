@@ -14,6 +14,8 @@ from delta_common.errors import UserError
 ROUNDING = 1e-9
 MOST_NODES = 11
 """More nodes make the polynomial worse again: it magnifies the rounding of what is stored, 0.003 nats at 13."""
+FINEST_STEP = 2.0**-13
+COARSEST_STEP = 2.0**-9
 LOWEST_TEMPERATURE = 0.5
 """Below it no polynomial through so many nodes follows the log-mass: 0.2 nats off at T = 0.25 to 4."""
 
@@ -25,6 +27,14 @@ def nodes_needed(lowest: float, highest: float) -> int:
     0.002 from 0.5 to 2 and by 0.04 from 0.5 to 4.
     """
     return 5 if 1 / lowest - 1 / highest <= 0.5 + ROUNDING and lowest >= 1 else MOST_NODES
+
+
+def log_mass_step(count: int) -> float:
+    """Log-masses at `count` nodes are stored as multiples of this: log Z is off by at most 0.0022 nats for it.
+
+    The polynomial magnifies rounding by at most 2.2 at 5 nodes, and by 11 at 9.
+    """
+    return COARSEST_STEP if count <= 5 else FINEST_STEP
 
 
 def expected_error(nodes: Sequence[float]) -> float:

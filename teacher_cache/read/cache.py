@@ -1,6 +1,6 @@
 """Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -14,14 +14,15 @@ from torch import Tensor
 
 from delta_common.errors import UserError, cannot_be_read
 from delta_common.files import parse_json
-from teacher_cache.format.arrays import LOG_MASS_FLOOR, ArraySpec, array_specs
+from teacher_cache.format.arrays import ENTRIES, LOG_MASS_FLOOR, POSITION_NUMBERS, ArraySpec, array_specs, row_specs
 from teacher_cache.format.codec import open_array, quiet_zarr
 from teacher_cache.format.commits import CommitRecord, covers, parse_commit
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError, CacheUnfinishedError
 from teacher_cache.format.keys import BODY_KEY, COMMITS_FOLDER, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY, TOKENIZER_FOLDER
 from teacher_cache.format.manifest import Manifest, TargetLayout
+from teacher_cache.format.packing import Array, unpacked
 from teacher_cache.read.checked_store import CheckedStore
-from teacher_cache.read.decode import ENTRIES, CachedRows, as_tensor, decode_states
+from teacher_cache.read.decode import CachedRows, as_tensor, decode_states
 from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
 from teacher_cache.read.shards import can_decode, decode_shard
@@ -170,7 +171,7 @@ class Cache:
         indices, and `CacheUnfinishedError` for a row in a shard that is not built yet.
         """
         index = self._checked(indices)
-        arrays = {name: self._read(name, index) for name in self._specs}
+        arrays = self._arrays_of([spec.name for spec in row_specs(self.manifest)], index)
         return CachedRows(self.manifest, arrays | self._thinned(arrays, index))
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
@@ -211,7 +212,7 @@ class Cache:
     def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
         """ids, values, log-mass and layout; in exact mode of the whole vocabulary, from final states and LM head."""
         if self.manifest.targets.mode == "sparse":
-            arrays = {name: self._read(name, index) for name in ENTRIES}
+            arrays = self._arrays_of(ENTRIES, index)
             ids, values, log_mass = (arrays | self._thinned(arrays, index)).values()
             return ids, torch.from_numpy(values).float(), torch.from_numpy(log_mass), self.layout
         logits = self._exact_logits(index)
@@ -228,6 +229,27 @@ class Cache:
         bias = frozen.get("lm_head.bias")
         bias = None if bias is None else bias[: len(head)].float()
         return torch.nn.functional.linear(states, head, bias)
+
+    def _arrays_of(self, names: Iterable[str], index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """Rows of these of the arrays of `row_specs`, in this order."""
+        packed = ENTRIES if self.manifest.is_packed else ()
+        entries = self._unpacked(index) if packed else {}
+        return {name: entries[name] if name in packed else self._read(name, index) for name in names}
+
+    def _unpacked(self, index: NDArray[np.int64]) -> dict[str, Array]:
+        """Rows of the arrays `ENTRIES`, which whole chunks are read for."""
+        per_chunk = self.manifest.rows.rows_per_chunk
+        chunks = np.unique(index // per_chunk)[:, None] * per_chunk + np.arange(per_chunk)
+        whole = chunks[chunks < len(self)]
+        ids, values, numbers = (self._read(name, whole) for name in (*ENTRIES[:2], POSITION_NUMBERS))
+        try:
+            found = unpacked(self.manifest, ids, values, numbers)
+        except ValueError as error:
+            raise CacheCorruptError(f"{self.path}: {POSITION_NUMBERS} cannot be decoded ({error}); {REPAIR}") from error
+        if np.array_equal(whole, index):
+            return found
+        places = np.searchsorted(whole, index)
+        return {name: array[places] for name, array in found.items()}
 
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]

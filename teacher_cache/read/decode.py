@@ -13,7 +13,6 @@ from torch import Tensor
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.quantize import dequantize, unpack_int4
 
-ENTRIES = ("logits/ids", "logits/values", "logits/log_mass")
 FIELDS = ("tokens", "document_start", "loss_mask", "ids", "values", "log_mass", "final_hidden", "hidden_mean")
 """What `CachedRows` decodes to."""
 

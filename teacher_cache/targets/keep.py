@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from delta_common.installed import has_triton
-from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.targets.keep_torch import PowerScheme, Workspace, draw, in_blocks, take_top
 
@@ -57,7 +57,7 @@ def keep_by_kernels(stored: Tensor, labels: Tensor, layout: TargetLayout, unifor
 
     stored = stored if stored.stride(1) == 1 else stored.contiguous()
     top = keep_triton.take_top(stored, layout)
-    log_mass = round_log_mass(top.log_mass)
+    log_mass = round_log_mass(top.log_mass, layout.log_mass_step)
     if layout.samples:
         keep_triton.draw(stored, top, log_mass, layout, uniform)
     return KeptTargets(top.ids, top.values, log_mass, logits_of_labels(stored, labels))
@@ -70,7 +70,7 @@ def keep_by_torch(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform:
     parts = []
     for some, offsets in zip(*(torch.split(x, PIECE_POSITIONS) for x in (stored, uniform)), strict=True):
         top = take_top(in_blocks(some), layout, scheme, space)
-        log_mass = round_log_mass(top.log_mass)
+        log_mass = round_log_mass(top.log_mass, layout.log_mass_step)
         drawn = draw(top, log_mass, layout, offsets) if layout.samples else None
         parts.append((*ordered_entries(some, top.ids, drawn), log_mass))
     ids, values, log_mass = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -100,6 +100,6 @@ def logits_of_labels(stored: Tensor, labels: Tensor) -> Tensor:
     return stored.gather(1, labels[:, None]).squeeze(1).float()
 
 
-def round_log_mass(log_mass: Tensor) -> Tensor:
-    """Log-masses as they are stored: multiples of `LOG_MASS_STEP`, not below `LOG_MASS_FLOOR`; in place."""
-    return (log_mass / LOG_MASS_STEP).round_().mul_(LOG_MASS_STEP).clamp_(min=LOG_MASS_FLOOR)
+def round_log_mass(log_mass: Tensor, step: float) -> Tensor:
+    """Log-masses as they are stored: multiples of `step`, not below `LOG_MASS_FLOOR`."""
+    return (log_mass / step).round_().mul_(step).clamp_(min=LOG_MASS_FLOOR)

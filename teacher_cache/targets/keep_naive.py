@@ -16,7 +16,8 @@ def keep_naively(stored: Tensor, labels: Tensor, layout: TargetLayout, uniform: 
     values, ids = stored.float().sort(dim=-1, descending=True, stable=True)
     values, ids = values[:, : layout.top_k], ids[:, : layout.top_k]
     rest = (stored.float() - values[:, :1]).scatter_(1, ids, -torch.inf)
-    log_mass = round_log_mass(torch.stack([torch.logsumexp(rest / t, -1) for t in layout.node_temperatures], dim=-1))
+    log_mass = torch.stack([torch.logsumexp(rest / t, -1) for t in layout.node_temperatures], dim=-1)
+    log_mass = round_log_mass(log_mass, layout.log_mass_step)
     drawn = None
     if layout.samples:
         scales = proposal_scales(values, log_mass, layout)

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache, open_cache
@@ -19,7 +19,7 @@ from teacher_cache.verify.objects import Fault, Findings, verify
 
 SHIFTS = (-1, 0, 1)
 MASS_TOLERANCE = 1e-3
-"""Relative: log-mass is rounded to 6e-5, and sums of it are in float32."""
+"""Relative, beside the step that log-mass is rounded to: sums of it are in float32."""
 
 
 def verify_bytes_and_content(store: Store) -> Findings:
@@ -116,16 +116,17 @@ def _mass_problems(values: NDArray[np.float32], log_mass: NDArray[np.float32], m
     if not np.isfinite(log_mass).all():
         yield "log_mass: not finite"
         return
-    steps = log_mass.astype(np.float64) / LOG_MASS_STEP
+    step = manifest.targets.log_mass_step
+    steps = log_mass.astype(np.float64) / step
     if (steps != np.round(steps)).any() or (log_mass < LOG_MASS_FLOOR).any():
-        yield f"log_mass: not a multiple of {LOG_MASS_STEP:g} above {LOG_MASS_FLOOR:g}"
-    if (np.diff(log_mass, axis=1) > LOG_MASS_STEP).any() or (log_mass > math.log(manifest.vocab_size) + 1e-3).any():
+        yield f"log_mass: not a multiple of {step:g} above {LOG_MASS_FLOOR:g}"
+    if (np.diff(log_mass, axis=1) > step).any() or (log_mass > math.log(manifest.vocab_size) + 1e-3).any():
         yield "log_mass: rises with 1/T, or is above that of a uniform distribution"
     relative = torch.from_numpy(values[:, manifest.top_k :] - values[:, :1]).double()
     for temperature in manifest.node_temperatures:
         drawn = torch.exp(relative / temperature).sum(-1)
         rest = torch.exp(log_rest(torch.from_numpy(log_mass).double(), manifest.targets, temperature))
-        if bool((drawn > rest * (1 + MASS_TOLERANCE) + 1e-12).any()):
+        if bool((drawn > rest * (1 + MASS_TOLERANCE + step) + 1e-12).any()):
             yield f"log_mass: at T = {temperature:g} the sampled entries alone have more mass"
 
 

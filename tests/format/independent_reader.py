@@ -22,6 +22,8 @@ def read_cache(path: Path) -> dict[str, Any]:
     width = manifest["teacher"]["hidden_size"]
     found = {name: stored[name] for name in ("tokens", "document_start", "loss_mask")}
     if manifest["targets"]["mode"] == "sparse":
+        if manifest["format_version"] > 1:
+            unpack(manifest, stored)
         found |= {name: stored[f"logits/{name}"] for name in ("ids", "log_mass")}
         found["values"] = stored["logits/values"].astype(np.float32)
     else:
@@ -53,6 +55,27 @@ def check(path: Path, manifest: dict[str, Any]) -> None:
 
 def canonical(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def unpack(manifest: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Version 2: each position's entries and log-mass from those of its chunk, as version 1 stores them."""
+    together, values, numbers = (stored[f"logits/{name}"] for name in ("ids", "values", "position"))
+    stored["logits/ids"], stored["logits/values"] = np.zeros_like(together), np.full_like(values, -np.inf)
+    stored["logits/log_mass"] = np.zeros((*numbers.shape[:2], numbers.shape[2] - 1), np.float32)
+    for first in range(0, len(numbers), manifest["rows"]["rows_per_chunk"]):
+        chunk = slice(first, first + manifest["rows"]["rows_per_chunk"])
+        rows, length, width = numbers[chunk].shape
+        counts, *steps = numbers[chunk].reshape(width, rows * length)
+        entry = 0
+        for position, count in enumerate(counts):
+            place = (first + position // length, position % length)
+            for name, array in (("ids", together), ("values", values)):
+                stored[f"logits/{name}"][place][:count] = array[chunk].reshape(-1)[entry : entry + count]
+            entry += count
+            stored["logits/values"][place] *= count > 0
+            differences = np.cumsum([step[position] for step in steps[1:]])
+            log_mass = steps[0][position] + np.concatenate([[0], np.cumsum(differences)])
+            stored["logits/log_mass"][place] = log_mass * manifest["targets"].get("log_mass_step", 2**-13)
 
 
 def states(stored: dict[str, Any], name: str, precision: str, width: int) -> Any:

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from delta_common.installed import has_triton
-from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.settings import PRESETS
 from teacher_cache.targets.keep import keep_by_kernels, keep_by_torch, keep_targets
 from tests.helpers import target_checks
@@ -60,7 +59,7 @@ def test_kernels_agree_with_their_twin(top_k: int, samples: int) -> None:
     labels = torch.zeros(rows, dtype=torch.long, device="cuda")
     ours, twin = (keep(logits, labels, wanted, uniform) for keep in (keep_by_kernels, keep_by_torch))
     assert torch.equal(ours.values[:, :top_k], twin.values[:, :top_k])
-    assert (ours.log_mass - twin.log_mass).abs().max() <= LOG_MASS_STEP
+    assert (ours.log_mass - twin.log_mass).abs().max() <= wanted.log_mass_step
     assert torch.equal(ours.label_logits, twin.label_logits)
     if samples:
         check_samples(logits, ours, wanted, uniform)

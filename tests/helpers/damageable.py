@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
 
-from teacher_cache.format.arrays import array_specs
-from teacher_cache.format.codec import describe_arrays, encode_shard, open_array, quiet_zarr
+from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.format.commits import CommitRecord, StoredObject, commit_key, parse_commit
 from teacher_cache.format.sealed import digest, seal
 from teacher_cache.read.cache import open_cache
@@ -43,10 +41,7 @@ def rewrite_shard(path: Path, shard: int, change: Callable[[dict[str, Any]], Non
     """Change a shard's arrays and commit them with right digests, as a faulty builder would."""
     manifest, store = open_cache(path).manifest, LocalStore(path)
     rows = manifest.shard_rows(shard)
-    with quiet_zarr():
-        group = zarr.open_group(path, mode="r")
-        names = [spec.name for spec in array_specs(manifest)]
-        arrays = {name: np.array(open_array(group, name)[rows.start : rows.stop]) for name in names}
+    arrays = {name: np.array(array) for name, array in open_cache(path).rows(rows).arrays.items()}
     change(arrays)
     objects = encode_shard(manifest, describe_arrays(manifest), shard, arrays)
     for key, data in objects.items():

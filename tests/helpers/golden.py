@@ -8,12 +8,15 @@ from teacher_cache.format.manifest import Manifest, parse_manifest
 from tests.helpers import ROOT
 
 GOLDEN = ROOT / "tests/format/golden"
-KINDS = ("sampled", "top", "exact")
+KINDS = ("sampled", "top", "exact", "v2-sampled")
 
 
 def golden_cache(kind: str) -> Path:
-    """A finished cache of 5 rows of 6 positions in 2 shards of 4 and 1; read it, do not write to it."""
-    return GOLDEN / f"v1-{kind}"
+    """A finished cache of 5 rows of 6 positions in 2 shards of 4 and 1; read it, do not write to it.
+
+    It is of format version 1 unless its name says otherwise.
+    """
+    return GOLDEN / (kind if kind.startswith("v2-") else f"v1-{kind}")
 
 
 def golden_attributes(kind: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.format.nodes import FINEST_STEP
 from teacher_cache.settings import TargetSettings
 from teacher_cache.targets.keep import KeptTargets, keep_targets
 
@@ -13,6 +14,14 @@ from teacher_cache.targets.keep import KeptTargets, keep_targets
 def layout(top_k: int, samples: int = 0, **fields: Any) -> TargetLayout:
     """A sparse layout that stores float32 unless told otherwise."""
     return TargetSettings(top_k=top_k, samples=samples, **{"value_dtype": "float32", **fields}).layout()
+
+
+def in_fine_steps(kept: TargetLayout) -> TargetLayout:
+    """The layout with log-mass in steps too fine to show in thousands of draws of one position.
+
+    Over positions the error of rounding has mean zero; in one position it stays the same in every draw.
+    """
+    return kept.model_copy(update={"log_mass_step": FINEST_STEP})
 
 
 def keep(logits: Tensor, kept: TargetLayout, seed: int = 0) -> KeptTargets:

@@ -8,7 +8,7 @@ import sys
 import torch
 from torch import Tensor
 
-from teacher_cache.format.arrays import LOG_MASS_FLOOR, LOG_MASS_STEP
+from teacher_cache.format.arrays import LOG_MASS_FLOOR
 from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.settings import PRESETS
 from teacher_cache.targets import estimate
@@ -68,7 +68,7 @@ def check_against_definition(logits: Tensor, wanted: TargetLayout, uniform: Tens
     rest = order.values[:, top_k:] - order.values[:, :1]
     exact = torch.stack([torch.logsumexp(rest / t, -1) for t in wanted.node_temperatures], -1)
     error = (kept.log_mass.double() - exact.clamp(min=LOG_MASS_FLOOR)).abs().max()
-    assert error <= LOG_MASS_STEP / 2 + FLOAT_ERROR, float(error)
+    assert error <= wanted.log_mass_step / 2 + FLOAT_ERROR, float(error)
     if wanted.samples:
         check_samples(logits, kept, wanted, uniform)
 

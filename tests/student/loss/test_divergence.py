@@ -25,7 +25,7 @@ from teacher_cache.format.manifest import TargetLayout
 from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.targets.keep import KeptTargets
 from tests.helpers.cached_students import make_student
-from tests.helpers.layouts import keep, layout, zipf_logits
+from tests.helpers.layouts import in_fine_steps, keep, layout, zipf_logits
 
 TEMPERATURES = [1.0, 1.25, 1.5, 2.0]
 VOCAB, OFFSETS = 400, 4_000
@@ -138,7 +138,7 @@ def test_sampled_kl_and_its_gradient_are_unbiased(top_k: int, samples: int, temp
     A bias of 9 % of the spread of one draw would be found with a power of 90 %; in the KL of (8, 50) that is 0.010
     to 0.019 nats of 0.5 to 1.8. What interpolating between nodes adds is below a fifth of that.
     """
-    logits, kept_as = zipf_logits(1, VOCAB), layout(top_k, samples)
+    logits, kept_as = zipf_logits(1, VOCAB), in_fine_steps(layout(top_k, samples))
     targets = targets_of(keep(logits.expand(OFFSETS, -1), kept_as, seed=11), kept_as)
     assert worst_z_score(lambda s: kl_of(targets, s, temperature), logits, temperature) < 4.5
 
@@ -147,7 +147,7 @@ def test_sampled_kl_and_its_gradient_are_unbiased(top_k: int, samples: int, temp
 @pytest.mark.parametrize(("top_k", "samples"), [(8, 12), (3, 40), (3, 12), (1, 5)])
 def test_a_thinned_account_is_unbiased(top_k: int, samples: int, temperature: float) -> None:
     """A smaller top_k and fewer samples out of (8, 40); 13 z-scores below 4.5, false alarm below 0.01 %."""
-    logits, whole = zipf_logits(1, VOCAB), layout(8, 40)
+    logits, whole = zipf_logits(1, VOCAB), in_fine_steps(layout(8, 40))
     wanted = thinned_layout(whole, top_k, samples)
     kept = keep(logits.expand(OFFSETS, -1), whole, seed=12)
     uniform = torch.rand(kept.values.shape, generator=torch.Generator().manual_seed(13))

@@ -7,7 +7,7 @@ import torch
 from delta_common.errors import UserError
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.corpus.rows import TokenRow
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.targets.randomness import Purpose, row_uniforms
@@ -22,7 +22,7 @@ def manifest() -> Manifest:
 def test_arrays_begin_as_zeros_of_the_stored_shapes(manifest: Manifest) -> None:
     arrays = ShardArrays.empty(manifest, range(3, 5))
     assert {name: (a.shape, a.dtype.name) for name, a in arrays.by_name.items()} == {
-        spec.name: ((2, *spec.row_shape), spec.dtype) for spec in array_specs(manifest)
+        spec.name: ((2, *spec.row_shape), spec.dtype) for spec in row_specs(manifest)
     }
     assert not any(array.any() for array in arrays.by_name.values())
 

@@ -14,7 +14,7 @@ from teacher_cache import open_cache
 from teacher_cache.build import writer as writer_module
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.build.writer import CacheWriter, environment, manifest_differences
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.keys import GROUP_KEY
@@ -54,7 +54,7 @@ def test_a_cache_stays_in_the_version_it_was_begun_in(lost: str, tmp_path: Path)
     path = Path(shutil.copytree(golden_cache("sampled"), tmp_path / "old"))
     whole, before = (path / commit_key(0)).read_bytes(), open_cache(path)
     (path / lost).unlink()
-    make_synthetic_cache(path, **GOLDEN_SIZES, **GOLDEN_KINDS["sampled"])
+    make_synthetic_cache(path, **GOLDEN_SIZES, **GOLDEN_KINDS["v1-sampled"])
     after = open_cache(path)
     assert after.manifest == before.manifest
     assert after.manifest.format_version == 1
@@ -92,7 +92,7 @@ def store(tmp_path: Path) -> LocalStore:
 
 def arrays_of(manifest: Manifest, shard: int, fill: int = 1) -> dict[str, NDArray[Any]]:
     rows = len(manifest.shard_rows(shard))
-    return {spec.name: np.full((rows, *spec.row_shape), fill, spec.dtype) for spec in array_specs(manifest)}
+    return {spec.name: np.full((rows, *spec.row_shape), fill, spec.dtype) for spec in row_specs(manifest)}
 
 
 def test_shards_are_pending_until_their_commit_record_is_there(manifest: Manifest, store: LocalStore) -> None:

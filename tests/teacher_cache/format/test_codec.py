@@ -1,6 +1,7 @@
 import os
 import threading
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,26 +17,24 @@ from teacher_cache.format.codec import (
     describe_group,
     encode_shard,
     encoding_beside_other_work,
-    open_array,
     quiet_zarr,
     widen_bfloat16,
 )
 from teacher_cache.format.keys import GROUP_KEY
-from teacher_cache.format.manifest import Manifest
+from teacher_cache.read.cache import open_cache
 from tests.helpers.golden import KINDS, golden_cache, golden_manifest
 
 
-def stored_arrays(kind: str, manifest: Manifest) -> dict[str, NDArray[Any]]:
-    with quiet_zarr():
-        group = zarr.open_group(golden_cache(kind), mode="r")
-        return {spec.name: np.asarray(open_array(group, spec.name)[:]) for spec in array_specs(manifest)}
+def read_arrays(kind: str) -> Mapping[str, NDArray[Any]]:
+    cache = open_cache(golden_cache(kind))
+    return cache.rows(range(len(cache))).arrays
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_golden_rows_encode_to_the_golden_bytes(kind: str) -> None:
     """With the codecs that constraints.txt names; others may compress to other bytes that decode to the same."""
     manifest = golden_manifest(kind)
-    whole, documents = stored_arrays(kind, manifest), describe_arrays(manifest)
+    whole, documents = read_arrays(kind), describe_arrays(manifest)
     for shard in range(manifest.shard_count):
         rows = manifest.shard_rows(shard)
         arrays = {name: array[rows.start : rows.stop] for name, array in whole.items()}
@@ -55,7 +54,7 @@ def test_metadata_is_that_of_the_golden_caches(kind: str) -> None:
 
 def test_zeros_are_objects_too() -> None:
     manifest = golden_manifest("sampled")
-    arrays = {name: np.zeros_like(array[:4]) for name, array in stored_arrays("sampled", manifest).items()}
+    arrays = {name: np.zeros_like(array[:4]) for name, array in read_arrays("sampled").items()}
     objects = encode_shard(manifest, describe_arrays(manifest), 0, arrays)
     assert set(objects) == {spec.data_key(0) for spec in array_specs(manifest)}
     assert all(len(data) > 0 for data in objects.values())

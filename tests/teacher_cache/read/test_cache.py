@@ -3,6 +3,7 @@
 import errno
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from teacher_cache import open_cache
 from teacher_cache.format.codec import quiet_zarr, widen_bfloat16
 from teacher_cache.format.commits import commit_key
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError, CacheUnfinishedError
+from teacher_cache.read.cache import Cache
 from tests.helpers.golden import golden_cache
 
 
@@ -47,6 +49,23 @@ def test_any_order_of_rows_reads_the_same(synthetic_cache: Path) -> None:
     for name, array in some.arrays.items():
         assert np.array_equal(array, whole.arrays[name][[17, 2, 2, 9]]), name
     assert np.array_equal(cache[-1].values, whole.values[19])
+
+
+@pytest.mark.parametrize("rows", [[4, 1, 1], [2], range(1, 3), range(3, 5), range(0)])
+def test_parts_of_chunks_without_unused_places_read_as_the_whole(rows: Sequence[int]) -> None:
+    cache = open_cache(golden_cache("v2-sampled"))
+    whole, some = cache.rows(range(5)), cache.rows(rows)
+    assert whole.values is not None
+    assert (whole.values == -np.inf).any()
+    for name, array in some.arrays.items():
+        assert np.array_equal(array, whole.arrays[name][list(rows)]), name
+
+
+def test_more_entries_than_places_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache, read = open_cache(golden_cache("v2-sampled")), Cache._read
+    monkeypatch.setattr(Cache, "_read", lambda *which: read(*which) + 9)
+    with pytest.raises(CacheCorruptError, match=r"logits/position cannot be decoded .*entries in 9 places"):
+        cache.rows(range(5))
 
 
 def test_plain_zarr_reads_the_same_arrays(synthetic_cache: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.format.arrays import LOG_MASS_STEP
 from teacher_cache.read.cache import open_cache
 from teacher_cache.store.local import LocalStore
 from teacher_cache.verify.content import row_problems, verify_bytes_and_content
@@ -137,7 +136,8 @@ def test_every_kind_of_problem_in_rows_has_its_sentence(sound: Path) -> None:
     assert problems("tokens", put((0, 0), 300)) == ["tokens: 300 is outside the vocabulary of 300"]
     assert problems("hidden_mean", put((0, 0, 0), np.nan)) == ["hidden_mean: not finite"]
     assert problems("log_mass", put((0, 0, 0), np.nan)) == ["log_mass: not finite"]
-    assert any("not a multiple of" in words for words in problems("log_mass", put((0, 0, 0), -LOG_MASS_STEP / 3)))
+    part = -cache.manifest.targets.log_mass_step / 3
+    assert any("not a multiple of" in words for words in problems("log_mass", put((0, 0, 0), part)))
     assert any("rises with 1/T" in words for words in problems("log_mass", put((0, 0, 0), 20.0)))
     assert any("a sampled logit is above the top_k" in words for words in problems("values", put((0, 0, 4), 1e4)))
     masked = problems("loss_mask", put((0, 0), False))
