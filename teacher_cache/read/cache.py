@@ -1,6 +1,6 @@
 """Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -164,14 +164,16 @@ class Cache:
         """
         return self.rows([row_number(row)]).select(0)
 
-    def rows(self, indices: RowIndices) -> CachedRows:
+    def rows(self, indices: RowIndices, *, hidden: bool = True) -> CachedRows:
         """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest.
 
-        `indices` are integers, a range, or a boolean mask over all rows. Raises `IndexError` or `TypeError` for other
-        indices, and `CacheUnfinishedError` for a row in a shard that is not built yet.
+        `indices` are integers, a range, or a boolean mask over all rows. Without `hidden` the averaged hidden states,
+        the most of a cache that has them, are not read. Raises `IndexError` or `TypeError` for other indices, and
+        `CacheUnfinishedError` for a row in a shard that is not built yet.
         """
         index = self._checked(indices)
-        arrays = self._arrays_of([spec.name for spec in row_specs(self.manifest)], index)
+        names = [spec.name for spec in row_specs(self.manifest) if hidden or not spec.name.startswith("hidden/")]
+        arrays = self._arrays_of(names, index)
         return CachedRows(self.manifest, arrays | self._thinned(arrays, index))
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
@@ -195,6 +197,10 @@ class Cache:
         """
         layout = thinned_layout(self.manifest.targets, top_k, samples)
         return Cache(self.store, self.manifest, self.commits, layout, check_digests=self._check_digests)
+
+    def __reduce__(self) -> tuple[Callable[..., "Cache"], tuple[object, ...]]:
+        """Pickled as its path: another process opens it again."""
+        return _reopened, (self.path, self.layout, self._check_digests, self.is_finished)
 
     def _thinned(self, arrays: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """What a view has in place of the arrays `ENTRIES`; nothing where this is no view."""
@@ -312,6 +318,11 @@ def open_cache(path: str | Path, *, allow_unfinished: bool = False, check_digest
         done = f"{len(commits)} of {manifest.shard_count} shards"
         raise CacheUnfinishedError(f"{path}: unfinished, {done} are built; run teacher-cache build again to continue")
     return Cache(store, manifest, commits, check_digests=check_digests)
+
+
+def _reopened(path: str | Path, layout: TargetLayout, check_digests: bool, is_finished: bool) -> Cache:
+    cache = open_cache(path, allow_unfinished=not is_finished, check_digests=check_digests)
+    return Cache(cache.store, cache.manifest, cache.commits, layout, check_digests=check_digests)
 
 
 def _read_commits(store: Store, manifest: Manifest) -> dict[int, CommitRecord]:
