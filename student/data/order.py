@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
@@ -32,7 +32,7 @@ def shards_per_window(manifest: Manifest) -> int:
 
     It follows from the manifest alone, so that every process and every run over the cache has the same order.
     """
-    items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in array_specs(manifest))
+    items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in row_specs(manifest))
     shard = manifest.rows.rows_per_shard * sum(count * size for count, size in items)
     return max(1, min(MOST_SHARDS, WINDOW_BYTES // shard))
 
