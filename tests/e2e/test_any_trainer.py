@@ -155,6 +155,19 @@ def test_the_example_with_trl_runs(made: Path, tmp_path: Path) -> None:
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
 
 
+def test_the_page_can_be_copied_from(made: Path, tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "your_trainer.md").read_text(encoding="utf-8")
+    loop, module, trainer = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    used = "student = StudentWithLoss(lambda ids: model.model(ids).last_hidden_state, model.lm_head)"
+    called = "print(student(batch, alpha=0.5, temperature=1.0).item())"
+    code = "\n".join([loop, module, used, called, trainer])
+    for word, path in (("STUDENT", "teacher"), ("caches/mine", "cache"), ("OUT", "out")):
+        code = code.replace(f'"{word}"', repr(str(made / path)))
+    script = tmp_path / "copied.py"
+    script.write_text(code.replace("num_workers=4", "num_workers=0"), encoding="utf-8")
+    assert "'cross_entropy'" in run(script)
+
+
 def test_a_loop_of_ones_own_needs_torch_alone() -> None:
     code = (
         "import sys, cached_distillation as c; c.CacheLoader, c.distillation_loss, c.step_counts; "
