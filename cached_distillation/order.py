@@ -34,6 +34,15 @@ class OrderState(TypedDict):
     """The cache's fingerprint."""
 
 
+def require_same_order(state: OrderState, ours: OrderState) -> None:
+    """Raise `UserError` naming both where a state is of another order than ours."""
+    for name in ("cache", "seed", "global_batch", "window_shards"):
+        if state[name] != ours[name]:
+            raise UserError(
+                f"resume: the state's {name} is {state[name]}, this run's is {ours[name]}; continue with the same"
+            )
+
+
 class EpochSampler(Sampler[int]):
     """This process's rows in `student-train`'s order: shards permuted, rows permuted within a window of a few shards.
 
@@ -111,10 +120,5 @@ class EpochSampler(Sampler[int]):
 
     def load_state_dict(self, state: OrderState) -> None:
         """Go on where a state stands; raises `UserError` for a state of another order, naming the difference."""
-        ours = self.state_dict()
-        for name in ("cache", "seed", "global_batch", "window_shards"):
-            if state[name] != ours[name]:
-                raise UserError(
-                    f"resume: the state's {name} is {state[name]}, this run's is {ours[name]}; continue with the same"
-                )
+        require_same_order(state, self.state_dict())
         self.epoch, self.step = state["epoch"], state["step"]

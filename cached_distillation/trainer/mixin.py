@@ -4,17 +4,20 @@ class DistillationTrainer(CachedDistillation, Trainer): ...
 """
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import get_last_checkpoint
 
 from cached_distillation.batch import CachedBatch, CachedRow, collate
 from cached_distillation.causal_lm import causal_lm_loss
 from cached_distillation.dataset import CacheDataset
 from cached_distillation.order import EpochSampler
 from cached_distillation.step import step_counts
+from cached_distillation.trainer.checkpoint import KeepsOrder, require_order_of
 from cached_distillation.trainer.evaluate import row_sums
 from cached_distillation.trainer.progress import LossLog
 from cached_distillation.trainer.schedule import Schedule
@@ -25,7 +28,7 @@ from student.loss.settings import DistillationSettings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, Trainer, TrainingArguments
-    from transformers.trainer_utils import EvalLoopOutput
+    from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 else:
     Trainer = object
 
@@ -90,6 +93,17 @@ class CachedDistillation(Trainer):
         self.train_dataset = train_dataset
         self._teacher_head = train_dataset.teacher_head()
         _require_data_parallel(self)
+        self.add_callback(KeepsOrder(lambda: self._get_train_sampler().state_dict()))
+
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, *given: object, **others: object
+    ) -> "TrainOutput":
+        """As the Trainer's; raises `UserError` for a checkpoint of another cache, seed or global batch."""
+        from_last = resume_from_checkpoint is True
+        checkpoint = get_last_checkpoint(self.args.output_dir) if from_last else resume_from_checkpoint
+        if isinstance(checkpoint, str):
+            require_order_of(Path(checkpoint), self._get_train_sampler().state_dict())
+        return super().train(resume_from_checkpoint, *given, **others)
 
     def _get_train_sampler(self, train_dataset: object = None) -> EpochSampler:  # noqa: ARG002
         """The order over all processes; the Trainer gives each its batches."""

@@ -71,6 +71,17 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights(dataset: CacheDataset
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
+def test_a_checkpoint_of_another_order_is_refused(dataset: CacheDataset, tmp_path: Path) -> None:
+    def train(resume: bool, **fields: object) -> None:
+        args = arguments(tmp_path, save_strategy="steps", save_steps=1, max_steps=2, **fields)
+        DistillationTrainer(small_llama(), args, train_dataset=dataset).train(resume_from_checkpoint=resume)
+
+    train(resume=False)
+    train(resume=True)
+    with pytest.raises(UserError, match="the state's global_batch is 4, this run's is 2; continue with the same"):
+        train(resume=True, gradient_accumulation_steps=1)
+
+
 def test_measured_is_the_mean_over_tokens(dataset: CacheDataset, tmp_path: Path) -> None:
     model = small_llama()
     trainer = DistillationTrainer(
