@@ -41,7 +41,7 @@ from benchmarks.harness import (
     write_json,
 )
 from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher
-from student.data.batch import Batch, GlobalCounts, StepBatch
+from student.data.batch import AveragedStates, Batch, GlobalCounts, StepBatch
 from student.data.feed import batches_ahead
 from student.data.order import BatchReader
 from student.loss.distillation import distillation_loss
@@ -93,7 +93,7 @@ class Bench:
             return fused_loss(hidden, head, batch.labels, batch.valid_positions, None, weights).value
         if case == "online":
             logits, mean = online_targets(self.teacher, batch.inputs)
-            known, temperature = replace(batch, hidden_mean=mean), COEFFICIENTS.temperature
+            known, temperature = replace(batch, averaged=AveragedStates.everywhere(mean)), COEFFICIENTS.temperature
             sums = dense_distillation_loss(
                 hidden, head, known, logits, temperature=temperature, frobenius=FrobeniusTerm()
             )

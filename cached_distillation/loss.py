@@ -115,12 +115,13 @@ def _divergence(
 
 def _require_states(hidden_states: Tensor, batch: CachedBatch, term: FrobeniusTerm | None) -> FrobeniusTerm:
     """The Frobenius term; raises `UserError` unless there are states to compare with."""
-    states = batch.widened.hidden_mean
+    states = batch.widened.averaged
     if states is None:
         raise UserError("beta above 0 needs CacheDataset(…, hidden_states=True) over a cache that has hidden states")
-    if states.shape[-1] != hidden_states.shape[-1]:
+    width = batch.stored.manifest.hidden_size
+    if width != hidden_states.shape[-1]:
         raise UserError(
             f"beta above 0: the student's hidden states have {hidden_states.shape[-1]} channels, the teacher's "
-            f"{states.shape[-1]}; set beta to 0"
+            f"{width}; set beta to 0"
         )
-    return term or FrobeniusTerm(stride=batch.stored.manifest.hidden.stride)
+    return term or FrobeniusTerm()

@@ -29,5 +29,6 @@ def own_counts(batch: CachedBatch) -> GlobalCounts:
 
 def counted(batch: CachedBatch) -> Tensor:
     """Valid positions, and rows with a valid position that has hidden states; (2,) float64."""
-    mask, stride = batch.loss_mask, batch.stored.manifest.hidden.stride
-    return torch.stack([mask.sum(), mask[:, ::stride].any(dim=1).sum()]).double()
+    mask, averaged = batch.loss_mask, batch.widened.averaged
+    with_states = mask if averaged is None else averaged.counted(mask)
+    return torch.stack([mask.sum(), with_states.any(dim=1).sum()]).double()

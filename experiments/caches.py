@@ -1,9 +1,10 @@
-"""The three caches that all variants share: sampled entries, exact logits, and held-out rows."""
+"""The caches that all variants share: sampled entries with more or less of the states, exact logits, held-out rows."""
 
 import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 from delta_common.files import write_atomically
 from delta_common.settings_file import load_settings
@@ -13,6 +14,12 @@ from teacher_cache.settings import BuildSettings
 
 ROOT = Path(__file__).parents[1]
 ROWS_PER_SHARD = 64
+STATES: dict[str, Literal["lossless", "default", "small"]] = {
+    "sparse": "lossless",
+    "sparse-default": "default",
+    "sparse-small": "small",
+}
+"""What caches of sampled entries keep of the averaged hidden states, by their names."""
 
 
 def build_caches(folder: Folder, plan: ExperimentPlan) -> None:
@@ -21,7 +28,8 @@ def build_caches(folder: Folder, plan: ExperimentPlan) -> None:
     if not (corpus / "train.parquet").exists():
         subprocess.run([sys.executable, "tools/make_demo_corpus.py", str(corpus)], cwd=ROOT, check=True)  # noqa: S603
     exact = ("--targets.mode=exact", "--hidden.mean=none")
-    _build(folder, plan, "sparse", corpus / "train.parquet", plan.rows, ("--hidden.mean=int8",))
+    for name, preset in STATES.items():
+        _build(folder, plan, name, corpus / "train.parquet", plan.rows, (f"--hidden.preset={preset}",))
     _build(folder, plan, "exact", corpus / "train.parquet", plan.rows, exact)
     _build(folder, plan, "held-out", corpus / "heldout.parquet", plan.held_out, exact)
 

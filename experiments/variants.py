@@ -1,6 +1,6 @@
 """What is compared with what, as data: variants of training, and the tables they stand in."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 ALPHA, TEMPERATURE, BETA, DISTIL = (
@@ -43,6 +43,8 @@ class Variant:
     """Share of the steps that train on the Frobenius term alone, before all others."""
     unfreeze_at: float | None = None
     """Share of the steps after which embedding and head are trained too."""
+    states: Literal["sparse", "sparse-default", "sparse-small"] = "sparse"
+    """The cache of sampled entries, by what it keeps of the hidden states: all, or what the preset says."""
     frobenius_counts: bool = True
     """False: β takes its weight from cross-entropy, but the term itself is left out."""
 
@@ -63,7 +65,9 @@ OVER_ALL = (f"{DISTIL}.restart_each_epoch=false", f"{DISTIL}.delta=0")
 
 CE = Variant("ce", "CE only", CE_ONLY, teacher="none")
 DELTA = Variant("delta", "δ-distillation, cached (`default`)")
-FROBENIUS = Variant("frobenius", "δ + Frobenius, β = 0.1", fixed(BETA, 0.1))
+CHANNELS = f"{DISTIL}.frobenius.channels"
+FROBENIUS = Variant("frobenius", "δ + Frobenius, β = 0.1", (*fixed(BETA, 0.1), f"{CHANNELS}=raw"))
+MAPPED = Variant("mapped", "δ + F, mapped, β = 0.2", (*fixed(BETA, 0.2), f"{CHANNELS}=mapped"))
 ONLINE = Variant("online", "δ-distillation, teacher online", teacher="online")
 CE_AS_LONG = Variant("ce-as-long", "CE only, as long by the clock", CE_ONLY, teacher="none", as_long_as="delta")
 ONLINE_AS_LONG = Variant("online-as-long", "teacher online, as long by the clock", teacher="online", as_long_as="delta")
@@ -107,11 +111,36 @@ TABLES = (
             Variant(
                 "frobenius-weight",
                 "β = 0.1 taken from CE, F left out",
-                fixed(BETA, 0.1),
+                FROBENIUS.options,
                 frobenius_counts=False,
             ),
-            Variant("frobenius-falling", "δ + F, β = 0.2 → 0.1", (*fall(BETA, 0.2, 0.1),)),
+            Variant("frobenius-falling", "δ + F, β = 0.2 → 0.1", (*fall(BETA, 0.2, 0.1), f"{CHANNELS}=raw")),
             NORMALISED,
+            MAPPED,
+        ),
+    ),
+    Table(
+        3,
+        "How much of the hidden states is kept",
+        (
+            MAPPED,
+            replace(MAPPED, name="mapped-default", words="the same, states of `default`", states="sparse-default"),
+            replace(MAPPED, name="mapped-small", words="the same, states of `small`", states="sparse-small"),
+            Variant(
+                "mapped-weight",
+                "β = 0.2 taken from CE, F left out",
+                (*fixed(BETA, 0.2), f"{CHANNELS}=raw"),
+                frobenius_counts=False,
+            ),
+        ),
+    ),
+    Table(
+        3,
+        "How much of the hidden states is kept, compared as they are",
+        (
+            FROBENIUS,
+            replace(FROBENIUS, name="raw-default", words="the same, states of `default`", states="sparse-default"),
+            replace(FROBENIUS, name="raw-small", words="the same, states of `small`", states="sparse-small"),
         ),
     ),
     Table(
@@ -159,13 +188,13 @@ TABLES = (
             Variant("ce-dominant", "0.9 CE + 0.1 KL at T = 1", (*fixed(ALPHA, 0.1), *fixed(TEMPERATURE, 1.0))),
             Variant("kl-alone", "KL alone at T = 1", (*fixed(ALPHA, 1.0), *fixed(TEMPERATURE, 1.0))),
             NORMALISED,
-            Variant("align-first", "F alone for a fifth, then δ + F", fixed(BETA, 0.1), align_share=0.2),
+            Variant("align-first", "F alone for a fifth, then δ + F", FROBENIUS.options, align_share=0.2),
             Variant("align-first-normalised", "the same, normalised channels", NORMALISED.options, align_share=0.2),
             Variant("late-unfreezing", "embedding and head trained in the last 30 %", unfreeze_at=0.7),
             Variant(
                 "linear-frobenius",
                 "linear over the whole training, δ + F, β = 0.2 → 0.1",
-                (*OVER_ALL, *fall(BETA, 0.2, 0.1)),
+                (*OVER_ALL, *fall(BETA, 0.2, 0.1), f"{CHANNELS}=raw"),
                 shape="linear",
             ),
         ),

@@ -141,13 +141,16 @@ class TrainSettings(FrozenSettings):
         return self
 
     def of_stage(self, stage: StageSettings) -> "TrainSettings":
-        """These settings as they are in a stage: its learning rates, its distillation."""
+        """These settings as they are in a stage: its learning rates, its distillation, of which transfer has no F."""
         rates = {"learning_rate": stage.learning_rate, "body_learning_rate": stage.body_learning_rate}
         given = {name: rate for name, rate in rates.items() if rate is not None}
+        distillation = stage.distillation or self.distillation
+        if stage.loss == "transfer":
+            distillation = distillation.without_frobenius()
         return self.model_copy(
             update={
                 "optimizer": self.optimizer.model_copy(update=given),
-                "distillation": stage.distillation or self.distillation,
+                "distillation": distillation,
             }
         )
 

@@ -273,6 +273,7 @@ def synth(
         Seed of the random data: the same seed and sizes give the same bytes.
     """
     from teacher_cache.build.synthetic import make_synthetic_cache
+    from teacher_cache.settings import HiddenSettings
 
     made = make_synthetic_cache(
         path,
@@ -284,6 +285,8 @@ def synth(
         hidden_size=hidden_size,
         rows_per_shard=rows_per_shard,
         seed=seed,
+        hidden=HiddenSettings().precision,
+        hidden_channels=HiddenSettings().drawn(hidden_size),
     )
     print(f"{made}: {rows} rows of {seq_len} positions")
     return 0

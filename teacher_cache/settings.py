@@ -5,9 +5,11 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from delta_common.errors import UserError
 from delta_common.settings_file import FrozenSettings
-from teacher_cache.format.manifest import HiddenLayout, TargetLayout
+from teacher_cache.format.manifest import ChannelSampling, HiddenLayout, TargetLayout
 from teacher_cache.format.nodes import LOWEST_TEMPERATURE, log_mass_step, node_temperatures, nodes_needed
+from teacher_cache.targets.states import fewest_channels
 
 PositiveInt = Annotated[int, Field(ge=1)]
 
@@ -140,17 +142,68 @@ class TargetSettings(FrozenSettings):
         )
 
 
+HiddenPrecision = Literal["none", "lossless", "int8", "int4", "int2"]
+
+HIDDEN_PRESETS: dict[str, tuple[HiddenPrecision, int | None]] = {
+    "none": ("none", None),
+    "small": ("int2", 192),
+    "default": ("int2", 448),
+    "lossless": ("lossless", None),
+}
+"""(precision, channels drawn at each position) by name; docs/benchmarks.md gives the bytes and the error of each."""
+
+
 class HiddenSettings(FrozenSettings):
-    """What is kept of the hidden states, for the Frobenius term of the loss."""
+    """What is kept of the mean over layers of the state after each layer, for the Frobenius term of the loss."""
 
-    mean: Literal["none", "lossless", "int8", "int4"] = "lossless"
-    """Precision of the mean over layers of the state after each layer: the teacher's dtype, 8 bits or 4 bits."""
+    preset: Literal["none", "small", "default", "lossless"] = "default"
+    """Size of the states: 0, about 33 or 75 bytes per token for any teacher, or all channels in the teacher's dtype."""
+    mean: HiddenPrecision | None = None
+    """In place of a preset, the precision of all channels: none, the teacher's dtype, 8, 4 or 2 bits."""
+    channels: PositiveInt | None = None
+    """How many channels to keep at each position, drawn anew for each; by default the preset's."""
     stride: PositiveInt = 1
-    """Keep every stride-th position."""
+    """Keep every stride-th position, beginning with one drawn for each row."""
 
-    def layout(self) -> HiddenLayout:
-        """These settings as the manifest records them."""
-        return HiddenLayout(mean=self.mean, stride=self.stride)
+    @model_validator(mode="after")
+    def _something_to_draw_from(self) -> Self:
+        if self.channels is not None and self.precision == "none":
+            raise ValueError(f"channels {self.channels}: no states are kept; leave it out, or set preset to default")
+        return self
+
+    @property
+    def precision(self) -> HiddenPrecision:
+        """Stored precision of the states."""
+        return self.mean or HIDDEN_PRESETS[self.preset][0]
+
+    def drawn(self, width: int) -> int | None:
+        """How many of `width` channels are drawn at each position, None where all are kept as they are.
+
+        2 bits always know the channels' sizes, as a large channel would leave nothing of the others in its group.
+        """
+        wanted = HIDDEN_PRESETS[self.preset][1] if self.mean is None else None
+        if self.channels is not None:
+            return self.channels
+        if wanted is None:
+            return width if self.precision == "int2" else None
+        return min(width, max(wanted, fewest_channels(width)))
+
+    def require_fit(self, width: int, seq_len: int) -> None:
+        """Raise `UserError` if this cannot be kept of rows of `seq_len` states of `width` channels."""
+        if self.channels is not None and not fewest_channels(width) <= self.channels <= width:
+            raise UserError(
+                f"hidden.channels {self.channels}: the teacher's states have {width} channels, of which "
+                f"{fewest_channels(width)} to {width} can be drawn at a position; choose one of these"
+            )
+        if self.stride > seq_len:
+            raise UserError(
+                f"hidden.stride {self.stride}: longer than a row of {seq_len} positions, so most rows would keep no "
+                f"state; set it to {seq_len} or less, or hidden.preset to none"
+            )
+
+    def layout(self, channels: ChannelSampling | None) -> HiddenLayout:
+        """These settings as the manifest records them, with the channels that a pilot has sized."""
+        return HiddenLayout(mean=self.precision, stride=self.stride, channels=channels)
 
 
 class ComputeSettings(FrozenSettings):

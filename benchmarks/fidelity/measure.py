@@ -76,31 +76,35 @@ def schemes() -> list[Scheme]:
     return [*ours, *baselines, draws("counts", 50), draws("reweighted", 50)]
 
 
-def read_work(teacher: Teacher, text: str, tokens: int) -> Work:
-    """The first rows of the text that hold `tokens` positions, and the teacher's states and logits of them."""
+def read_rows(teacher: Teacher, text: str, rows: int) -> Tensor:
+    """The first packed rows (rows, T+1) of a text."""
     identity = teacher.tokenizer_identity()
-    rows = iter_rows(
+    found = iter_rows(
         iter_documents(CorpusSettings(source=text)),
         teacher.tokenizer,
         RowSettings(seq_len=SEQ_LEN),
         eos_token_id=identity.eos_token_id,
         pad_token_id=identity.pad_token_id,
     )
-    wanted = max(1, tokens // SEQ_LEN)
-    taken = torch.stack([torch.from_numpy(row.tokens).long() for row in islice(rows, wanted)])
+    return torch.stack([torch.from_numpy(row.tokens).long() for row in islice(found, rows)])
+
+
+def read_work(teacher: Teacher, text: str, tokens: int) -> Work:
+    """The first rows of the text that hold `tokens` positions, and the teacher's states and logits of them."""
+    taken = read_rows(teacher, text, max(1, tokens // SEQ_LEN))
     final = torch.cat([teacher.states(batch[:, :-1], mean=False).final for batch in taken.split(8)])
     chunks = [logits.clone() for _, logits in teacher.logits_in_chunks(final.flatten(0, 1))]
     logits = torch.cat(chunks).half().view(*final.shape[:2], -1)
     return Work(taken.to(teacher.device), final.clone(), logits, teacher.head_weight.float().clone())
 
 
-def new_student(work: Work, blocks: int, seed: int) -> XLSTMStudent:
+def new_student(head: Tensor, blocks: int, seed: int) -> XLSTMStudent:
     """A small student of mLSTM blocks around the teacher's embedding and head."""
-    width = work.head.shape[1]
+    width = head.shape[1]
     dims = TeacherDims(hidden_size=width, num_layers=2 * blocks, num_heads=4)
     shape = resolve_shape(StudentSettings(blocks=blocks, slstm_at=(), heads=4), dims)
-    frozen = FrozenWeights(work.head, lm_head=None, lm_head_bias=None, vocab_size=len(work.head))
-    return build_student(shape, frozen, context_length=SEQ_LEN, seed=seed).float().to(work.head.device)
+    frozen = FrozenWeights(head, lm_head=None, lm_head_bias=None, vocab_size=len(head))
+    return build_student(shape, frozen, context_length=SEQ_LEN, seed=seed).float().to(head.device)
 
 
 def train_student(student: XLSTMStudent, tokens: Tensor, steps: int) -> None:
@@ -315,7 +319,7 @@ def main() -> None:
     work = read_work(teacher, arguments.text, arguments.tokens)
     training = _training_rows(teacher, arguments)
     del teacher
-    student = new_student(work, arguments.blocks, seed=0)
+    student = new_student(work.head, arguments.blocks, seed=0)
     results = measure_schemes(work, student, "random", arguments.seeds)
     train_student(student, training, arguments.student_steps)
     results += measure_schemes(work, student, "trained", arguments.seeds)
@@ -331,17 +335,8 @@ def main() -> None:
 
 
 def _training_rows(teacher: Teacher, arguments: argparse.Namespace) -> Tensor:
-    wanted = 4 * SEQ_LEN * min(arguments.student_steps, 200)
-    identity = teacher.tokenizer_identity()
-    rows = iter_rows(
-        iter_documents(CorpusSettings(source=arguments.train_text or arguments.text)),
-        teacher.tokenizer,
-        RowSettings(seq_len=SEQ_LEN),
-        eos_token_id=identity.eos_token_id,
-        pad_token_id=identity.pad_token_id,
-    )
-    taken = [torch.from_numpy(row.tokens).long() for row in islice(rows, max(4, wanted // SEQ_LEN))]
-    return torch.stack(taken).to(teacher.device)
+    rows = max(4, 4 * min(arguments.student_steps, 200))
+    return read_rows(teacher, arguments.train_text or arguments.text, rows).to(teacher.device)
 
 
 if __name__ == "__main__":

@@ -36,5 +36,24 @@ def plot(rows: Sequence[dict[str, Any]], path: Path, student: str = "trained") -
     plt.close(figure)
 
 
+def plot_states(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """The same for the Frobenius term, one panel per student; `rows` are what states.py writes as JSON."""
+    students = list(dict.fromkeys(row["student"] for row in rows))
+    figure, axes = plt.subplots(1, len(students), figsize=(4.6 * len(students), 4.4), sharey=True)
+    for axis, student in zip(axes, students, strict=True):
+        for number, row in enumerate(row for row in rows if row["student"] == student):
+            preset = "`" in row["scheme"]
+            style = {"color": "#d62728", "marker": "o"} if preset else {"marker": "s^vDP*X<>"[number % 9]}
+            axis.plot(row["bytes_per_token"], row["error"], linestyle="", label=row["scheme"], **style)
+        axis.set(title=f"student: {student}", xlabel="bytes per token", xscale="log", yscale="log")
+        axis.grid(alpha=0.3, which="both")
+    axes[0].set_ylabel("relative error of F's gradient")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="lower center", ncol=2, fontsize=8, frameon=False)
+    figure.tight_layout(rect=(0, 0.34, 1, 1))
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
 def _points(rows: Sequence[dict[str, Any]]) -> tuple[list[float], list[float]]:
     return [row["bytes_per_token"] for row in rows], [row["error"] for row in rows]

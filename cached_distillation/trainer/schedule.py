@@ -56,6 +56,10 @@ def require_temperature(cache: Cache, temperature: float) -> None:
 def _term(wanted: DistillationSettings | Coefficients, dataset: CacheDataset) -> FrobeniusTerm:
     if not dataset.hidden_states:
         raise UserError("beta above 0 needs CacheDataset(…, hidden_states=True)")
-    settings = FrobeniusSettings() if isinstance(wanted, Coefficients) else wanted.frobenius
+    settings = FrobeniusSettings(channels="raw") if isinstance(wanted, Coefficients) else wanted.frobenius
+    if settings.trains_map:
+        raise UserError(
+            "frobenius.channels mapped: a Trainer trains no map beside its model; set it to normalised or raw"
+        )
     rms = channel_rms(dataset.cache) if settings.channels == "normalised" else None
-    return FrobeniusTerm(settings.norm, dataset.cache.manifest.hidden.stride, rms)
+    return FrobeniusTerm(settings.norm, rms)

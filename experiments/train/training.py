@@ -101,7 +101,7 @@ class Training:
     def __init__(self, job: VariantJob, processes: Processes) -> None:
         variant = job.variant
         exact = variant.teacher not in ("cache", "none", "online")
-        cache = open_cache(job.folder.cache("exact" if exact else "sparse"))
+        cache = open_cache(job.folder.cache("exact" if exact else variant.states))
         self.run = assemble(job.settings(), cache, job.out, processes)
         self.teacher_head = self.run.student.head
         self._variant = variant

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.cache import Cache
-from teacher_cache.read.decode import CachedRows, as_tensor, decode_states
+from teacher_cache.read.decode import CachedRows, as_tensor, decode_averaged, decode_states
+from teacher_cache.targets.states import PHASES, SETS, channel_sets
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,32 @@ class TeacherTargets:
 
 
 @dataclass(frozen=True)
+class AveragedStates:
+    """The teacher's hidden states averaged over its layers, where the cache has them."""
+
+    values: Tensor
+    """(B, P, d), or (B, P, k) where only some channels of each position are cached."""
+    positions: Tensor
+    """(B, P) int64: which position of the row each is; T and above mark an unused place."""
+    channels: Tensor | None = None
+    """(B, P, k) int64: which channels the values are; None for all of them, in order."""
+    weights: Tensor | None = None
+    """(B, P, k): one over the probability that the channel was drawn."""
+    variance: Tensor | None = None
+    """(B, P, k): of the error that rounding has left in the values, by which squared differences are too large."""
+
+    def counted(self, loss_mask: Tensor) -> Tensor:
+        """(B, P) bool: where a valid position of the mask (B, T) is, and not an unused place."""
+        length = loss_mask.shape[1]
+        return loss_mask.gather(1, self.positions.clamp(max=length - 1)) & (self.positions < length)
+
+    @classmethod
+    def everywhere(cls, values: Tensor) -> "AveragedStates":
+        """States (B, T, d) of every position."""
+        return cls(values, torch.arange(values.shape[1], device=values.device).expand(values.shape[:2]))
+
+
+@dataclass(frozen=True)
 class Batch:
     """B rows of T positions."""
 
@@ -41,8 +68,8 @@ class Batch:
     loss_mask: Tensor
     """(B, T) bool, true at valid positions: those that count in the loss."""
     targets: TeacherTargets
-    hidden_mean: Tensor | None
-    """The teacher's hidden states averaged over its layers (B, ceil(T / stride), d); None where the cache has none."""
+    averaged: AveragedStates | None
+    """None where the cache has no averaged hidden states."""
 
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
@@ -92,11 +119,25 @@ class StoredBatch:
                 final_hidden=self._states("exact/hidden"),
                 layout=self.layout,
             ),
-            hidden_mean=self._states("hidden/mean"),
+            averaged=self._averaged(),
         )
 
+    def _averaged(self) -> AveragedStates | None:
+        if "hidden/mean" not in self.tensors:
+            return None
+        values, variance = decode_averaged(self.manifest, self.tensors.get)
+        hidden, device = self.manifest.hidden, values.device
+        places = hidden.stride * torch.arange(values.shape[1], device=device)
+        positions = places.expand(values.shape[:2]) + self.tensors.get(PHASES, places.new_zeros(1))[:, None]
+        if hidden.channels is None:
+            return AveragedStates(values, positions, variance=variance)
+        sets = channel_sets(hidden.channels)
+        drawn = self.tensors[SETS].long()
+        members, weights = torch.from_numpy(sets.members).to(device), torch.from_numpy(sets.weights).to(device)
+        return AveragedStates(values, positions, members[drawn], weights[members][drawn], variance)
+
     def _states(self, name: str) -> Tensor | None:
-        return decode_states(name, self.manifest, self.tensors.__getitem__) if name in self.tensors else None
+        return decode_states(name, self.manifest, self.tensors.get) if name in self.tensors else None
 
 
 def valid_positions(loss_mask: Tensor) -> Tensor:
@@ -129,11 +170,11 @@ class StepBatch:
         """Rows cut into micro-batches of `size`; from pinned memory a CUDA device copies while the host goes on."""
         cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
         batches = (StoredBatch.of(part, cache) for part in cut)
-        sequences = rows.loss_mask[:, :: cache.manifest.hidden.stride].any(axis=1).sum()
+        sequences = rows.loss_mask if rows.hidden_positions is None else rows.hidden_counted
         return cls(
             tuple(batch.map(Tensor.pin_memory) if pinned else batch for batch in batches),
             tokens=int(rows.loss_mask.sum()),
-            sequences=int(sequences),
+            sequences=int(sequences.any(axis=1).sum()),
         )
 
     def on(self, device: torch.device) -> Iterator[Batch]:

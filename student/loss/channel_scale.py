@@ -1,6 +1,7 @@
-"""The RMS of each channel of the teacher's averaged hidden states, which `frobenius.channels: normalised` divides by.
+"""The RMS of each channel of the teacher's averaged hidden states, which the Frobenius term divides them by.
 
-It is taken from the cache's first shard, so it does not depend on rank, batch, precision or restart.
+Where channels are drawn, the cache has it to the next power of two. Else it is taken from the cache's first shard, so
+it does not depend on rank, batch, precision or restart.
 """
 
 import torch
@@ -8,9 +9,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.read.cache import Cache
-
-SMALLEST_SHARE = 0.01
-"""A channel's RMS is raised to at least this share of the median: dividing by less, quiet channels would decide F."""
+from teacher_cache.targets.states import SMALLEST_SHARE, channel_sets
 
 
 def channel_rms(cache: Cache) -> Tensor:
@@ -18,13 +17,16 @@ def channel_rms(cache: Cache) -> Tensor:
 
     Raises `UserError` when that shard has no such position, or all its states are zero.
     """
+    sampling = cache.manifest.hidden.channels
+    if sampling is not None:
+        return torch.from_numpy(channel_sets(sampling).sizes)
     shard, rows_per_chunk = cache.shards[0], cache.manifest.rows.rows_per_chunk
     squares = torch.zeros(cache.manifest.hidden_size, dtype=torch.float64)
     positions = 0
     for first in range(shard.start, shard.stop, rows_per_chunk):
         rows = cache.rows(range(first, min(first + rows_per_chunk, shard.stop)))
         assert rows.hidden_mean is not None
-        counted = torch.from_numpy(rows.hidden_mean[rows.loss_mask[:, :: cache.manifest.hidden.stride]])
+        counted = torch.from_numpy(rows.hidden_mean[rows.hidden_counted])
         squares += counted.double().square().sum(dim=0)
         positions += len(counted)
     rms = (squares / max(positions, 1)).sqrt()

@@ -82,6 +82,6 @@ def loss_against(
     found = fused_loss(
         hidden_states, head, batch.labels, batch.valid_positions, divergence, weights, chunk_tokens=chunk_tokens
     )
-    norms = frobenius_sum(hidden_states, batch.hidden_mean, batch.loss_mask, frobenius)
+    norms = frobenius_sum(hidden_states, batch.averaged, batch.loss_mask, frobenius)
     sums = LossSums(cross_entropy=found.cross_entropy, kl=found.kl, frobenius=norms.detach())
     return DistillationLoss(found.value + beta * norms / counts.sequences, sums)

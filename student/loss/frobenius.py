@@ -4,50 +4,95 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
+
+from student.data.batch import AveragedStates
 
 FrobeniusNorm = Literal["sequence", "batch"]
 
 
+class StateMap(nn.Module):
+    """A linear map from the student's hidden states to the teacher's averaged ones, trained beside the student.
+
+    The student's states are normed and its channels are not the teacher's mean over layers: without a map, F hardly
+    falls. It begins as the identity, and no export has it.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width))
+        self.bias = nn.Parameter(torch.zeros(width))
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        """States (..., d) to states (..., d), in the map's dtype."""
+        return functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
+
+
 @dataclass(frozen=True)
 class FrobeniusTerm:
-    """How Eq. 37 is taken: the norm of what, over which positions."""
+    """How Eq. 37 is taken: the norm of what."""
 
     norm: FrobeniusNorm = "sequence"
     """One norm per sequence, or one over the micro-batch that counts for every sequence."""
-    stride: int = 1
-    """The cache has the teacher's averaged states at every stride-th position; only those are compared."""
     channel_rms: Tensor | None = None
-    """(d,) what each channel's difference is divided by; None leaves it as it is."""
+    """(d,) what each channel of the teacher's is divided by; None leaves them as they are."""
+    state_map: StateMap | None = None
+    """Maps the student's states to the teacher's so divided; without it, the student's are divided too."""
 
 
 def frobenius_sum(
     hidden_states: Tensor,  # (B, T, d)
-    hidden_mean: Tensor | None,  # (B, ceil(T / stride), d), the teacher's
+    teacher: AveragedStates | None,
     loss_mask: Tensor,  # (B, T) bool
     term: FrobeniusTerm | None,
 ) -> Tensor:
     """Eq. 37 as a sum over sequences: `Σ_i ‖H̄_i - h_i‖_F / sqrt(numel_i)` over the valid positions that H̄ has.
 
-    With norm "batch" every sequence of the micro-batch counts with the one norm taken over all of them. A term or a
-    mean of None gives 0.
+    Where only some channels were drawn, their squares are weighted so that the expectation is the sum over all. With
+    norm "batch" every sequence of the micro-batch counts with the one norm taken over all of them. A term or states of
+    None give 0.
     """
-    if hidden_mean is None or term is None:
+    if teacher is None or term is None:
         return zero_with_gradient(hidden_states)
-    dtype = accumulation_dtype(hidden_states)
-    mask = loss_mask[:, :: term.stride]
-    difference = hidden_mean.to(dtype) - hidden_states[:, :: term.stride].to(dtype)
-    if term.channel_rms is not None:
-        difference = difference / term.channel_rms.to(dtype)
-    difference = difference * mask[..., None]
-    width = hidden_states.shape[-1]
+    dtype, (length, width) = accumulation_dtype(hidden_states), hidden_states.shape[1:]
+    places = teacher.positions.clamp(max=length - 1)
+    mask = teacher.counted(loss_mask)
+    states = hidden_states
+    if places.shape[1] != length:
+        states = states.take_along_dim(places[..., None], dim=1)
+    squares = _squares(states, teacher, term, dtype) * mask[..., None]
+    width_of_all = mask.sum(dim=1) * width
     if term.norm == "batch":
-        numel = (mask.sum() * width).clamp(min=1)
-        whole: Tensor = torch.linalg.vector_norm(difference) / numel.to(dtype).sqrt()
+        whole = _root(squares.sum(), width_of_all.sum())
         return whole * mask.any(dim=1).sum()
-    numel = (mask.sum(dim=1) * width).clamp(min=1)
-    norms: Tensor = torch.linalg.vector_norm(difference, dim=(1, 2)) / numel.to(dtype).sqrt()
-    return norms.sum()
+    return _root(squares.sum(dim=(1, 2)), width_of_all).sum()
+
+
+def _root(squares: Tensor, numel: Tensor) -> Tensor:
+    """The root of a mean; 0, with a gradient of 0, where the sum is not positive."""
+    mean = squares / numel.clamp(min=1)
+    positive = mean > 0
+    return torch.where(positive, torch.where(positive, mean, 1.0).sqrt(), 0.0)
+
+
+def _squares(states: Tensor, teacher: AveragedStates, term: FrobeniusTerm, dtype: torch.dtype) -> Tensor:
+    """Squared differences (B, P, k) whose weighted sum has the expectation of that over all channels."""
+
+    def drawn(x: Tensor) -> Tensor:
+        return x if teacher.channels is None else x.take_along_dim(teacher.channels, dim=-1)
+
+    if term.state_map is not None:
+        states = term.state_map(states)
+    states, wanted, variance = drawn(states).to(dtype), teacher.values.to(dtype), teacher.variance
+    if term.channel_rms is not None:
+        rms = drawn(term.channel_rms.to(dtype).expand(*wanted.shape[:2], -1))
+        wanted, variance = wanted / rms, None if variance is None else variance / rms.square()
+        states = states if term.state_map is not None else states / rms
+    squares = (wanted - states).square()
+    if variance is not None:
+        squares = squares - variance
+    return squares if teacher.weights is None else squares * teacher.weights.to(dtype)
 
 
 def zero_with_gradient(hidden_states: Tensor) -> Tensor:

@@ -51,7 +51,7 @@ def distillation_loss_sums(
     for number, chunk in enumerate(chunks, start=1):
         ce_sum, kl_sum = _chunk_sums(chunk, head, keep=number == len(chunks))
         cross_entropy, kl = cross_entropy + ce_sum, kl + kl_sum
-    return LossSums(cross_entropy, kl, frobenius_sum(hidden_states, batch.hidden_mean, mask, frobenius))
+    return LossSums(cross_entropy, kl, frobenius_sum(hidden_states, batch.averaged, mask, frobenius))
 
 
 def dense_distillation_loss(
@@ -73,7 +73,7 @@ def dense_distillation_loss(
     return LossSums(
         cross_entropy=functional.cross_entropy(logits, batch.labels[mask], reduction="sum"),
         kl=dense_kl(teacher, logits, temperature).sum(),
-        frobenius=frobenius_sum(hidden_states, batch.hidden_mean, mask, frobenius),
+        frobenius=frobenius_sum(hidden_states, batch.averaged, mask, frobenius),
     )
 
 

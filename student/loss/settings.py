@@ -8,28 +8,30 @@ from delta_common.settings_file import FrozenSettings
 
 
 class FrobeniusSettings(FrozenSettings):
-    """The hidden-state term β·F; both weights 0 leave it out.
+    """The hidden-state term β·F; both weights 0 leave it out."""
 
-    The student's output is normed and cannot reach raw states of massive activation: there F hardly falls, whatever is
-    learnt.
-    """
-
-    weight_init: float = Field(default=0.1, ge=0, le=1)
+    weight_init: float = Field(default=0.2, ge=0, le=1)
     """β at the first update; equal to weight_final it stays fixed."""
 
-    weight_final: float = Field(default=0.1, ge=0, le=1)
+    weight_final: float = Field(default=0.2, ge=0, le=1)
     """β that the schedule falls to; the paper anneals 0.2 to 0.1, or keeps 0.1."""
 
     norm: Literal["sequence", "batch"] = "sequence"
     """One norm per sequence (Eq. 37 read literally), or one over the whole micro-batch (the authors' code)."""
 
-    channels: Literal["raw", "normalised"] = "raw"
-    """`normalised` divides each channel by the teacher's RMS of it. The student's output is normed and cannot reach
-    `raw` states of massive activation, so that F may hardly fall."""
+    channels: Literal["mapped", "raw", "normalised"] = "mapped"
+    """`mapped` compares the teacher's states, each channel divided by its RMS, with a linear map of the student's that
+    is trained beside it; `raw` (the paper) compares them as they are and `normalised` each channel divided by the
+    teacher's RMS of it: there F hardly falls, as the student's normed output cannot reach the teacher's states."""
 
     @property
     def enabled(self) -> bool:
         return self.weight_init > 0
+
+    @property
+    def trains_map(self) -> bool:
+        """Whether a map of the student's states is trained beside it."""
+        return self.enabled and self.channels == "mapped"
 
     @model_validator(mode="after")
     def _falls(self) -> Self:
@@ -63,6 +65,11 @@ class DistillationSettings(FrozenSettings):
 
     frobenius: FrobeniusSettings = Field(default_factory=FrobeniusSettings)
     """The hidden-state term."""
+
+    def without_frobenius(self) -> Self:
+        """The same without the hidden-state term."""
+        nothing = self.frobenius.model_copy(update={"weight_init": 0.0, "weight_final": 0.0})
+        return self.model_copy(update={"frobenius": nothing})
 
     @model_validator(mode="after")
     def _weights_fit(self) -> Self:

@@ -16,6 +16,7 @@ from delta_common.files import parse_json
 from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE, is_export, read_config
 from student.model.frozen import FROZEN_NAMES
 from student.model.shape import StudentSettings
+from student.model.student import is_beside
 from student.model.transplant.families import Config
 from student.run.checkpoints import PARAMETER, TENSORS_FILE, Checkpoint, digest_of, find_checkpoint
 from student.run.files import SETTINGS_FILE, TRAINED_FILE, Origin, read_provenance, read_settings, read_summary
@@ -54,7 +55,7 @@ def read_beginning(path: Path, wanted: StudentSettings, cache: Cache) -> Beginni
 def require_same_shapes(beginning: Beginning, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise `UserError` naming a parameter that the student has otherwise; `shapes` are the student's by name."""
     found = {name: tuple(tensor.shape) for name, tensor in beginning.parameters.items()}
-    for name in sorted(found.keys() | shapes.keys()):
+    for name in sorted(name for name in found.keys() | shapes.keys() if not is_beside(name)):
         if found.get(name) != shapes.get(name):
             theirs, ours = (str(list(s[name])) if name in s else "nothing of it" for s in (found, shapes))
             raise UserError(
@@ -104,7 +105,8 @@ def _parameters(path: Path, found: Checkpoint | None) -> tuple[int, dict[str, Te
         steps = state.step
         with safe_open(folder / TENSORS_FILE, framework="pt") as tensors:
             names = [name for name in tensors.keys() if name.startswith(f"{PARAMETER}/")]  # noqa: SIM118
-            parameters |= {name.removeprefix(f"{PARAMETER}/"): tensors.get_tensor(name) for name in names}
+            own = [name for name in names if not is_beside(name.removeprefix(f"{PARAMETER}/"))]
+            parameters |= {name.removeprefix(f"{PARAMETER}/"): tensors.get_tensor(name) for name in own}
     if not parameters:
         raise UserError(f"--init-from {path}: it has no checkpoint yet; let it train to its first one")
     return steps, parameters

@@ -12,17 +12,17 @@ from delta_common.errors import UserError
 from student.data.order import BatchReader
 from student.evaluate.positions import require_temperature_one
 from student.loss.channel_scale import channel_rms
-from student.loss.frobenius import FrobeniusTerm
+from student.loss.frobenius import FrobeniusTerm, StateMap
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.recorded import record_passes
-from student.model.student import Student
+from student.model.student import STATE_MAP, Student
 from student.model.transplant.families import Config
 from student.model.transplant.student import TransplantStudent
 from student.run.checkpoints import Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.stages import Stage, stage_at, stages_of
-from student.run.student import initial_student
+from student.run.student import DTYPES, initial_student
 from student.settings import TargetViewSettings, TrainSettings
 from student.train.engine import deepspeed_config, make_engine, trained_names
 from student.train.processes import Processes
@@ -117,6 +117,10 @@ def assemble(
         _require_fit(settings.of_stage(each.settings), each, cache)
     held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
     student = initial_student(settings, cache, processes.device, teacher_config)
+    if any(settings.of_stage(each.settings).distillation.frobenius.trains_map for each in stages):
+        # Within the student, so that DeepSpeed and checkpoints treat it as they treat the student's own parameters.
+        beside = StateMap(cache.manifest.hidden_size).to(processes.device, DTYPES[settings.training.precision])
+        setattr(student, STATE_MAP, beside)
     each_trained = (trained_names(student, settings.of_stage(s.settings), s.settings.train) for s in stages)
     trained = frozenset[str]().union(*each_trained)
     stage = stage_at(stages, done)
@@ -133,7 +137,7 @@ def assemble(
         reader,
         student,
         engine=_engine(student, settings, stage, out, processes),
-        frobenius=_frobenius(cache, settings.distillation.frobenius, stage, processes.device),
+        frobenius=_frobenius(cache, settings.distillation.frobenius, student, processes.device),
         trained=trained,
     )
 
@@ -181,10 +185,21 @@ def _require_fit(settings: TrainSettings, stage: Stage, cache: Cache) -> None:
     own = stage.settings.distillation is not None
     where = f"stages.{stage.number - 1}.distillation" if own else "distillation"
     _require_temperatures(cache, settings.distillation, where)
-    if settings.distillation.frobenius.enabled and cache.manifest.hidden.mean == "none":
+    if settings.distillation.frobenius.enabled:
+        _require_states(cache, f"{where}.frobenius")
+
+
+def _require_states(cache: Cache, where: str) -> None:
+    """Raise `UserError` unless a row of the cache has enough of the averaged states for the Frobenius term."""
+    hidden, width = cache.manifest.hidden, cache.manifest.hidden_size
+    remedy = f"set {where}.weight_init and weight_final to 0, or build the cache with"
+    if hidden.mean == "none":
+        raise UserError(f"{cache.path}: no averaged hidden states, which {where} needs; {remedy} hidden.preset default")
+    kept = hidden.positions(cache.manifest.seq_len) * hidden.width(width)
+    if kept < width:
         raise UserError(
-            f"{cache.path}: no averaged hidden states, which {where}.frobenius needs; set "
-            f"{where}.frobenius.weight_init and weight_final to 0, or build the cache with hidden states"
+            f"{cache.path}: a row keeps {kept} numbers of its averaged hidden states, too few for {where} to estimate "
+            f"{width} channels from; {remedy} more hidden.channels or a smaller hidden.stride"
         )
 
 
@@ -200,11 +215,11 @@ def _require_temperatures(cache: Cache, distillation: DistillationSettings, wher
             raise UserError(f"{where}.{name}: {error} of {cache.path}; {remedy}") from error
 
 
-def _frobenius(cache: Cache, wanted: FrobeniusSettings, stage: Stage, device: torch.device) -> FrobeniusTerm | None:
-    if not wanted.enabled or stage.settings.loss == "transfer":
+def _frobenius(cache: Cache, wanted: FrobeniusSettings, student: Student, device: torch.device) -> FrobeniusTerm | None:
+    if not wanted.enabled:
         return None
-    rms = channel_rms(cache).to(device) if wanted.channels == "normalised" else None
-    return FrobeniusTerm(wanted.norm, cache.manifest.hidden.stride, rms)
+    rms = None if wanted.channels == "raw" else channel_rms(cache).to(device)
+    return FrobeniusTerm(wanted.norm, rms, getattr(student, STATE_MAP) if wanted.trains_map else None)
 
 
 def _held_out(path: str, trained_on: Cache) -> Cache:

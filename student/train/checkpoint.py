@@ -19,6 +19,7 @@ from torch import Tensor
 from delta_common.differences import differences
 from delta_common.errors import UserError
 from delta_common.files import settle_on_disk, write_atomically
+from student.model.student import is_beside
 from student.run.checkpoints import FOLDER, PARAMETER, STATE_FILE, TENSORS_FILE, TrainingState, digest_of
 from student.settings import INIT_FROM
 from student.train.engine import loss_scaler
@@ -133,11 +134,13 @@ def restore_learning_rate(engine: "DeepSpeedEngine", updates: int) -> None:
 def save_trained(module: torch.nn.Module, path: Path, processes: Processes) -> None:
     """Write the student's parameters, by their names, to a safetensors file: those that were not trained too.
 
+    What was trained beside it is left out.
+
     They have the precision the student computes in: 16 bits under fp16 and bf16. Every process calls this.
     """
     import deepspeed
 
-    parameters = dict(module.named_parameters())
+    parameters = {name: p for name, p in module.named_parameters() if not is_beside(name)}
     partitioned = [p for p in parameters.values() if hasattr(p, "ds_id")]
     with deepspeed.zero.GatheredParameters(partitioned, enabled=bool(partitioned)):
         if processes.rank == 0:

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
+from student.model.student import is_beside
 from student.model.transplant.student import TransplantStudent
 from student.settings import Part, TrainSettings
 
@@ -133,13 +134,15 @@ def trained_names(module: nn.Module, settings: TrainSettings, part: Part) -> set
     """Names of the parameters of a part; those of the teacher's own are left out where their learning rate is 0."""
     new, names = _new_names(module), {name for name, _ in module.named_parameters()}
     body = names - new if settings.optimizer.body_learning_rate != 0 else set()
-    return {"all": new | body, "mixers": new, "body": body}[part]
+    beside = set(filter(is_beside, names)) if settings.distillation.frobenius.trains_map else set()
+    own = {"all": new | body, "mixers": new, "body": body}[part]
+    return {name for name in own if not is_beside(name)} | beside
 
 
 def _new_names(module: nn.Module) -> set[str]:
     """Names of the parameters that are not the teacher's own."""
     if isinstance(module, TransplantStudent):
-        return module.new_names()
+        return module.new_names() | {name for name, _ in module.named_parameters() if is_beside(name)}
     return {name for name, _ in module.named_parameters()}
 
 

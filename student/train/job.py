@@ -12,6 +12,8 @@ import torch
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
 from delta_common.settings_file import FrozenSettings
+from student.loss.frobenius import StateMap
+from student.model.student import STATE_MAP, is_beside
 from student.model.transplant.student import TransplantStudent
 from student.run.checkpoints import PARAMETER, Checkpoint, Progress, TrainingState, find_checkpoint
 from student.run.files import (
@@ -107,6 +109,9 @@ def _begin(
         run, chain = assembled(teacher_config=beginning.teacher_config), beginning.chain
         require_same_shapes(beginning, parameter_shapes(run.engine))
         stored = {f"{PARAMETER}/{name}": tensor for name, tensor in beginning.parameters.items()}
+        if any(map(is_beside, run.trained)):
+            untrained_map = StateMap(cache.manifest.hidden_size).state_dict()
+            stored |= {f"{PARAMETER}/{STATE_MAP}.{name}": tensor for name, tensor in untrained_map.items()}
         run.untrained.update(load_parameters(run.engine, stored, lambda name: stored[name].float()))
     if run.processes.rank == 0:
         _prepare_folder(run, settings, 0)

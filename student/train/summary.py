@@ -8,6 +8,7 @@ from rich.table import Table
 
 from delta_common.files import write_atomically
 from student.evaluate.held_out import rows_in_order, teacher_scores
+from student.model.student import is_beside
 from student.model.xlstm import ParameterCounts
 from student.report.page import REPORT_FILE, write_report
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_provenance, read_run
@@ -69,10 +70,11 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
 
 def _counts(run: Run) -> ParameterCounts:
     """The parameters that any stage trained, and all, also where each process holds only a part of them."""
-    sizes = {name: math.prod(shape) for name, shape in parameter_shapes(run.engine).items()}
+    shapes = parameter_shapes(run.engine)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items() if not is_beside(name)}
     held = run.student.parameter_counts()
     frozen = held.total - held.trainable
-    return ParameterCounts(sum(sizes[name] for name in run.trained), sum(sizes.values()) + frozen)
+    return ParameterCounts(sum(sizes.get(name, 0) for name in run.trained), sum(sizes.values()) + frozen)
 
 
 def _teacher_measures(run: Run) -> dict[str, float] | None:

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from delta_common.errors import UserError
 from teacher_cache.format.manifest import Manifest
+from teacher_cache.targets.states import drawn_phases, kept_positions
 
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
 
@@ -25,8 +26,10 @@ def require_finite(manifest: Manifest, name: str, stored: NDArray[Any], rows: ra
         wrong |= np.isneginf(numbers)
     if wrong.any():
         row, position = (int(index) for index in np.argwhere(wrong.any(axis=tuple(range(2, wrong.ndim))))[0])
-        stride = manifest.hidden.stride if name.startswith("hidden/") else 1
-        raise UserError(_message(manifest, name, rows[row], position * stride, overflowed=not np.isnan(numbers).any()))
+        if name.startswith("hidden/"):
+            first = drawn_phases(manifest, [rows[row]])
+            position = int(kept_positions(manifest.hidden, manifest.seq_len, first)[0, position])
+        raise UserError(_message(manifest, name, rows[row], position, overflowed=not np.isnan(numbers).any()))
 
 
 def _is_bfloat16(manifest: Manifest, name: str, stored: NDArray[Any]) -> bool:

@@ -3,6 +3,9 @@
 import sys
 from contextlib import ExitStack
 
+import numpy as np
+import torch
+
 from delta_common.errors import UserError
 from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 from teacher_cache.corpus.bookmarks import Bookmarks
@@ -10,15 +13,27 @@ from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
 from teacher_cache.format.keys import BODY_KEY
-from teacher_cache.format.manifest import ALIGNMENT, FORMAT_NAME, FORMAT_VERSION, Manifest, RowLayout
+from teacher_cache.format.manifest import (
+    ALIGNMENT,
+    FORMAT_NAME,
+    FORMAT_VERSION,
+    ChannelSampling,
+    Manifest,
+    RowLayout,
+)
 from teacher_cache.format.sealed import digest
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import Store
 from teacher_cache.store.metadata import is_intact, read_manifest
+from teacher_cache.targets.states import channel_sampling
 from teacher_cache.teacher.batch_size import find_batch_size
+from teacher_cache.teacher.channel_sizes import channel_rms
 from teacher_cache.teacher.documents_apart import require_documents_apart
 from teacher_cache.teacher.model import Teacher
+
+PILOT_POSITIONS = 4096
+"""Positions that channels are sized over; a little text will do, as sizes only decide how often each is drawn."""
 
 
 def is_already_built(store: Store, settings: BuildSettings) -> bool:
@@ -36,17 +51,22 @@ def open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tupl
     If several builders start at once with batch size `auto`, one of them finds it, and the others take what it found.
     """
     with ExitStack() as stack:
-        if settings.compute.batch_size == "auto":
-            held = stack.enter_context(store.lock("batch-size", patience=METADATA_PATIENCE))
-            settings = recorded_batch_size(settings, read_manifest(store))
-            if not held and settings.compute.batch_size == "auto":
-                raise UserError(f"{store.where('')}: another builder tries batch sizes; run the same command again")
+        if read_manifest(store) is None and _needs_a_pilot(settings, teacher):
+            held = stack.enter_context(store.lock("pilot", patience=METADATA_PATIENCE))
+            settings = recorded_batch_size(settings, existing := read_manifest(store))
+            if not held and existing is None:
+                raise UserError(f"{store.where('')}: another builder tries the teacher; run the same command again")
         settings = with_batch_size(settings, teacher)
         files = teacher.files()
         writer = CacheWriter.open(store, make_manifest(settings, teacher, files, store), files)
     if settings.rows.count is None:
         writer.bookmarks().save_length(writer.manifest.rows.count)
     return settings, writer
+
+
+def _needs_a_pilot(settings: BuildSettings, teacher: Teacher) -> bool:
+    """Whether the teacher has to be tried before the manifest is known: several builders must come to the same."""
+    return settings.compute.batch_size == "auto" or settings.hidden.drawn(teacher.hidden_size) is not None
 
 
 def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
@@ -83,16 +103,43 @@ def make_manifest(
         corpus=describe_corpus(settings.corpus),
         rows=_row_layout(settings, settings.rows.count or 1),
         targets=settings.targets.layout(),
-        hidden=settings.hidden.layout(),
+        hidden=settings.hidden.layout(None),
         compute=_compute(settings),
         files={key: digest(data) for key, data in files.items()},
     )
-    if settings.rows.count is not None:
-        return manifest
-    bookmarks = None if store is None else Bookmarks(store, manifest)
-    kept = None if bookmarks is None else bookmarks.length()
-    count = kept or CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, bookmarks).count()
-    return manifest.model_copy(update={"rows": _row_layout(settings, count)})
+    if settings.rows.count is None:
+        bookmarks = None if store is None else Bookmarks(store, manifest)
+        kept = None if bookmarks is None else bookmarks.length()
+        count = kept or CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, bookmarks).count()
+        manifest = manifest.model_copy(update={"rows": _row_layout(settings, count)})
+    channels = _channels(settings, teacher, manifest, None if store is None else read_manifest(store))
+    return manifest.model_copy(update={"hidden": settings.hidden.layout(channels)})
+
+
+def _channels(
+    settings: BuildSettings, teacher: Teacher, manifest: Manifest, existing: Manifest | None
+) -> ChannelSampling | None:
+    """How channels of the averaged states are drawn: as in the existing cache, or by their sizes in the first rows."""
+    drawn = settings.hidden.drawn(teacher.hidden_size)
+    if drawn is None:
+        return None
+    known = None if existing is None else existing.hidden.channels
+    if known is not None and known.drawn == drawn and len(known.counts) == teacher.hidden_size:
+        return known
+    count = min(manifest.rows.count, -(-PILOT_POSITIONS // manifest.seq_len))
+    rows = list(CorpusRows(settings, teacher.tokenizer, manifest.tokenizer).take(range(count)))
+    tokens, starts, counted = (
+        torch.from_numpy(np.stack([getattr(row, name) for row in rows]))
+        for name in ("tokens", "document_start", "loss_mask")
+    )
+    apart = settings.rows.context == "document"
+    rms = channel_rms(teacher, tokens[:, :-1].long(), counted, starts if apart else None)
+    if not np.isfinite(rms).all():
+        raise UserError(
+            f"teacher.dtype {settings.teacher.dtype}: the teacher's states are not finite in the first {count} rows; "
+            "set teacher.dtype to float32"
+        )
+    return channel_sampling(rms, drawn)
 
 
 def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
@@ -127,11 +174,20 @@ def settings_differences(existing: Manifest, settings: BuildSettings) -> list[st
         "corpus": describe_corpus(settings.corpus),
         "rows": _row_layout(settings, existing.rows.count),
         "targets": settings.targets.layout(),
-        "hidden": settings.hidden.layout(),
+        "hidden": settings.hidden.layout(existing.hidden.channels),
         "compute": _compute(settings),
     }
+    others = _other_channels(existing, settings) + _other_carry(existing, settings)
     wanted = existing.model_copy(update=asked).in_version(existing.format_version)
-    return manifest_differences(existing, wanted) + _other_carry(existing, settings)
+    return manifest_differences(existing, wanted) + others
+
+
+def _other_channels(existing: Manifest, settings: BuildSettings) -> list[str]:
+    had = None if existing.hidden.channels is None else existing.hidden.channels.drawn
+    wanted = settings.hidden.drawn(existing.hidden_size)
+    if had == wanted or existing.hidden.mean != settings.hidden.precision:
+        return []  # another precision is said already
+    return [f"hidden.channels: the cache has {had or 'all'}, these settings give {wanted or 'all'}"]
 
 
 def _other_carry(existing: Manifest, settings: BuildSettings) -> list[str]:
@@ -158,6 +214,7 @@ def require_fit(settings: BuildSettings, teacher: Teacher) -> None:
             f"targets.top_k {top_k}: larger than the teacher's vocabulary of {teacher.vocab_size}; "
             f"set it to {teacher.vocab_size} or less"
         )
+    settings.hidden.require_fit(teacher.hidden_size, settings.rows.seq_len)
     if settings.rows.context == "document":
         rows = 2 if settings.compute.batch_size == "auto" else settings.compute.batch_size
         require_documents_apart(teacher, settings.teacher, rows)

@@ -15,8 +15,9 @@ from teacher_cache.device import to_device
 from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.keep import KeptTargets
-from teacher_cache.targets.quantize import pack_int4, quantize, quantize_rows
+from teacher_cache.targets.quantize import pack, quantize, quantize_rows
 from teacher_cache.targets.randomness import Purpose, rounding_keys, row_uniforms
+from teacher_cache.targets.states import channel_sets, drawn_phases, drawn_sets, has_phases, kept_positions
 
 STORED_AS = {"uint32": torch.int32, "float16": torch.float16, "float32": torch.float32}
 """PyTorch dtype with the same bits as the stored one."""
@@ -72,14 +73,34 @@ class ShardArrays:
         return stored
 
     def stored_hidden_mean(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
-        """Averaged states (B, T, d) float32 as they are stored: every stride-th position, in the stored precision."""
+        """Averaged states (B, T, d) float32 as they are stored: the kept positions and channels, in their precision."""
         hidden, name = self.manifest.hidden, "hidden/mean"
-        states, counted = states[:, :: hidden.stride], self._counted(batch, states.device)[:, :: hidden.stride]
-        if hidden.mean not in ("int8", "int4"):
+        states, counted = self._kept(states, self._counted(batch, states.device), self.rows[batch])
+        if hidden.mean == "none" or hidden.mean == "lossless":
             return {name: self._lossless(states, counted)}
         keys = rounding_keys(self.manifest.targets.seed, self.rows[batch], states.device)
         codes, scales = quantize_rows(states, counted, hidden.mean, keys)
-        return {name: pack_int4(codes) if hidden.mean == "int4" else codes, f"{name}_scales": scales}
+        return {name: pack(codes, hidden.mean), f"{name}_scales": scales}
+
+    def _kept(self, states: Tensor, counted: Tensor, rows: range) -> tuple[Tensor, Tensor]:
+        """States (B, P, k) and the mask (B, P) of the positions and channels that are kept of (B, T, d) and (B, T)."""
+        hidden = self.manifest.hidden
+        if has_phases(self.manifest):
+            kept = torch.from_numpy(kept_positions(hidden, states.shape[1], drawn_phases(self.manifest, rows)))
+            within, kept = kept < states.shape[1], kept.clamp(max=states.shape[1] - 1)
+            places = to_device(kept, states.device)
+            states = states.take_along_dim(places[..., None], dim=1)
+            counted = counted.take_along_dim(places, dim=1) & to_device(within, states.device)
+        else:
+            states, counted = states[:, :: hidden.stride], counted[:, :: hidden.stride]
+        if hidden.channels is None:
+            return states, counted
+        sets = channel_sets(hidden.channels)
+        channels = to_device(torch.from_numpy(sets.members[drawn_sets(self.manifest, rows)]), states.device)
+        states = states.take_along_dim(channels, dim=-1)
+        if hidden.mean != "lossless":
+            states = states / to_device(torch.from_numpy(sets.sizes), states.device)[channels]
+        return states, counted
 
     def stored_final(self, batch: slice, states: Tensor) -> dict[str, Tensor]:
         """Final states (B, T, d) as exact mode stores them."""

@@ -26,16 +26,18 @@ from teacher_cache.format.manifest import (
     ALIGNMENT,
     FORMAT_NAME,
     FORMAT_VERSION,
+    ChannelSampling,
     Manifest,
     RowLayout,
     TeacherIdentity,
     TokenizerIdentity,
 )
 from teacher_cache.format.sealed import digest
-from teacher_cache.settings import HiddenSettings, TargetSettings
+from teacher_cache.settings import HiddenPrecision, HiddenSettings, TargetSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.targets.keep_torch import BLOCK, LOG2_E, in_blocks
+from teacher_cache.targets.states import channel_sampling
 
 EOS_TOKEN_ID = 0
 MEAN_DOCUMENT_TOKENS = 200
@@ -56,8 +58,10 @@ class SyntheticSettings:
     rows_per_shard: int = 64
     value_dtype: Literal["float16", "float32"] = "float16"
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    hidden: Literal["none", "lossless", "int8", "int4"] = "lossless"
+    hidden: HiddenPrecision = "lossless"
     hidden_stride: int = 1
+    hidden_channels: int | None = None
+    """Channels kept at each position, drawn anew for each; None for all."""
     mode: Literal["sparse", "exact"] = "sparse"
     samples: int = 0
     exact_hidden: Literal["lossless", "int8"] = "lossless"
@@ -74,10 +78,16 @@ class SyntheticSettings:
             raise UserError(f"--seed {self.seed}: must be from 0 to {2**63 - 1}")
         if self.vocab_size < 2:
             raise UserError(f"--vocab-size {self.vocab_size}: must be at least 2")
+        if self.hidden != "none":
+            self.states().require_fit(self.hidden_size, self.seq_len)
         if self.top_k > self.vocab_size:
             raise UserError(
                 f"--top-k {self.top_k}: larger than --vocab-size {self.vocab_size}; lower one or raise the other"
             )
+
+    def states(self) -> HiddenSettings:
+        """What is kept of the averaged hidden states."""
+        return HiddenSettings(mean=self.hidden, stride=self.hidden_stride, channels=self.hidden_channels)
 
     def targets(self) -> TargetSettings:
         """What is kept of each distribution."""
@@ -101,7 +111,7 @@ def make_synthetic_cache(path: str | Path, **sizes: Any) -> Path | str:
     frozen = save({"embedding.weight": source.embedding.cpu(), "lm_head.weight": source.head.cpu()})
     files = {FROZEN_WEIGHTS_KEY: frozen}
     store = open_store(path)
-    writer = CacheWriter.open(store, _manifest(settings, files), files)
+    writer = CacheWriter.open(store, _manifest(settings, files, source.channels()), files)
     for shard in writer.pending_shards():
         with writer.claim(shard) as mine:
             if mine:
@@ -139,6 +149,19 @@ class SyntheticTeacher:
         states[:, 0] = 1.0
         stored: Tensor = states.to(self._dtype)
         return stored
+
+    def mean_states(self, final: Tensor) -> Tensor:
+        """What stands for the mean over layers (…, d) float32 of final states (…, d)."""
+        return torch.tanh(final.float() @ self._mean_map)
+
+    def channels(self) -> ChannelSampling | None:
+        """How channels of the averaged states are drawn: by their sizes behind a few tokens."""
+        drawn = self._settings.states().drawn(self._settings.hidden_size)
+        if drawn is None:
+            return None
+        tokens = torch.arange(min(self._settings.vocab_size, 256), device=self._device)
+        sizes = self.mean_states(self.states(tokens, tokens.flip(0))).double().square().mean(0).sqrt()
+        return channel_sampling(sizes.cpu().numpy(), drawn)
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits (n, V) of states (n, d), in the teacher's dtype."""
@@ -179,7 +202,7 @@ class SyntheticTeacher:
         else:
             stored |= arrays.stored_final(everything, final)
         if manifest.hidden.mean != "none":
-            stored |= arrays.stored_hidden_mean(everything, torch.tanh(final.float() @ self._mean_map))
+            stored |= arrays.stored_hidden_mean(everything, self.mean_states(final))
         arrays.put(everything, to_host(stored).arrived())
         return arrays, statistics
 
@@ -205,7 +228,7 @@ def drawn_tokens(logits: Tensor, uniform: Tensor) -> Tensor:
     return (block * BLOCK + place.clamp(max=BLOCK - 1)).squeeze(1).clamp(max=logits.shape[1] - 1)
 
 
-def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:
+def _manifest(settings: SyntheticSettings, files: dict[str, bytes], channels: ChannelSampling | None) -> Manifest:
     def sha256(data: bytes) -> str:
         return hashlib.sha256(data).hexdigest()
 
@@ -243,7 +266,7 @@ def _manifest(settings: SyntheticSettings, files: dict[str, bytes]) -> Manifest:
             rows_per_chunk=default_rows_per_chunk(settings.rows_per_shard),
         ),
         targets=settings.targets().layout(),
-        hidden=HiddenSettings(mean=settings.hidden, stride=settings.hidden_stride).layout(),
+        hidden=settings.states().layout(channels),
         compute={},
         files={key: digest(data) for key, data in files.items()},
     )

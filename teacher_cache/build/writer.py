@@ -27,6 +27,9 @@ from teacher_cache.store.metadata import is_intact, read_manifest
 METADATA_PATIENCE = 120.0
 """Seconds to wait for another builder that is writing the metadata."""
 
+LONGEST_LIST = 16
+"""Items of a list that a message shows."""
+
 
 class CacheWriter:
     """Writes the shards of a cache whose metadata is there; made by `CacheWriter.open`."""
@@ -187,10 +190,14 @@ def manifest_differences(existing: Manifest, wanted: Manifest) -> list[str]:
     The number of rows may differ: a row does not depend on how many follow it.
     """
     return [
-        f"{key}: the cache has {old!r}, these settings give {new!r}"
+        f"{key}: the cache has {_in_words(old)}, these settings give {_in_words(new)}"
         for key, old, new in differences(existing.to_json(), wanted.to_json())
         if key != "rows.count" and not (key.startswith("files.") and is_metadata_key(key))
     ]
+
+
+def _in_words(value: object) -> str:
+    return f"a list of {len(value)}" if isinstance(value, list) and len(value) > LONGEST_LIST else repr(value)
 
 
 def environment(device: torch.device) -> dict[str, str]:

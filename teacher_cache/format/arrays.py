@@ -77,20 +77,20 @@ def row_specs(manifest: Manifest) -> list[ArraySpec]:
             ArraySpec("logits/log_mass", (length, len(targets.node_temperatures)), "float32"),
         ]
     else:
-        specs += _state_specs("exact/hidden", length, targets.exact_hidden, manifest.teacher)
+        specs += _state_specs("exact/hidden", length, manifest.hidden_size, targets.exact_hidden, manifest.teacher)
     if hidden.mean != "none":
-        specs += _state_specs("hidden/mean", hidden.positions(length), hidden.mean, manifest.teacher)
+        width = hidden.width(manifest.hidden_size)
+        specs += _state_specs("hidden/mean", hidden.positions(length), width, hidden.mean, manifest.teacher)
     return specs
 
 
-def _state_specs(name: str, length: int, precision: str, teacher: TeacherIdentity) -> list[ArraySpec]:
+def _state_specs(name: str, length: int, width: int, precision: str, teacher: TeacherIdentity) -> list[ArraySpec]:
     """Arrays of a hidden state: one array if lossless, otherwise codes and the groups' scales."""
-    width = teacher.hidden_size
     if precision == "lossless":
         return [ArraySpec(name, (length, width), "uint16" if teacher.dtype == "bfloat16" else teacher.dtype)]
     codes = ArraySpec(name, (length, width), "int8")
-    if precision == "int4":
-        codes = ArraySpec(name, (length, -(-width // 2)), "uint8")
+    if precision in ("int4", "int2"):
+        codes = ArraySpec(name, (length, -(-width // (2 if precision == "int4" else 4))), "uint8")
     return [codes, ArraySpec(f"{name}_scales", (length, -(-width // SCALE_GROUP)), "float16")]
 
 

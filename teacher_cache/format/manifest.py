@@ -132,16 +132,52 @@ class TargetLayout(Record):
         return self
 
 
+OFFSETS = 256
+"""Sets of channels that a position's states may be drawn from: one random byte names the set."""
+
+
+class ChannelSampling(Record):
+    """Which channels of an averaged hidden state are kept at a position."""
+
+    drawn: int
+    """Channels kept at each position, k."""
+    counts: tuple[int, ...]
+    """For each channel, in how many of the `OFFSETS` sets it is: it is drawn with probability count / OFFSETS."""
+    exponents: tuple[int, ...]
+    """For each channel, the power of two that its values are divided by before they are rounded."""
+
+    @model_validator(mode="after")
+    def _sets_are_full(self) -> Self:
+        if self.drawn < 1 or not all(1 <= count <= OFFSETS for count in self.counts):
+            raise ValueError(f"every channel must be in 1 to {OFFSETS} sets")
+        if sum(self.counts) != OFFSETS * self.drawn or len(self.counts) != len(self.exponents):
+            raise ValueError("the sets must hold `drawn` channels each, with an exponent for every channel")
+        return self
+
+
 class HiddenLayout(Record):
     """What is kept of the averaged hidden states."""
 
-    mean: Literal["none", "lossless", "int8", "int4"]
+    mean: Literal["none", "lossless", "int8", "int4", "int2"]
     stride: int
-    """Every stride-th position is kept, beginning with position 0."""
+    """Every stride-th position is kept, beginning with one drawn for the row; in format version 1 with position 0."""
+    channels: ChannelSampling | None = None
+    """Which channels are kept; None for all of them."""
 
     def positions(self, seq_len: int) -> int:
-        """Number of positions kept per row."""
+        """Places per row for positions that are kept; the last may be unused."""
         return -(-seq_len // self.stride)
+
+    def width(self, hidden_size: int) -> int:
+        """Channels kept at each position."""
+        return hidden_size if self.channels is None else self.channels.drawn
+
+    @model_serializer(mode="wrap")
+    def _without_what_older_caches_lack(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = write(self)
+        if self.channels is None:
+            del content["channels"]
+        return content
 
 
 class Manifest(Record):
@@ -159,6 +195,13 @@ class Manifest(Record):
     compute: dict[str, Any]
     files: dict[str, str]
     """Digests (xxh3-128) of the objects that belong to no shard: the teacher's files and the arrays' metadata."""
+
+    @model_validator(mode="after")
+    def _channels_are_the_teachers(self) -> Self:
+        channels = self.hidden.channels
+        if channels is not None and len(channels.counts) != self.teacher.hidden_size:
+            raise ValueError(f"hidden.channels: of {len(channels.counts)} channels, not {self.teacher.hidden_size}")
+        return self
 
     @model_validator(mode="after")
     def _files_stay_inside(self) -> Self:

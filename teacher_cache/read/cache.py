@@ -32,6 +32,7 @@ from teacher_cache.store.metadata import check_metadata, read_manifest
 from teacher_cache.store.open import open_existing
 from teacher_cache.targets import estimate
 from teacher_cache.targets.randomness import Purpose, row_uniforms
+from teacher_cache.targets.states import drawn_of_rows
 
 DECODING_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, OSError, MemoryError, OverflowError)
 """What Zarr and its codecs may raise on metadata and chunks that pass every check but are malformed."""
@@ -174,7 +175,8 @@ class Cache:
         index = self._checked(indices)
         names = [spec.name for spec in row_specs(self.manifest) if hidden or not spec.name.startswith("hidden/")]
         arrays = self._arrays_of(names, index)
-        return CachedRows(self.manifest, arrays | self._thinned(arrays, index))
+        drawn = drawn_of_rows(self.manifest, index.tolist()) if hidden else {}
+        return CachedRows(self.manifest, arrays | self._thinned(arrays, index) | drawn)
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
         """Only the tokens of some rows, (n, T+1); indices and errors as for `rows`."""

@@ -11,9 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.targets.quantize import dequantize, unpack_int4
+from teacher_cache.targets.quantize import dequantize, of_channels, unpack
+from teacher_cache.targets.randomness import rounding_uniforms
+from teacher_cache.targets.states import KEYS, PHASES, SETS, channel_sets, kept_positions
 
-FIELDS = ("tokens", "document_start", "loss_mask", "ids", "values", "log_mass", "final_hidden", "hidden_mean")
+FIELDS = (
+    *("tokens", "document_start", "loss_mask", "ids", "values", "log_mass", "final_hidden"),
+    *("hidden_mean", "hidden_positions", "hidden_channels"),
+)
 """What `CachedRows` decodes to."""
 
 
@@ -24,8 +29,10 @@ class CachedRows:
     tokens (n, T+1) uint32; document_start and loss_mask (n, T) bool. In sparse mode: ids (n, T, K) uint32; values
     (n, T, K) float32 logits, the top_k largest first, then the sampled, unused places -inf; log_mass (n, T, J)
     float32: the mass outside the top_k at the nodes, relative to the largest logit. In exact mode: final_hidden
-    (n, T, d) float32. hidden_mean (n, ceil(T/stride), d) float32: every stride-th position. Fields that are not cached
-    are None. Position t holds the distribution of tokens[t+1]; positions where loss_mask is false hold zeros.
+    (n, T, d) float32. hidden_mean (n, P, k) float32: the averaged states at the kept positions and channels, which
+    hidden_positions (n, P) and hidden_channels (n, P, k) name; the latter is None where all channels are kept, k = d.
+    Fields that are not cached are None. Position t holds the distribution of tokens[t+1]; positions where loss_mask is
+    false hold zeros.
 
     Rows take the memory that their stored types take: values and hidden states are widened when first asked for, and
     kept from then on.
@@ -33,7 +40,7 @@ class CachedRows:
 
     manifest: Manifest
     arrays: Mapping[str, NDArray[Any]]
-    """As stored, by their names in docs/format.md."""
+    """As stored, by their names in docs/format.md, and what `drawn_of_rows` says of the rows."""
 
     @property
     def tokens(self) -> NDArray[np.uint32]:
@@ -68,12 +75,43 @@ class CachedRows:
     def hidden_mean(self) -> NDArray[np.float32] | None:
         return self._states("hidden/mean")
 
+    @property
+    def hidden_positions(self) -> NDArray[np.int64] | None:
+        """Position of each of hidden_mean's; T and above are unused places, which hold zeros."""
+        if "hidden/mean" not in self.arrays:
+            return None
+        phases = self.arrays.get(PHASES, np.zeros(self.loss_mask.shape[:-1], np.int64))
+        return kept_positions(self.manifest.hidden, self.manifest.seq_len, phases)
+
+    @property
+    def hidden_counted(self) -> NDArray[np.bool_]:
+        """(n, P) bool: whether a place of hidden_mean holds a position that counts."""
+        positions = self.hidden_positions
+        if positions is None:
+            return np.zeros((*self.loss_mask.shape[:-1], 0), bool)
+        length = self.loss_mask.shape[-1]
+        counted = np.take_along_axis(self.loss_mask, np.minimum(positions, length - 1), axis=-1)
+        within: NDArray[np.bool_] = counted & (positions < length)
+        return within
+
+    @property
+    def hidden_channels(self) -> NDArray[np.int64] | None:
+        channels = self.manifest.hidden.channels
+        if SETS not in self.arrays or channels is None:
+            return None
+        members: NDArray[np.int64] = channel_sets(channels).members[self.arrays[SETS]]
+        return members
+
     def _states(self, name: str) -> NDArray[np.float32] | None:
         if name not in self.arrays:
             return None
-        decoded = decode_states(name, self.manifest, lambda key: as_tensor(self.arrays[key]))
+        decoded = decode_states(name, self.manifest, self._tensor)
         states: NDArray[np.float32] = decoded.numpy()
         return states
+
+    def _tensor(self, name: str) -> Tensor | None:
+        array = self.arrays.get(name)
+        return None if array is None else as_tensor(np.asarray(array))
 
     def select(self, index: Any) -> "CachedRows":
         """Every array indexed on axis 0: an integer selects one row, a slice or an array of integers several."""
@@ -86,11 +124,39 @@ def as_tensor(array: NDArray[Any]) -> Tensor:
     return torch.from_numpy(array if signed is None else array.view(signed))
 
 
-def decode_states(name: str, manifest: Manifest, stored: Callable[[str], Tensor]) -> Tensor:
-    """Hidden states (…, d) float32 of the array `name`, on the device that `stored` gives its tensors on."""
-    precision = manifest.hidden.mean if name == "hidden/mean" else manifest.targets.exact_hidden
+def decode_states(name: str, manifest: Manifest, stored: Callable[[str], Tensor | None]) -> Tensor:
+    """Hidden states (…, d) or (…, k) float32 of the array `name`, on the device that `stored` gives its tensors on."""
+    if name == "hidden/mean":
+        return decode_averaged(manifest, stored)[0]
     kept = stored(name)
-    if precision == "lossless":
-        return (kept.view(torch.bfloat16) if kept.dtype == torch.int16 else kept).float()
-    codes = unpack_int4(kept, manifest.hidden_size) if precision == "int4" else kept
-    return dequantize(codes, stored(f"{name}_scales"))
+    scales = stored(f"{name}_scales") if manifest.targets.exact_hidden == "int8" else None
+    assert kept is not None
+    return _widened(kept) if scales is None else dequantize(kept, scales)
+
+
+def decode_averaged(manifest: Manifest, stored: Callable[[str], Tensor | None]) -> tuple[Tensor, Tensor | None]:
+    """Averaged states (n, P, k) float32, or (P, k) of a single row, and what rounding has added to their squares.
+
+    The latter (n, P, k) is the variance of the rounding's error; None where nothing was rounded, or where it is not
+    known, as in format version 1.
+    """
+    hidden, kept = manifest.hidden, stored("hidden/mean")
+    assert kept is not None
+    if hidden.mean == "lossless" or hidden.mean == "none":
+        return _widened(kept), None
+    scales = stored("hidden/mean_scales")
+    assert scales is not None
+    width, keys = hidden.width(manifest.hidden_size), stored(KEYS)
+    codes = unpack(kept, hidden.mean, width)
+    uniform = None if keys is None else rounding_uniforms(keys.view(-1), codes.shape[-2] * width).view(codes.shape)
+    states, variance = dequantize(codes, scales, uniform), of_channels(scales, width).square() / 12
+    sets = stored(SETS)
+    if sets is not None and hidden.channels is not None:
+        known = channel_sets(hidden.channels)
+        sizes = torch.from_numpy(known.sizes[known.members]).to(states.device)[sets.long()]
+        states, variance = states * sizes, variance * sizes.square()
+    return states, None if uniform is None else variance
+
+
+def _widened(kept: Tensor) -> Tensor:
+    return (kept.view(torch.bfloat16) if kept.dtype == torch.int16 else kept).float()

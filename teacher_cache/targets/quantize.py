@@ -1,4 +1,8 @@
-"""Hidden states in 8 or 4 bits: integer codes, and one float16 scale per group of 64 channels."""
+"""Hidden states in 8, 4 or 2 bits: integer codes, and one float16 scale per group of 64 channels.
+
+Rounding adds a random number to each value, which the reader knows too and takes off again. The error is then uniform
+over one step whatever the value was: without bias, half as large as that of the codes alone, and of known variance.
+"""
 
 from typing import Literal
 
@@ -10,9 +14,11 @@ from delta_common.installed import has_triton
 from teacher_cache.format.arrays import SCALE_GROUP
 from teacher_cache.targets.randomness import rounding_uniforms
 
-Precision = Literal["int8", "int4"]
+Precision = Literal["int8", "int4", "int2"]
 
-LARGEST_CODE = {"int8": 127, "int4": 7}
+LARGEST_CODE: dict[Precision, int] = {"int8": 127, "int4": 7, "int2": 1}
+
+CODES_PER_BYTE: dict[Precision, int] = {"int8": 1, "int4": 2, "int2": 4}
 
 ROOM = 1 + 2.0**-10
 """Scales are enlarged by this factor, so that rounding them to float16 never makes the largest code overflow."""
@@ -45,22 +51,44 @@ def quantize(states: Tensor, precision: Precision, uniform: Tensor | None) -> tu
     return codes.flatten(-2)[..., : states.shape[-1]].to(torch.int8), scales
 
 
-def dequantize(codes: Tensor, scales: Tensor) -> Tensor:
-    """Turn codes (..., d) int8 and scales (..., groups) float16 back into states (..., d) float32."""
-    widened = scales.float().repeat_interleave(SCALE_GROUP, dim=-1)[..., : codes.shape[-1]]
-    return codes.float() * widened
+def dequantize(codes: Tensor, scales: Tensor, uniform: Tensor | None = None) -> Tensor:
+    """Turn codes (..., d) int8 and scales (..., groups) float16 back into states (..., d) float32.
+
+    With the `uniform` (..., d) that they were rounded with, the error is uniform over one scale.
+    """
+    exact = codes.float() if uniform is None else codes.float() + 0.5 - uniform
+    return exact * of_channels(scales, codes.shape[-1])
 
 
-def pack_int4(codes: Tensor) -> Tensor:
-    """Pack codes (..., d) from -7 to 7 into (..., ceil(d/2)) uint8: code + 8, the even channel in the low 4 bits."""
-    shifted = (functional.pad(codes, (0, codes.shape[-1] % 2)) + 8).to(torch.uint8)
-    return shifted[..., 0::2] | (shifted[..., 1::2] << 4)
+def of_channels(scales: Tensor, width: int) -> Tensor:
+    """The scale (..., width) float32 of each channel, from those of groups (..., groups)."""
+    return scales.float().repeat_interleave(SCALE_GROUP, dim=-1)[..., :width]
 
 
-def unpack_int4(packed: Tensor, width: int) -> Tensor:
-    """The codes (..., width) int8 of `pack_int4`."""
-    halves = torch.stack([packed & 15, packed >> 4], dim=-1).flatten(-2)
-    return halves[..., :width].to(torch.int8) - 8
+def pack(codes: Tensor, precision: Precision) -> Tensor:
+    """Codes (..., d) as they are stored: int8, or (..., ceil(d / n)) uint8 with n in a byte, the first in the low bits.
+
+    What fills up the last byte, and is added to each code, is the middle one: 8 in 4 bits, 2 in 2 bits.
+    """
+    per_byte = CODES_PER_BYTE[precision]
+    if per_byte == 1:
+        return codes
+    bits = 8 // per_byte
+    shifted = (functional.pad(codes, (0, -codes.shape[-1] % per_byte)) + 2 ** (bits - 1)).to(torch.uint8)
+    parts = shifted.unflatten(-1, (-1, per_byte)) << bits * torch.arange(per_byte, device=codes.device)
+    packed: Tensor = parts.sum(-1, dtype=torch.uint8)
+    return packed
+
+
+def unpack(packed: Tensor, precision: Precision, width: int) -> Tensor:
+    """The codes (..., width) int8 of `pack`."""
+    per_byte = CODES_PER_BYTE[precision]
+    if per_byte == 1:
+        return packed
+    bits = 8 // per_byte
+    parts = (packed[..., None] >> bits * torch.arange(per_byte, device=packed.device)) & (2**bits - 1)
+    codes: Tensor = parts.flatten(-2)[..., :width].to(torch.int8) - 2 ** (bits - 1)
+    return codes
 
 
 def _grouped(states: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Random numbers that depend on the seed and the row only, whichever process computes the row: counter-based."""
 
+from collections.abc import Iterable
 from enum import IntEnum
 
 import numpy as np
@@ -16,6 +17,7 @@ class Purpose(IntEnum):
     SAMPLING = 0
     ROUNDING = 1
     THINNING = 2
+    STATES = 3
 
 
 def row_uniforms(seed: int, row: int, purpose: Purpose, count: int) -> NDArray[np.float64]:
@@ -24,7 +26,13 @@ def row_uniforms(seed: int, row: int, purpose: Purpose, count: int) -> NDArray[n
     return np.asarray(raw >> np.uint64(11), np.float64) * 2.0**-53
 
 
-def rounding_keys(seed: int, rows: range, device: torch.device) -> Tensor:
+def row_bytes(seed: int, row: int, purpose: Purpose, count: int) -> NDArray[np.uint8]:
+    """`count` random bytes: those of the raw numbers of `row_uniforms`, the lowest first."""
+    raw = np.random.Philox(key=[seed, row], counter=[0, 0, 0, purpose]).random_raw(-(-count // 8))
+    return np.asarray(raw, "<u8").view(np.uint8)[:count]
+
+
+def rounding_keys(seed: int, rows: Iterable[int], device: torch.device) -> Tensor:
     """The keys (rows,) int64 that `rounding_uniforms` takes."""
     keys = [int(np.random.Philox(key=[seed, row], counter=[0, 0, 0, Purpose.ROUNDING]).random_raw()) for row in rows]
     return to_device(torch.tensor([_signed(key) for key in keys]), device)

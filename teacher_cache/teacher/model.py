@@ -95,6 +95,11 @@ class Teacher:
         return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
 
     @property
+    def hidden_size(self) -> int:
+        """Width d of the hidden states."""
+        return int(self._config.get_text_config(decoder=True).hidden_size)
+
+    @property
     def head_weight(self) -> Tensor:
         """The LM head over the real vocabulary, (V_real, d), in the teacher's dtype."""
         return self._head.weight[: self.vocab_size]

@@ -17,6 +17,7 @@ from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import TeacherSettings
+from teacher_cache.targets.states import drawn_of_rows
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import Teacher
 from teacher_cache.verify.objects import Fault, Findings
@@ -117,7 +118,8 @@ def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> 
     for batch in batches(len(numbers), batch_size):
         compute_batch(teacher, arrays, batch, statistics)
 
-    return CachedRows(cache.manifest, {name: array[: len(rows)] for name, array in arrays.by_name.items()})
+    computed = arrays.by_name | drawn_of_rows(cache.manifest, numbers)
+    return CachedRows(cache.manifest, computed).select(slice(len(rows)))
 
 
 def _compared(rows: CachedRows, name: str, top_k: int) -> NDArray[np.float32] | None:
@@ -125,8 +127,9 @@ def _compared(rows: CachedRows, name: str, top_k: int) -> NDArray[np.float32] | 
     array: NDArray[np.float32] | None = getattr(rows, name)
     if array is None:
         return None
-    stride = -(-rows.loss_mask.shape[1] // array.shape[1])
-    counted = array[rows.loss_mask[:, ::stride]]
+    if name == "hidden_mean":
+        return array[rows.hidden_counted]
+    counted = array[rows.loss_mask]
     return counted[:, :top_k] if name == "values" else counted
 
 

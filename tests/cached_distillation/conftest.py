@@ -17,3 +17,9 @@ def uneven_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def dataset(uneven_path: Path) -> CacheDataset:
     return CacheDataset(uneven_path)
+
+
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """student-train says its rank in the environment; accelerate would look for other processes by it."""
+    monkeypatch.delenv("LOCAL_RANK", raising=False)

@@ -54,10 +54,10 @@ def test_in_the_samplers_order_a_shard_is_decoded_once_an_epoch(
 
 def test_hidden_states_are_read_where_they_are_asked_for(uneven_path: Path) -> None:
     plain, rich = CacheDataset(uneven_path), CacheDataset(uneven_path, hidden_states=True)
-    assert collate([plain[0]]).widened.hidden_mean is None
-    found = collate([rich[0]]).widened.hidden_mean
+    assert collate([plain[0]]).widened.averaged is None
+    found = collate([rich[0]]).widened.averaged
     assert found is not None
-    assert torch.equal(found, torch.from_numpy(rich.cache.rows([0]).hidden_mean))
+    assert torch.equal(found.values, torch.from_numpy(rich.cache.rows([0]).hidden_mean))
 
 
 def test_rows_end(dataset: CacheDataset) -> None:

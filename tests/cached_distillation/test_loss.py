@@ -88,7 +88,7 @@ def test_the_frobenius_term_counts_rows(datasets: dict[str, CacheDataset]) -> No
     batch, hidden = batch_of(datasets["bucket"]), states()
     found = distillation_loss(hidden, head(), batch, alpha=0.0, temperature=1.0, beta=1.0)
     rows = batch.widened
-    expected = frobenius_sum(hidden, rows.hidden_mean, rows.loss_mask, FrobeniusTerm()) / 4
+    expected = frobenius_sum(hidden, rows.averaged, rows.loss_mask, FrobeniusTerm()) / 4
     assert float(found.total.detach()) == pytest.approx(float(expected.detach()), rel=1e-6)
 
 

@@ -31,11 +31,17 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+OF_PROCESSES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Variables by which a process knows the others."""
+
+
 def run(*command: object, processes: int = 1) -> str:
     """What a script prints."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-    environment = os.environ | {
+    # Trainings that ran in this process before have left their own here.
+    ours = {name: value for name, value in os.environ.items() if name not in OF_PROCESSES}
+    environment = ours | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(paths),
         "CUDA_VISIBLE_DEVICES": "",

@@ -34,7 +34,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def options(deepspeed: Path, preset: str, *more: str) -> list[str]:
     precision = f"--training.precision={PRECISIONS[preset]}"
-    return [f"--deepspeed={deepspeed}", f"--model.preset={preset}", precision, *COMMON, *more]
+    # Not mapped: under ZeRO 2 a map that was read from a checkpoint has not the bits of one that was never written.
+    channels = "--distillation.frobenius.channels=normalised"
+    return [f"--deepspeed={deepspeed}", f"--model.preset={preset}", precision, channels, *COMMON, *more]
 
 
 @pytest.fixture(scope="module")

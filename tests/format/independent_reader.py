@@ -29,7 +29,7 @@ def read_cache(path: Path) -> dict[str, Any]:
     else:
         found["final_hidden"] = states(stored, "exact/hidden", manifest["targets"]["exact_hidden"], width)
     if manifest["hidden"]["mean"] != "none":
-        found["hidden_mean"] = states(stored, "hidden/mean", manifest["hidden"]["mean"], width)
+        found |= averaged(manifest, stored, width)
     return {"manifest": manifest, **found}
 
 
@@ -78,16 +78,54 @@ def unpack(manifest: dict[str, Any], stored: dict[str, Any]) -> None:
             stored["logits/log_mass"][place] = log_mass * manifest["targets"].get("log_mass_step", 2**-13)
 
 
-def states(stored: dict[str, Any], name: str, precision: str, width: int) -> Any:
-    """Hidden states in float32."""
+def averaged(manifest: dict[str, Any], stored: dict[str, Any], width: int) -> dict[str, Any]:
+    """Averaged states, their positions and, where they are drawn, their channels."""
+    hidden, seed, drawing = manifest["hidden"], manifest["targets"]["seed"], manifest["hidden"].get("channels")
+    rows, kept = stored["hidden/mean"].shape[:2]
+    width = drawing["drawn"] if drawing else width
+    second = manifest["format_version"] > 1
+    offsets = np.full((rows, kept, width), np.float32(0.5))
+    positions, sets = np.tile(hidden["stride"] * np.arange(kept), (rows, 1)), np.zeros((rows, kept), int)
+    for row in range(rows if second else 0):
+        raw = np.random.Philox(key=[seed, row], counter=[0, 0, 0, 3]).random_raw(2 + kept // 8)
+        positions[row] += int(raw[0] % np.uint64(hidden["stride"]))
+        sets[row] = raw[1:].astype("<u8").view(np.uint8)[:kept]
+        if hidden["mean"] != "lossless":
+            offsets[row] = uniforms(seed, row, kept * width).reshape(kept, width)
+    values = states(stored, "hidden/mean", hidden["mean"], width, offsets)
+    if not drawing:
+        return {"hidden_mean": values, "hidden_positions": positions}
+    members = np.repeat(np.arange(len(drawing["counts"])), drawing["counts"]).reshape(width, 256).T
+    sizes = np.exp2(drawing["exponents"]).astype(np.float32) if hidden["mean"] != "lossless" else np.ones(1 << 16)
+    channels = members[sets]
+    return {
+        "hidden_mean": (values * sizes[channels]).astype(np.float32),
+        "hidden_positions": positions,
+        "hidden_channels": channels,
+    }
+
+
+def uniforms(seed: int, row: int, count: int) -> Any:
+    """A row's numbers for rounding: 16 bits each of SplitMix64, whose seed is the row's first raw number."""
+    first = np.random.Philox(key=[seed, row], counter=[0, 0, 0, 1]).random_raw()
+    words = np.uint64(first) + np.arange(1, count // 4 + 2, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        words = (words ^ (words >> np.uint64(shift))) * np.uint64(factor)
+    words ^= words >> np.uint64(31)
+    return (words.astype("<u8").view("<u2")[:count].astype(np.float32) + np.float32(0.5)) / np.float32(2**16)
+
+
+def states(stored: dict[str, Any], name: str, precision: str, width: int, offsets: Any = 0.5) -> Any:
+    """Hidden states in float32; `offsets` are what rounding has added."""
     kept = stored[name]
     if precision == "lossless":
         return (kept.astype(np.uint32) << 16).view(np.float32) if kept.dtype == np.uint16 else kept.astype(np.float32)
-    if precision == "int4":
-        halves = np.stack([kept & 15, kept >> 4], axis=-1).reshape(*kept.shape[:-1], -1)
-        kept = halves[..., :width].astype(np.int8) - 8
+    if precision in ("int4", "int2"):
+        bits = int(precision[3])
+        parts = np.stack([kept >> shift & (2**bits - 1) for shift in range(0, 8, bits)], axis=-1)
+        kept = parts.reshape(*kept.shape[:-1], -1)[..., :width].astype(np.int8) - 2 ** (bits - 1)
     scales = np.repeat(stored[f"{name}_scales"].astype(np.float32), 64, axis=-1)[..., :width]
-    return kept.astype(np.float32) * scales
+    return (kept.astype(np.float32) + np.float32(0.5) - np.float32(offsets)) * scales
 
 
 def probabilities(cache: dict[str, Any], temperature: float) -> tuple[Any, Any]:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from student.data.batch import Batch, TeacherTargets
+from student.data.batch import AveragedStates, Batch, TeacherTargets
 from tests.helpers.layouts import layout
 
 
@@ -22,5 +22,5 @@ def batch_of(
         labels=labels,
         loss_mask=loss_mask,
         targets=no_targets() if targets is None else targets,
-        hidden_mean=hidden_mean,
+        averaged=None if hidden_mean is None else AveragedStates.everywhere(hidden_mean),
     )

@@ -54,8 +54,38 @@ def test_what_cannot_be_built_is_named(fields: dict[str, Any], said: str) -> Non
 
 
 def test_hidden_states_are_recorded_as_they_are_set() -> None:
-    found = HiddenSettings(mean="int4", stride=3).layout()
+    found = HiddenSettings(mean="int4", stride=3).layout(None)
     assert (found.mean, found.stride) == ("int4", 3)
+
+
+@pytest.mark.parametrize(
+    ("fields", "precision", "drawn"),
+    [
+        ({}, "int2", 448),
+        ({"preset": "small"}, "int2", 192),
+        ({"preset": "none"}, "none", None),
+        ({"preset": "lossless"}, "lossless", None),
+        ({"mean": "int8"}, "int8", None),
+        ({"mean": "int2"}, "int2", 1536),
+        ({"mean": "int4", "channels": 100}, "int4", 100),
+        ({"preset": "lossless", "channels": 100}, "lossless", 100),
+    ],
+)
+def test_a_preset_of_hidden_states_gives_way_to_explicit_settings(
+    fields: dict[str, Any], precision: str, drawn: int | None
+) -> None:
+    found = HiddenSettings(**fields)
+    assert (found.precision, found.drawn(1536)) == (precision, drawn)
+
+
+def test_a_preset_fits_any_teacher() -> None:
+    assert HiddenSettings().drawn(48) == 48, "all of a narrow teacher's channels"
+    assert HiddenSettings(preset="small").drawn(32_768) == 256, "as many as the sets need for a wide one"
+
+
+def test_channels_of_no_states_are_refused() -> None:
+    with pytest.raises(ValidationError, match="channels 8: no states are kept; leave it out"):
+        HiddenSettings(preset="none", channels=8)
 
 
 def test_rows_at_once_are_a_number_once_a_build_has_begun() -> None:

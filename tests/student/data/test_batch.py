@@ -1,6 +1,7 @@
 """Rows of a cache as tensors, and a step's micro-batches."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +23,27 @@ def test_a_step_batch_is_its_micro_batches(tmp_path: Path) -> None:
     rows.loss_mask[3, :2] = False
     batch = StepBatch.of(rows, 3, cache)
     assert batch.tokens == rows.loss_mask.sum()
-    assert batch.sequences == 7
+    assert batch.sequences == rows.hidden_counted.any(axis=1).sum() >= 6
     parts = list(batch.on(torch.device("cpu")))
     assert [len(part.inputs) for part in parts] == [3, 3, 1]
     whole = Batch.of(rows, cache, torch.device("cpu"))
     assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
     assert torch.equal(torch.cat([part.targets.values for part in parts]), whole.targets.values)
-    rows.loss_mask[3, 3] = False
-    assert StepBatch.of(rows, 3, cache).sequences == 6
+    rows.loss_mask[0, rows.hidden_positions[0].clip(max=3)] = False
+    assert StepBatch.of(rows, 3, cache).sequences == batch.sequences - 1
 
 
-@pytest.mark.parametrize("kind", [{"hidden": "int8"}, {"hidden": "int4"}, {"mode": "exact", "exact_hidden": "int8"}])
-def test_widened_tensors_are_what_the_rows_decode_to(kind: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"hidden": "int8"},
+        {"hidden": "int4"},
+        {"hidden": "int8", "hidden_channels": 9, "hidden_stride": 2},
+        {"hidden": "lossless", "hidden_channels": 9},
+        {"mode": "exact", "exact_hidden": "int8"},
+    ],
+)
+def test_widened_tensors_are_what_the_rows_decode_to(kind: dict[str, Any], tmp_path: Path) -> None:
     sizes = {"rows": 3, "seq_len": 4, "vocab_size": 32, "top_k": 4, "hidden_size": 70, "rows_per_shard": 3}
     cache = open_cache(make_synthetic_cache(tmp_path, **sizes, **kind))
     rows = cache.rows(range(3))
@@ -47,5 +57,9 @@ def test_widened_tensors_are_what_the_rows_decode_to(kind: dict[str, str], tmp_p
         tensor, array = getattr(batch.targets, name), getattr(rows, name)
         assert (tensor is None) == (array is None), name
         assert tensor is None or np.array_equal(tensor, array), name
-    assert batch.hidden_mean is not None
-    assert np.array_equal(batch.hidden_mean, rows.hidden_mean)
+    assert batch.averaged is not None
+    assert np.array_equal(batch.averaged.values, rows.hidden_mean)
+    assert np.array_equal(batch.averaged.positions, rows.hidden_positions)
+    channels = batch.averaged.channels
+    assert (channels is None) == (rows.hidden_channels is None)
+    assert channels is None or np.array_equal(channels, rows.hidden_channels)

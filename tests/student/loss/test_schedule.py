@@ -36,7 +36,7 @@ def test_alpha_and_temperature_have_the_papers_values(decay: str, epoch: int) ->
     alphas, temperatures = EXPECTED[decay, epoch]
     assert [c.alpha for c in found] == pytest.approx(alphas, abs=1e-7)
     assert [c.temperature for c in found] == pytest.approx(temperatures, abs=1e-7)
-    assert {c.beta for c in found} == {0.1}
+    assert {c.beta for c in found} == {0.2}
 
 
 @pytest.mark.parametrize("epoch", range(30))

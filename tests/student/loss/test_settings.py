@@ -13,7 +13,7 @@ from student.loss.settings import DistillationSettings
         ({"temperature_final": 3.0}, "temperature_final 3 is above temperature_init 2"),
         ({"temperature_final": 0}, "greater than 0"),
         ({"alpha_init": 0.95}, "sum to more than 1"),
-        ({"frobenius": {"weight_init": 0.05}}, "weight_final 0.1 is above weight_init 0.05"),
+        ({"frobenius": {"weight_init": 0.05}}, "weight_final 0.2 is above weight_init 0.05"),
         ({"delta": -0.1}, "greater than or equal to 0"),
         ({"detla": 0.1}, "Extra inputs"),
     ],

@@ -59,7 +59,7 @@ def test_largest_logits_are_the_teachers_and_masked_positions_hold_zeros(
     counted = arrays.loss_mask
     top = logits.detach().topk(4).values.numpy()
     assert np.abs(arrays.by_name["logits/values"][..., :4] - top)[counted].max() < 1e-5
-    for name in ("logits/values", "logits/ids", "logits/log_mass", "hidden/mean"):
+    for name in ("logits/values", "logits/ids", "logits/log_mass", "hidden/mean_scales"):
         assert not arrays.by_name[name][~counted].any(), name
     assert statistics.sums["agreement"] <= counted.sum()
 

@@ -61,7 +61,8 @@ def test_a_manifest_says_what_was_asked_for(base: dict[str, Any], teacher: Teach
         ("teacher", {"dtype": "bfloat16"}, "teacher.dtype"),
         ("rows", {"seq_len": 15}, "rows.seq_len"),
         ("targets", {"top_k": 3}, "targets.top_k"),
-        ("hidden", {"mean": "int8"}, "hidden.mean"),
+        ("hidden", {"mean": "lossless"}, "hidden.mean"),
+        ("hidden", {"channels": 5}, "hidden.channels"),
         ("compute", {"batch_size": 2}, "compute.batch_size"),
         ("corpus", {"max_documents": 3}, "corpus.max_documents"),
         ("corpus", {"special_tokens": "control"}, "corpus.special_tokens"),
@@ -87,6 +88,8 @@ def test_a_batch_size_found_once_is_kept(base: dict[str, Any], teacher: Teacher)
     ("section", "fields", "said"),
     [
         ("targets", {"top_k": 300}, "targets.top_k 300: larger than the teacher's vocabulary of 257; set it to 257"),
+        ("hidden", {"channels": 1}, r"hidden.channels 1: .* have \d+ channels, of which 2 to \d+ can be drawn"),
+        ("hidden", {"stride": 17}, "hidden.stride 17: longer than a row of 16 positions.* set it to 16 or less"),
         ("rows", {"seq_len": 129}, "rows.seq_len 129: longer than the teacher's context of 128; set it to 128"),
     ],
 )
@@ -121,9 +124,9 @@ def test_a_builder_waits_for_another_that_tries_batch_sizes_and_says_so(
 ) -> None:
     monkeypatch.setattr(request, "METADATA_PATIENCE", 0.1)
     auto, out = settings(base, "compute", batch_size="auto"), tmp_path / "cache"
-    with LocalStore(out).lock("batch-size") as held:
+    with LocalStore(out).lock("pilot") as held:
         assert held
-        with pytest.raises(UserError, match="another builder tries batch sizes; run the same command again"):
+        with pytest.raises(UserError, match="another builder tries the teacher; run the same command again"):
             open_writer(LocalStore(out), auto, teacher)
 
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.decode import FIELDS, CachedRows, as_tensor
-from teacher_cache.targets.quantize import Precision, pack_int4, quantize
+from teacher_cache.targets.quantize import Precision, pack, quantize
 from tests.helpers.golden import changed, golden_manifest
 
 STATES = torch.randn(2, 3, 70, generator=torch.Generator().manual_seed(0))
@@ -34,7 +34,7 @@ def test_lossless_states_are_widened() -> None:
 @pytest.mark.parametrize("precision", ["int8", "int4"])
 def test_codes_are_multiplied_by_their_groups_scales(precision: Precision) -> None:
     codes, scales = quantize(STATES, precision, None)
-    stored = pack_int4(codes) if precision == "int4" else codes
+    stored = pack(codes, precision)
     found = mean_of(precision, mean=stored.numpy(), mean_scales=scales.numpy())
     steps = np.repeat(scales.float().numpy(), 64, axis=-1)[..., :70]
     assert np.array_equal(found, codes.numpy().astype(np.float32) * steps)
@@ -74,7 +74,7 @@ def test_values_and_states_are_stored_in_16_bits_and_given_in_32() -> None:
     assert rows.values is rows.values, "widened once"
     assert rows.hidden_mean is not None
     assert (rows.hidden_mean == 1.0).all()
-    assert [name for name in FIELDS if getattr(rows, name) is None] == ["final_hidden"]
+    assert [name for name in FIELDS if getattr(rows, name) is None] == ["final_hidden", "hidden_channels"]
 
 
 def test_some_rows_and_one_row_without_the_axis_of_rows() -> None:

@@ -7,10 +7,10 @@ from teacher_cache.targets.quantize import (
     LARGEST_CODE,
     Precision,
     dequantize,
-    pack_int4,
+    pack,
     quantize,
     quantize_rows,
-    unpack_int4,
+    unpack,
 )
 from teacher_cache.targets.randomness import rounding_keys, rounding_uniforms
 
@@ -44,9 +44,9 @@ def test_stochastic_rounding_keeps_the_expectation(precision: Precision) -> None
 @settings(max_examples=30, deadline=None)
 def test_four_bit_codes_survive_packing(width: int, seed: int) -> None:
     codes = torch.randint(-7, 8, (2, width), generator=torch.Generator().manual_seed(seed), dtype=torch.int8)
-    packed = pack_int4(codes)
+    packed = pack(codes, "int4")
     assert packed.shape == (2, (width + 1) // 2)
-    assert torch.equal(unpack_int4(packed, width), codes)
+    assert torch.equal(unpack(packed, "int4", width), codes)
 
 
 def test_zeros_stay_zeros() -> None:
@@ -80,4 +80,26 @@ def test_rows_are_rounded_with_their_own_numbers_and_uncounted_positions_are_zer
 
 
 def test_packing_puts_the_even_channel_in_the_low_half() -> None:
-    assert pack_int4(torch.tensor([-7, 7, 0], dtype=torch.int8)).tolist() == [15 * 16 + 1, 8 * 16 + 8]
+    assert pack(torch.tensor([-7, 7, 0], dtype=torch.int8), "int4").tolist() == [15 * 16 + 1, 8 * 16 + 8]
+
+
+def test_four_codes_of_2_bits_fill_a_byte_and_come_out_again() -> None:
+    codes = torch.tensor([[-1, 0, 1, 1, 0, -1]], dtype=torch.int8)
+    packed = pack(codes, "int2")
+    assert packed.tolist() == [[1 + 2 * 4 + 3 * 16 + 3 * 64, 2 + 1 * 4 + 2 * 16 + 2 * 64]]
+    assert torch.equal(unpack(packed, "int2", 6), codes)
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4", "int2"])
+def test_the_error_is_uniform_over_a_step_once_the_random_number_is_taken_off(precision: Precision) -> None:
+    random = torch.Generator().manual_seed(0)
+    states = torch.randn(4000, 64, generator=random)
+    uniform = torch.rand(states.shape, generator=random)
+    codes, scales = quantize(states, precision, uniform)
+    error = (dequantize(codes, scales, uniform) - states) / scales.float()
+    assert error.abs().max() <= 0.5 + 1e-3
+    spread = (1 / 12 / error.numel()) ** 0.5
+    assert abs(float(error.mean())) < 4.5 * spread
+    assert float(error.square().mean()) == pytest.approx(1 / 12, rel=0.01)
+    large = states.abs() > 1.5
+    assert float(error[large].square().mean()) == pytest.approx(1 / 12, rel=0.03)
