@@ -222,7 +222,8 @@ def _error_words(summary: Summary) -> dict[str, str]:
 
 def _hidden_words(hidden: Identity) -> str:
     every = "" if hidden["stride"] == 1 else f", every {hidden['stride']} positions"
-    return f"mean over layers, {hidden['mean']}{every}" if hidden["mean"] != "none" else "none"
+    drawn = f", {hidden['channels']['drawn']} channels per position" if "channels" in hidden else ""
+    return f"mean over layers, {hidden['mean']}{drawn}{every}" if hidden["mean"] != "none" else "none"
 
 
 def _size_words(summary: Summary) -> str:
