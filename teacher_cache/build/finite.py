@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
+from teacher_cache.format.codec import widen_bfloat16
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.states import drawn_phases, kept_positions
 
@@ -20,7 +21,7 @@ def require_finite(manifest: Manifest, name: str, stored: NDArray[Any], rows: ra
     """
     if stored.dtype.kind != "f" and not _is_bfloat16(manifest, name, stored):
         return
-    numbers = _as_float32(stored) if stored.dtype.kind != "f" else stored
+    numbers = widen_bfloat16(stored) if stored.dtype.kind != "f" else stored
     wrong = np.isnan(numbers) | np.isposinf(numbers)
     if name != "logits/values":
         wrong |= np.isneginf(numbers)
@@ -37,10 +38,6 @@ def _is_bfloat16(manifest: Manifest, name: str, stored: NDArray[Any]) -> bool:
     return (
         stored.dtype == np.uint16 and manifest.teacher.dtype == "bfloat16" and name in ("hidden/mean", "exact/hidden")
     )
-
-
-def _as_float32(bits: NDArray[np.uint16]) -> NDArray[np.float32]:
-    return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
 def _message(manifest: Manifest, name: str, row: int, position: int, *, overflowed: bool) -> str:

@@ -18,7 +18,10 @@ PAGE_NUMBERS = 6144
 """pcodec takes packed numbers in pages of up to so many, each with statistics of its own: one page is part empty."""
 
 SCALE_GROUP = 64
-"""Channels that share a scale in int8 and int4 states: an outlier channel costs precision in its group only."""
+"""Channels that share a scale where states are rounded: an outlier channel costs precision in its group only."""
+
+CODES_PER_BYTE = {"int8": 1, "int4": 2, "int2": 4}
+"""Codes of rounded states in a byte, by their precision."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def _state_specs(name: str, length: int, width: int, precision: str, teacher: Te
         return [ArraySpec(name, (length, width), "uint16" if teacher.dtype == "bfloat16" else teacher.dtype)]
     codes = ArraySpec(name, (length, width), "int8")
     if precision in ("int4", "int2"):
-        codes = ArraySpec(name, (length, -(-width // (2 if precision == "int4" else 4))), "uint8")
+        codes = ArraySpec(name, (length, -(-width // CODES_PER_BYTE[precision])), "uint8")
     return [codes, ArraySpec(f"{name}_scales", (length, -(-width // SCALE_GROUP)), "float16")]
 
 

@@ -11,14 +11,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from delta_common.installed import has_triton
-from teacher_cache.format.arrays import SCALE_GROUP
+from teacher_cache.format.arrays import CODES_PER_BYTE, SCALE_GROUP
 from teacher_cache.targets.randomness import rounding_uniforms
 
 Precision = Literal["int8", "int4", "int2"]
 
 LARGEST_CODE: dict[Precision, int] = {"int8": 127, "int4": 7, "int2": 1}
-
-CODES_PER_BYTE: dict[Precision, int] = {"int8": 1, "int4": 2, "int2": 4}
 
 ROOM = 1 + 2.0**-10
 """Scales are enlarged by this factor, so that rounding them to float16 never makes the largest code overflow."""
