@@ -25,8 +25,11 @@ class StateMap(nn.Module):
         self.bias = nn.Parameter(torch.zeros(width))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """States (..., d) to states (..., d), in the map's dtype."""
-        return functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
+        """States (..., d) to states (..., d), multiplied in the map's dtype and added up in float32 or float64."""
+        # The bias by itself: under ZeRO 3 DeepSpeed puts a function of its own in place of `linear` for the life of the
+        # process, and that one, in 16 bits, rounds the product and then the sum, where torch rounds once.
+        products = functional.linear(hidden_states.to(self.weight.dtype), self.weight)
+        return products.to(accumulation_dtype(products)) + self.bias
 
 
 @dataclass(frozen=True)

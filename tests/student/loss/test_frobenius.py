@@ -117,3 +117,16 @@ def test_a_map_begins_as_the_identity_and_is_trained(tmp_path: Path) -> None:
     mapped.backward()
     assert state_map.weight.grad is not None
     assert state_map.weight.grad.abs().sum() > 0
+
+
+def test_a_map_in_16_bits_is_the_same_where_deepspeed_has_replaced_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    from deepspeed.runtime.zero.linear import zero3_linear_wrap
+
+    random = torch.Generator().manual_seed(4)
+    state_map, states = StateMap(40).bfloat16(), torch.randn(2, 32, 40, generator=random).bfloat16()
+    with torch.no_grad():
+        state_map.weight += torch.randn(40, 40, generator=random)
+        state_map.bias += torch.randn(40, generator=random)
+    before = state_map(states)
+    monkeypatch.setattr(torch.nn.functional, "linear", zero3_linear_wrap)
+    assert torch.equal(state_map(states), before)
