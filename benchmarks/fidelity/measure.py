@@ -11,14 +11,14 @@ around it. Deterministic schemes have no noise. `kl_error` is the relative error
 import argparse
 import math
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from benchmarks.fidelity.schemes import CHUNK, Both, Entries, Scheme, draws, sampled, stored_bytes, top
+from benchmarks.fidelity.schemes import CHUNK, Both, Entries, Scheme, draws, sampled, top
 from benchmarks.harness import figures_parser, write_json
 from delta_common.progress import ProgressLine
 from student.model.frozen import FrozenWeights
@@ -172,8 +172,7 @@ def measure_schemes(work: Work, student: XLSTMStudent, name: str, seeds: int) ->
             chunk = _chunk(work, student, slice(start, start + rows_at_once))
             kept = _keep_all(all_schemes, chunk.logits, seeds, start)
             for scheme in all_schemes:
-                size = stored_bytes(scheme, kept[scheme.name, 0], chunk.logits)
-                sums.bytes[scheme.name] += size * len(chunk.logits)
+                sums.bytes[scheme.name] += scheme.size(kept[scheme.name, 0], chunk.logits)
             for temperature in TEMPERATURES:
                 _compare(work.head, chunk, temperature, all_schemes, kept, sums)
             line.update(min(start + rows_at_once, len(work.tokens)), "rows")
@@ -240,7 +239,7 @@ def _results(work: Work, student: str, all_schemes: list[Scheme], sums: Sums, se
     sizes = {name: size / tokens for name, size in sums.bytes.items()}
     sizes[EXACT] = width + 2 * math.ceil(width / 64)
     results = []
-    for scheme in [*all_schemes, Scheme(EXACT, all_schemes[0].keep, all_schemes[0].aim, random=False)]:
+    for scheme in [*all_schemes, replace(all_schemes[0], name=EXACT, random=False)]:
         for temperature in TEMPERATURES:
             norm = sums.gradients.sums[REFERENCE, temperature, 0].norm()
             keys = [(scheme.name, temperature, seed) for seed in range(scheme.seeds(seeds))]

@@ -2,7 +2,8 @@
 
 Each gives, for n positions at temperature T, the target `p_hat` that the gradient of the distillation term sees, as
 `p_hat @ head` (n, d), with the factor that multiplies the student's own distribution (1 unless mass is dropped), and
-its estimate of KL(p || q). Bytes per token are those of the arrays it needs, after the best lossless compression.
+its estimate of KL(p || q). Bytes per token are ours as a cache stores them; those of a baseline are of the arrays it
+needs, after the best lossless compression.
 """
 
 from collections.abc import Callable
@@ -11,16 +12,19 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numcodecs import Zstd
+from numcodecs.pcodec import PCodec
 from numpy.typing import NDArray
 from pcodec import ChunkConfig, standalone
 from torch import Tensor
 
+from teacher_cache.format.arrays import PAGE_NUMBERS
 from teacher_cache.format.manifest import TargetLayout
+from teacher_cache.format.packing import second_differences
 from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import keep_targets
 
 CHUNK = 1024
-"""Positions in a compressed chunk, and in a slice of work."""
+"""Positions in a compressed chunk, and in a slice of work: 8 rows of 128, a cache's chunk."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ Keep = Callable[[Tensor, int], Entries]
 Aim = Callable[[Entries, Tensor, float, Both, Tensor], Target]
 """(stored, logits (n, V), T, both, head (V, d)) → the target."""
 
+Size = Callable[[Entries, Tensor], float]
+"""(stored, logits (n, V)) → bytes of these n positions."""
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -64,6 +71,7 @@ class Scheme:
     name: str
     keep: Keep
     aim: Aim
+    size: Size
     random: bool
     top_k: int = 0
     samples: int = 0
@@ -92,7 +100,8 @@ def sampled(name: str, layout: TargetLayout) -> Scheme:
         return Target(sparse_product(kept.ids, weights, head), torch.ones_like(cross), cross - entropy)
 
     proposal = " + ".join(f"{share:g} at {t:.3g}" for t, share in layout.proposal)
-    return Scheme(name, keep, aim, random=True, top_k=layout.top_k, samples=layout.samples, proposal=proposal)
+    sizes = {"top_k": layout.top_k, "samples": layout.samples, "proposal": proposal}
+    return Scheme(name, keep, aim, lambda kept, _logits: packed_bytes(kept, layout), random=True, **sizes)
 
 
 def top(kind: str, k: int) -> Scheme:
@@ -124,7 +133,10 @@ def top(kind: str, k: int) -> Scheme:
         projected = ratio * both.q_projected + sparse_product(kept.ids, p - ratio * log_q.exp(), head)
         return Target(projected, one, kept_kl + rest * (rest.log() - q_rest.log()))
 
-    return Scheme(f"top-{k}, {kind}", keep, aim, random=False, top_k=k)
+    def size(kept: Entries, _logits: Tensor) -> float:
+        return _bytes_of((kept.ids, np.uint32), (kept.values, np.float16))
+
+    return Scheme(f"top-{k}, {kind}", keep, aim, size, random=False, top_k=k)
 
 
 def draws(kind: str, count: int) -> Scheme:
@@ -151,7 +163,11 @@ def draws(kind: str, count: int) -> Scheme:
         kl = torch.special.entr(weights).neg().sum(-1) - (weights * log_q).sum(-1)
         return Target(sparse_product(kept.ids, weights, head), torch.ones_like(kl), kl)
 
-    return Scheme(f"{count} draws at T=1, {kind}", keep, aim, random=True, samples=count, proposal="1 at 1")
+    def size(kept: Entries, logits: Tensor) -> float:
+        counted = _bytes_of((kept.ids, np.uint32), (kept.values, np.uint16))
+        return counted if kind == "counts" else counted + _bytes_of((_at(logits, kept), np.float16))
+
+    return Scheme(f"{count} draws at T=1, {kind}", keep, aim, size, random=True, samples=count, proposal="1 at 1")
 
 
 def sparse_product(ids: Tensor, weights: Tensor, head: Tensor) -> Tensor:
@@ -159,18 +175,26 @@ def sparse_product(ids: Tensor, weights: Tensor, head: Tensor) -> Tensor:
     return torch.nn.functional.embedding_bag(ids, head, per_sample_weights=weights, mode="sum")
 
 
-def stored_bytes(scheme: Scheme, kept: Entries, logits: Tensor) -> float:
-    """Bytes per token of what the scheme stores."""
-    arrays = [kept.ids.cpu().numpy().astype(np.uint32)]
-    if scheme.name.endswith("counts"):
-        arrays.append(kept.values.cpu().numpy().astype(np.uint16))
-    elif scheme.name.endswith("reweighted"):
-        arrays += [kept.values.cpu().numpy().astype(np.uint16), _at(logits, kept).cpu().numpy().astype(np.float16)]
-    else:
-        arrays.append(kept.values.cpu().numpy().astype(np.float16))
-    if kept.log_mass is not None:
-        arrays.append(kept.log_mass.cpu().numpy())
-    return sum(smallest(array) for array in arrays) / len(kept.ids)
+def packed_bytes(kept: Entries, layout: TargetLayout) -> float:
+    """Bytes of a chunk's positions as a cache has them: used entries one behind the other, log-mass in steps by column.
+
+    Without the chunk's checksum and its place in the shard's index, 20 bytes.
+    """
+    assert kept.log_mass is not None
+    ids, values = kept.ids.cpu().numpy().astype(np.uint32), kept.values.cpu().numpy().astype(layout.value_dtype)
+    used = values != -np.inf
+    steps = np.round(kept.log_mass.cpu().numpy().astype(np.float64) / layout.log_mass_step).astype(np.int32)
+    numbers = np.concatenate([used.sum(-1, keepdims=True), second_differences(steps)], axis=-1).astype(np.int32)
+    together = [np.zeros(array.size, array.dtype) for array in (ids, values)]
+    for whole, array in zip(together, (ids, values), strict=True):
+        whole[: used.sum()] = array[used]
+    paged = [(whole, PAGE_NUMBERS) for whole in together] + [(numbers.T.reshape(-1), len(numbers))]
+    return sum(len(PCodec(level=8, equal_pages_up_to=page).encode(array)) for array, page in paged)
+
+
+def _bytes_of(*arrays: tuple[Tensor, type[np.generic]]) -> float:
+    """Bytes of whole arrays in these types."""
+    return sum(smallest(array.cpu().numpy().astype(dtype)) for array, dtype in arrays)
 
 
 def _at(logits: Tensor, kept: Entries) -> Tensor:
