@@ -38,7 +38,7 @@ def measure_memory(path: Path, steps: int, batch: int, accumulation: int, step_s
     cache = open_cache(path)
     reader = BatchReader(cache, seed=0, global_batch=batch * accumulation)
     before = status_bytes("VmRSS")
-    with batches_ahead(reader, range(steps), lambda rows: StepBatch.of(rows, batch, cache)) as prepared:
+    with batches_ahead([reader], range(steps), lambda parts: StepBatch.of(parts, batch, [cache])) as prepared:
         for step in prepared:
             for part in step.on(CPU):
                 assert part.inputs.device == CPU

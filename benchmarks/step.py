@@ -42,7 +42,7 @@ from benchmarks.harness import (
 )
 from benchmarks.sizes import SIZES, Sizes, add_size, random_student, random_teacher
 from student.data.batch import AveragedStates, Batch, GlobalCounts, StepBatch
-from student.data.feed import batches_ahead
+from student.data.feed import Parts, batches_ahead
 from student.data.order import BatchReader
 from student.loss.distillation import distillation_loss
 from student.loss.divergence import TermWeights
@@ -55,7 +55,6 @@ from student.run.student import frozen_weights_of
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache
-from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import TargetSettings
 
 STARTED = time.monotonic()
@@ -156,11 +155,11 @@ def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.devi
     cache = open_cache(folder / "sparse")
     reader = BatchReader(cache, seed=seed, global_batch=sizes.rows)
 
-    def prepare(rows: CachedRows) -> StepBatch:
-        return StepBatch.of(rows, sizes.rows, cache, pinned=device.type == "cuda")
+    def prepare(parts: Parts) -> StepBatch:
+        return StepBatch.of(parts, sizes.rows, [cache], pinned=device.type == "cuda")
 
     waited, started = 0.0, 0.0
-    with batches_ahead(reader, range(batches + 1), prepare) as feed:
+    with batches_ahead([reader], range(batches + 1), prepare) as feed:
         for step in range(batches + 1):
             asked = time.perf_counter()
             batch = next(feed)
@@ -168,7 +167,7 @@ def data_wait_share(bench: Bench, folder: Path, sizes: Sizes, device: torch.devi
             if step == 0:
                 waited, started = 0.0, time.perf_counter()
             for part in batch.on(device):
-                bench.train_on(part, "cached")
+                bench.train_on(part.parts[0], "cached")
     synchronize(device)
     return waited / (time.perf_counter() - started)
 

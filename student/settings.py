@@ -65,15 +65,39 @@ class TargetViewSettings(FrozenSettings):
     """Use at most this many entries sampled from the other logits."""
 
 
+class CacheSettings(FrozenSettings):
+    """One of several caches that are trained on together."""
+
+    path: str
+    """Folder or URL."""
+    share: float | None = Field(None, gt=0, allow_inf_nan=False)
+    """Of the rows trained on, relative to the other caches' shares; without any, every row is read as often."""
+    distillation: DistillationSettings | None = None
+    """Settings of the loss on its rows, whole, in place of the run's and of its stages'."""
+
+
 class EvaluationSettings(FrozenSettings):
     """Held-out rows, measured before and after training."""
 
     cache: str | None = None
     """Folder or URL of a cache of held-out text by the same teacher; without it nothing is measured."""
+    caches: tuple[str, ...] = ()
+    """Several of them in place of `cache`, each measured by itself."""
     max_rows: int | None = Field(None, ge=1)
     """Measure only the first rows."""
     every: int | None = Field(None, ge=1)
     """Also measure after every this many optimizer steps."""
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """The caches of held-out text."""
+        return self.caches if self.cache is None else (self.cache,)
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.cache is not None and self.caches:
+            raise ValueError("cache and caches are both given; name all of them in caches")
+        return self
 
 
 Part = Literal["all", "mixers", "body"]
@@ -115,12 +139,34 @@ class TrainSettings(FrozenSettings):
     optimizer: OptimizerSettings = OptimizerSettings()
     training: TrainingSettings = TrainingSettings()
     targets: TargetViewSettings = TargetViewSettings()
+    caches: tuple[CacheSettings, ...] = ()
+    """A list of caches to train on together, each with path, share, distillation; or give `--cache PATH=SHARE`
+    for each."""
     evaluation: EvaluationSettings = EvaluationSettings()
     stages: tuple[StageSettings, ...] = ()
     """A list of stages, each with train, loss, steps, learning_rate, body_learning_rate, distillation; without it one
     stage that trains everything by distillation."""
     deepspeed: Path | None = None
     """DeepSpeed JSON, looked for beside the settings file, then in the current folder; without it ZeRO 0."""
+
+    @property
+    def trains_map(self) -> bool:
+        """Whether a map of the student's states is trained beside it, for any of the caches."""
+        return any(self.distillation_of(number).frobenius.trains_map for number in range(max(1, len(self.caches))))
+
+    def distillation_of(self, number: int) -> DistillationSettings:
+        """Settings of the loss on rows of a cache, counted from 0: its own or the run's."""
+        own = self.caches[number].distillation if self.caches else None
+        return own or self.distillation
+
+    @model_validator(mode="after")
+    def _all_caches_have_a_share(self) -> Self:
+        without = [cache.path for cache in self.caches if cache.share is None]
+        if 0 < len(without) < len(self.caches):
+            raise ValueError(
+                f"caches: {without[0]} has no share and others have one; give every cache a share, or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _stages_fit(self) -> Self:
@@ -144,13 +190,15 @@ class TrainSettings(FrozenSettings):
         """These settings as they are in a stage: its learning rates, its distillation, of which transfer has no F."""
         rates = {"learning_rate": stage.learning_rate, "body_learning_rate": stage.body_learning_rate}
         given = {name: rate for name, rate in rates.items() if rate is not None}
-        distillation = stage.distillation or self.distillation
+        distillation, caches = stage.distillation or self.distillation, self.caches
         if stage.loss == "transfer":
             distillation = distillation.without_frobenius()
+            caches = tuple(cache.model_copy(update={"distillation": None}) for cache in caches)
         return self.model_copy(
             update={
                 "optimizer": self.optimizer.model_copy(update=given),
                 "distillation": distillation,
+                "caches": caches,
             }
         )
 
@@ -158,9 +206,13 @@ class TrainSettings(FrozenSettings):
         """The settings that decide the numbers, as a checkpoint keeps them, and where the parameters came from.
 
         Of the batch only its size over all processes counts. Left out is what changes no number: when something is
-        written or measured, and which kernels compute.
+        written or measured, and which kernels compute. Of several caches it has the settings of their own; which they
+        are, and their shares, a checkpoint keeps by itself.
         """
-        kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed"})
+        kept = self.model_dump(mode="json", exclude={"evaluation", "deepspeed", "caches"})
+        own = {str(number): cache.distillation for number, cache in enumerate(self.caches) if cache.distillation}
+        if own:
+            kept["caches"] = {number: {"distillation": d.model_dump(mode="json")} for number, d in own.items()}
         for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every", "recompute"):
             del kept["training"][name]
         del kept["model"]["kernels"]

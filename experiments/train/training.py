@@ -123,7 +123,7 @@ class Training:
             unfreeze(self.run.engine, self.run.student)
         coefficients = coefficients_at(self._variant, self.run.settings.distillation, step, self._length)
         epoch = step // self._length.epoch
-        metrics = take_step(self.run, next(self._batches), coefficients, step, epoch, self._loss_of)
+        metrics = take_step(self.run, next(self._batches), (coefficients,), step, epoch, self._loss_of)
         return metrics, time.perf_counter() - began
 
 
@@ -156,7 +156,7 @@ def train_variant(job: VariantJob, processes: Processes) -> None:
                 measured(step)
             metrics, seconds = training.step(step)
             trace.add(metrics, seconds)
-            run.metrics.append({**vars(metrics), "seconds": seconds})
+            run.metrics.append({**metrics.line, "seconds": seconds})
     _write(job, run, trace, measured(run.total_steps))
 
 
@@ -167,7 +167,7 @@ def variant_loss(variant: Variant, account: Account) -> LossOf:
         run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, counts: GlobalCounts
     ) -> DistillationLoss:
         divergence = account(batch, batch.valid_positions, coefficients.temperature) if coefficients.alpha else None
-        frobenius = run.frobenius if variant.frobenius_counts else None
+        frobenius = run.frobenius[batch.cache] if variant.frobenius_counts else None
         head = run.student.head
         return loss_against(divergence, hidden_states, head, batch, coefficients, counts, frobenius=frobenius)
 

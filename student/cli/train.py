@@ -1,6 +1,8 @@
 """The command line of `student-train`."""
 
 import errno
+import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -26,7 +28,7 @@ Overrides = Annotated[str, Parameter(allow_leading_hyphen=True, show=False)]
 @app.default
 def train(
     *overrides: Overrides,
-    cache: str | None = None,
+    cache: list[str] | None = None,
     config: Annotated[Path | None, LOCAL_PATH] = None,
     out: Annotated[Path | None, LOCAL_PATH] = None,
     init_from: Annotated[Path | None, LOCAL_PATH] = None,
@@ -43,11 +45,13 @@ def train(
     Parameters
     ----------
     cache
-        Folder or URL of a cache that `teacher-cache build` wrote. Required.
+        Folder or URL of a cache that `teacher-cache build` wrote. To train on several, give `--cache PATH=SHARE` for
+        each, the share being that of its rows; without shares every row is read as often.
     config
         YAML file with the settings; configs/ has complete examples. Default: the paper's settings.
     out
-        Local folder for checkpoints, metrics and the trained parameters. Default: `runs/NAME-OF-CACHE`.
+        Local folder for checkpoints, metrics and the trained parameters. Default: `runs/NAME-OF-CACHE`, the names of
+        several joined by `+`.
     init_from
         Folder of another run, or of an export, of the same teacher and shape: begin with its parameters.
     show_config
@@ -55,16 +59,21 @@ def train(
     """
     from student.settings import TrainSettings
 
+    given = [_path_and_share(words) for words in cache or ()]
+    if len(given) > 1:  # As an option among the others, so that `--caches.1.distillation…` may follow.
+        overrides = (f"--caches={json.dumps([{'path': path, 'share': share} for path, share in given])}", *overrides)
+    settings = load_settings(TrainSettings, config, overrides)
     if show_config:
-        print(as_yaml(load_settings(TrainSettings, config, overrides)))
+        print(as_yaml(settings))
         return 0
-    if cache is None:
+    paths = [path for path, _ in given] or [each.path for each in settings.caches]
+    if not paths:
         raise UserError("--cache is missing; give the folder or URL of a cache")
     if ":/" in str(out):
         raise UserError(f"--out {out}: checkpoints are written to a local folder; give a local path")
-    settings = load_settings(TrainSettings, config, overrides)
     settings = settings.model_copy(update={"deepspeed": _beside(settings.deepspeed, config)})
-    _run(settings, cache, out or Path("runs") / _name(cache), init_from)
+    alone = paths[0] if len(given) == 1 else None
+    _run(settings, alone, out or Path("runs") / "+".join(map(_name, paths)), init_from)
     return 0
 
 
@@ -77,7 +86,23 @@ def main() -> None:
     run_app(app)
 
 
-def _run(settings: "TrainSettings", cache: str, out: Path, init_from: Path | None) -> None:
+def _path_and_share(words: str) -> tuple[str, float | None]:
+    """The two parts of PATH=SHARE; a path alone has no share."""
+    path, equals, share = words.rpartition("=")
+    try:
+        number = float(share)
+    except ValueError:
+        return words, None
+    if not equals or Path(words).exists():
+        return words, None
+    if not 0 < number < math.inf:
+        raise UserError(
+            f"--cache {words}: the share must be above 0; give --cache {path}=SHARE, or leave this cache out"
+        )
+    return path, number
+
+
+def _run(settings: "TrainSettings", cache: str | None, out: Path, init_from: Path | None) -> None:
     from student.train.processes import joined_processes, quiet_deepspeed
 
     with quiet_deepspeed():

@@ -1,6 +1,6 @@
 """Rows of a cache as tensors: what a step or an evaluation gives the student and its loss."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -70,6 +70,8 @@ class Batch:
     targets: TeacherTargets
     averaged: AveragedStates | None
     """None where the cache has no averaged hidden states."""
+    cache: int = 0
+    """Which of the caches trained on the rows are from."""
 
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
@@ -91,12 +93,14 @@ class StoredBatch:
     manifest: Manifest
     layout: TargetLayout
     """What the entries are, see `Cache.layout`."""
+    cache: int = 0
+    """Which of the caches trained on the rows are from."""
 
     @classmethod
-    def of(cls, rows: CachedRows, cache: Cache) -> "StoredBatch":
-        """The rows' own memory, not a copy."""
+    def of(cls, rows: CachedRows, cache: Cache, number: int = 0) -> "StoredBatch":
+        """The rows' own memory, not a copy; `number` is the cache's among those trained on."""
         tensors = {name: as_tensor(array) for name, array in rows.arrays.items()}
-        return cls(tensors, cache.manifest, cache.layout)
+        return cls(tensors, cache.manifest, cache.layout, number)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "StoredBatch":
         """The batch with every tensor changed."""
@@ -120,6 +124,7 @@ class StoredBatch:
                 layout=self.layout,
             ),
             averaged=self._averaged(),
+            cache=self.cache,
         )
 
     def _averaged(self) -> AveragedStates | None:
@@ -156,45 +161,110 @@ class GlobalCounts:
 
 
 @dataclass(frozen=True)
-class StepBatch:
-    """One process's rows of a global batch: micro-batches in host memory as stored, and this process's counts."""
+class MicroBatch:
+    """Rows that go through the student together: those of each cache a batch by itself, for their targets differ."""
 
-    micro_batches: tuple[StoredBatch, ...]
-    tokens: int
+    parts: tuple[Batch, ...]
+
+    @cached_property
+    def inputs(self) -> Tensor:
+        """Tokens (B, T) int64 of all parts."""
+        return _joined([part.inputs for part in self.parts])
+
+    @cached_property
+    def document_start(self) -> Tensor | None:
+        """(B, T) bool of all parts where the student keeps documents apart, else None."""
+        starts = [part.document_start for part in self.parts if part.document_start is not None]
+        return _joined(starts) if starts else None
+
+    @property
+    def loss_mask(self) -> Tensor:
+        """(B, T) bool of all parts."""
+        return _joined([part.loss_mask for part in self.parts])
+
+    def with_states(self, hidden_states: Tensor) -> Iterator[tuple[Batch, Tensor]]:
+        """Each part, and what of the hidden states (B, T, d) is its own."""
+        if len(self.parts) == 1:
+            yield self.parts[0], hidden_states
+        else:
+            sizes = [len(part.inputs) for part in self.parts]
+            yield from zip(self.parts, torch.split(hidden_states, sizes), strict=True)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """What one process's rows of one cache count in a step."""
+
+    tokens: int = 0
     """Valid positions."""
-    sequences: int
+    sequences: int = 0
     """Rows that have a valid position with averaged hidden states."""
 
     @classmethod
-    def of(cls, rows: CachedRows, size: int, cache: Cache, *, pinned: bool = False) -> "StepBatch":
-        """Rows cut into micro-batches of `size`; from pinned memory a CUDA device copies while the host goes on."""
-        cut = [rows.select(slice(first, first + size)) for first in range(0, len(rows.tokens), size)]
-        batches = (StoredBatch.of(part, cache) for part in cut)
+    def of(cls, rows: CachedRows) -> "Counted":
+        """Without averaged hidden states all rows with a valid position are counted."""
         sequences = rows.loss_mask if rows.hidden_positions is None else rows.hidden_counted
-        return cls(
-            tuple(batch.map(Tensor.pin_memory) if pinned else batch for batch in batches),
-            tokens=int(rows.loss_mask.sum()),
-            sequences=int(sequences.any(axis=1).sum()),
-        )
+        return cls(int(rows.loss_mask.sum()), int(sequences.any(axis=1).sum()))
 
-    def on(self, device: torch.device) -> Iterator[Batch]:
+
+@dataclass(frozen=True)
+class StepBatch:
+    """One process's rows of a global batch: micro-batches in host memory as stored, and this process's counts."""
+
+    micro_batches: tuple[tuple[StoredBatch, ...], ...]
+    """Each of the parts that its caches have in it."""
+    counted: tuple[Counted, ...]
+    """By cache."""
+
+    @classmethod
+    def of(
+        cls, parts: Sequence[CachedRows | None], size: int, caches: Sequence[Cache], *, pinned: bool = False
+    ) -> "StepBatch":
+        """Rows of each cache, one cache behind the other, cut into micro-batches of `size`.
+
+        From pinned memory a CUDA device copies while the host goes on.
+        """
+        counted = tuple(Counted() if rows is None else Counted.of(rows) for rows in parts)
+        rows_of = [0 if rows is None else len(rows.tokens) for rows in parts]
+        starts = [sum(rows_of[:number]) for number in range(len(parts))]
+        micro_batches = []
+        for first in range(0, sum(rows_of), size):
+            cut: list[StoredBatch] = []
+            for number, (rows, start) in enumerate(zip(parts, starts, strict=True)):
+                within = slice(max(first - start, 0), max(first + size - start, 0))
+                if rows is not None and within.start < min(within.stop, rows_of[number]):
+                    cut.append(StoredBatch.of(rows.select(within), caches[number], number))
+            micro_batches.append(tuple(part.map(Tensor.pin_memory) if pinned else part for part in cut))
+        return cls(tuple(micro_batches), counted)
+
+    def on(self, device: torch.device) -> Iterator[MicroBatch]:
         """The micro-batches on a device, widened there; on CUDA each is copied while the one before it is used."""
         if device.type != "cuda":
-            yield from (batch.map(lambda tensor: tensor.to(device)).widened() for batch in self.micro_batches)
+            for parts in self.micro_batches:
+                yield _widened([part.map(lambda tensor: tensor.to(device)) for part in parts])
             return
         copying: torch.cuda.Stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         computing = torch.cuda.current_stream(device)
-        copies = (_start_copy(batch, device, copying) for batch in self.micro_batches)
+        copies = (_start_copy(parts, device, copying) for parts in self.micro_batches)
         coming = next(copies, None)
         while coming is not None:
-            (batch, arrived), coming = coming, next(copies, None)
+            (copied, arrived), coming = coming, next(copies, None)
             computing.wait_event(arrived)
-            yield batch.widened()
+            yield _widened(copied)
+
+
+def _widened(parts: Iterable[StoredBatch]) -> MicroBatch:
+    return MicroBatch(tuple(part.widened() for part in parts))
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Rows behind one another; a single tensor is not copied."""
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def _start_copy(
-    batch: StoredBatch, device: torch.device, copying: torch.cuda.Stream
-) -> tuple[StoredBatch, torch.cuda.Event]:
+    parts: Sequence[StoredBatch], device: torch.device, copying: torch.cuda.Stream
+) -> tuple[list[StoredBatch], torch.cuda.Event]:
     computing = torch.cuda.current_stream(device)
 
     def copied(tensor: Tensor) -> Tensor:
@@ -203,4 +273,4 @@ def _start_copy(
         return on_device
 
     with torch.cuda.stream(copying):
-        return batch.map(copied), copying.record_event()
+        return [part.map(copied) for part in parts], copying.record_event()

@@ -3,9 +3,10 @@
 Threads suffice, without forking beside torch: pcodec, zstd, NumPy and torch release Python's lock while they decode,
 copy and cast. Memory holds this process's rows of two windows, the one that the next batch reads from and the one after
 it, or of as many as a batch reads from if those are more; one or two shards being decoded; and a few finished batches.
+Of several caches it is two windows of each, which are the smaller for it (`shards_per_window`).
 """
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -26,14 +27,18 @@ LOADERS = 2
 T = TypeVar("T")
 
 
-def batches_ahead(
-    reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]
-) -> AbstractContextManager[Iterator[T]]:
-    """`prepare(reader.read(step))` for each step, computed ahead by threads; use it in a `with` statement.
+Parts = tuple[CachedRows | None, ...]
+"""A process's rows of a global batch, by cache; None where it has none of a cache."""
 
-    An error of the reader or of `prepare` is raised, unchanged, by the consumer's next call.
+
+def batches_ahead(
+    readers: Sequence[BatchReader], steps: range, prepare: Callable[[Parts], T]
+) -> AbstractContextManager[Iterator[T]]:
+    """`prepare` of what the caches' readers read at each step, computed ahead by threads; use it in a `with` statement.
+
+    An error of a reader or of `prepare` is raised, unchanged, by the consumer's next call.
     """
-    return Background(_prepared(reader, steps, prepare), BATCHES_AHEAD)
+    return Background(_prepared(readers, steps, prepare), BATCHES_AHEAD)
 
 
 @dataclass(frozen=True)
@@ -51,18 +56,27 @@ class WindowReader:
         self._reader, self._steps, self._loaders = reader, steps, loaders
         self._pieces: dict[tuple[int, int], list[Future[Piece]]] = {}
 
-    def read(self, step: int) -> CachedRows:
-        """This process's rows of the global batch of `step`, as `BatchReader.read` stacks them."""
-        needed = list(self._reader.windows(range(step, step + 1)))
-        held = max(len(needed), 1 + WINDOWS_AHEAD)
+    def load(self, step: int, ahead: int = WINDOWS_AHEAD) -> None:
+        """Begin to read the windows of a step and those ahead, let go of all others."""
+        held = max(len(list(self._needed(step))), 1 + ahead)
         coming = islice(self._reader.windows(range(step, self._steps.stop)), held)
         wanted = {(window.epoch, window.first): window for window in coming}
         self._pieces = {key: pieces for key, pieces in self._pieces.items() if key in wanted}
         for key, window in wanted.items():
             if key not in self._pieces:
                 self._pieces[key] = [self._loaders.submit(self._load, window, shard) for shard in window.shards]
-        pieces = [future.result() for window in needed for future in self._pieces[window.epoch, window.first]]
-        return stack_rows(pieces, self._reader.rows(step))
+
+    def read(self, step: int) -> CachedRows | None:
+        """This process's rows of the global batch of `step`, as `BatchReader.read` stacks them; None without any."""
+        self.load(step)
+        rows = self._reader.rows(step)
+        if not len(rows):
+            return None
+        needed = (self._pieces[window.epoch, window.first] for window in self._needed(step))
+        return stack_rows([future.result() for pieces in needed for future in pieces], rows)
+
+    def _needed(self, step: int) -> Iterator[Window]:
+        return self._reader.windows(range(step, step + 1))
 
     def _load(self, window: Window, shard: int) -> Piece:
         within = self._reader.cache.shards[shard]
@@ -82,11 +96,14 @@ def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:
     return CachedRows(first.manifest, arrays)
 
 
-def _prepared(reader: BatchReader, steps: range, prepare: Callable[[CachedRows], T]) -> Generator[T, None, None]:
+def _prepared(readers: Sequence[BatchReader], steps: range, prepare: Callable[[Parts], T]) -> Generator[T, None, None]:
     loaders = ThreadPoolExecutor(LOADERS, thread_name_prefix="shards")
     try:
-        windows = WindowReader(reader, steps, loaders)
+        windows = [WindowReader(reader, steps, loaders) for reader in readers]
         for step in steps:
-            yield prepare(windows.read(step))
+            if step == steps.start and len(windows) > 1:  # what all caches begin with, before what any goes on with
+                for each in windows:
+                    each.load(step, ahead=0)
+            yield prepare(tuple(each.read(step) for each in windows))
     finally:
         loaders.shutdown(wait=True, cancel_futures=True)

@@ -4,6 +4,9 @@ Shards are permuted, and taken a window of a few at a time: shards are read whol
 window are permuted in memory. Consecutive slices of that order are the global batches. So the number of steps taken and
 of shards in a window are all that resuming needs, and the number of processes only decides which process reads which
 part of a batch.
+
+Where training reads several caches, each has such an order by itself, pass after pass, and `interleaving` says which
+rows of training come from it.
 """
 
 import math
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
+from student.data.interleaving import ALONE, Interleaving
 from teacher_cache.format.arrays import row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache
@@ -27,23 +31,24 @@ WINDOW_BYTES = 1 << 28
 Windows = list[tuple[list[int], NDArray[np.int64]]]
 
 
-def shards_per_window(manifest: Manifest) -> int:
+def shards_per_window(manifest: Manifest, caches: int = 1) -> int:
     """Shards that training permutes the rows of at one time: 4, or as many as `WINDOW_BYTES` hold, but at least 1.
 
-    It follows from the manifest alone, so that every process and every run over the cache has the same order.
+    Several caches share `WINDOW_BYTES`. It follows from the manifest and the number of caches alone, so that every
+    process and every run has the same order.
     """
     items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in row_specs(manifest))
     shard = manifest.rows.rows_per_shard * sum(count * size for count, size in items)
-    return max(1, min(MOST_SHARDS, WINDOW_BYTES // shard))
+    return max(1, min(MOST_SHARDS, WINDOW_BYTES // (caches * shard)))
 
 
-def epoch_windows(shards: Sequence[range], size: int, *, seed: int, epoch: int) -> Windows:
+def epoch_windows(shards: Sequence[range], size: int, *, seed: int, epoch: int, number: int = 0) -> Windows:
     """The windows of an epoch, of `size` shards, in reading order: each one's shards by index, and its rows in order.
 
     Every row occurs once. The order is that of raw Philox numbers keyed by (seed, epoch): NumPy keeps those the same in
-    every version, but not its `permutation`.
+    every version, but not its `permutation`. `number` is the cache's among several, which have numbers of their own.
     """
-    random = np.random.Philox(key=[seed, epoch])
+    random = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, number])
     order = _permutation(random, len(shards))
     windows = []
     for start in range(0, len(shards), size):
@@ -55,16 +60,28 @@ def epoch_windows(shards: Sequence[range], size: int, *, seed: int, epoch: int) 
 
 @dataclass(frozen=True)
 class Window:
-    """What one process reads at one time: its rows of a few shards, in the order of an epoch."""
+    """What one process reads at one time: its rows of a few shards, in the order of a pass over the cache."""
 
     epoch: int
+    """The pass, from 0."""
     first: int
-    """Where the window begins in the epoch's order, counted in rows."""
+    """Where the window begins in the pass, counted in rows."""
     last: int
     """Where it ends there, exclusive."""
     shards: list[int]
     rows: NDArray[np.int64]
     """This process's rows among them."""
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """One of several caches that training reads, as its reader sees it."""
+
+    interleaving: Interleaving
+    number: int
+    """The cache's, from 0."""
+    rows: int
+    """Of all the caches together: what an epoch reads."""
 
 
 class BatchReader:
@@ -73,6 +90,9 @@ class BatchReader:
     Steps count from 0 over all epochs. The p-th global batch of an epoch is the rows [p * G, (p + 1) * G) of the
     epoch's order, and process r of W reads the r-th slice of G / W rows: over all processes it is the same batch for
     every W. Rows at the end of an epoch that do not fill a global batch are left out of that epoch.
+
+    Of several caches (`mixed`) each has a reader, which reads that cache's rows of the global batch. There an epoch has
+    as many rows as all caches together. A cache's own order goes on from one pass to the next, leaving out no row.
 
     A run that began with another number of shards in a window keeps its order if `window_shards` gives that number.
     """
@@ -86,32 +106,49 @@ class BatchReader:
         rank: int = 0,
         world_size: int = 1,
         window_shards: int | None = None,
+        mixed: Mixed | None = None,
     ) -> None:
         if global_batch % world_size:
             raise ValueError(f"a global batch of {global_batch} rows cannot be split over {world_size} processes")
-        if len(cache) < global_batch:
-            raise UserError(
-                f"{cache.path}: {len(cache)} rows, fewer than one global batch of {global_batch}; lower "
-                "--training.micro-batch-size or --training.gradient-accumulation, or build a larger cache"
-            )
         self.cache = cache
-        self.window_shards = window_shards or shards_per_window(cache.manifest)
         self._seed = seed
         self._global, self._local, self._rank = global_batch, global_batch // world_size, rank
-        self._orders: dict[int, _EpochOrder] = {}
+        mixed = mixed or Mixed(ALONE, 0, len(cache))
+        self._taken, self._number, self._epoch_rows = mixed.interleaving, mixed.number, mixed.rows
+        caches = len(self._taken.counts)
+        self._is_mixed = caches > 1
+        self._require_rows()
+        self.window_shards = window_shards or shards_per_window(cache.manifest, caches)
+        self._pass_rows = len(cache) if self._is_mixed else len(cache) // global_batch * global_batch
+        self._orders: dict[int, _PassOrder] = {}
 
     @property
     def batches_per_epoch(self) -> int:
-        return len(self.cache) // self._global
+        return self._epoch_rows // self._global
+
+    @property
+    def share(self) -> float:
+        """Of the rows of training."""
+        return self._taken.shares[self._number]
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, number of the global batch in that epoch), both from 0, of a step."""
         return divmod(step, self.batches_per_epoch)
 
+    def passes(self, steps: int) -> float:
+        """Passes over the cache that a number of steps make."""
+        return self._before(steps * self._global) / self._pass_rows
+
+    def count(self, step: int) -> int:
+        """Rows of the cache in the global batch of a step, over all processes."""
+        return len(self._taken_by(range(step, step + 1)))
+
     def rows(self, step: int) -> NDArray[np.int64]:
-        """Indices (G / W,) of this process's rows in the global batch of a step."""
-        epoch, batch = self.place(step)
-        return self._order(epoch).rows[batch * self._local : (batch + 1) * self._local]
+        """Indices of this process's rows in the global batch of a step: G / W of them from a single cache."""
+        first = step * self._global + self._rank * self._local
+        numbers = range(self._before(first), self._before(first + self._local))
+        parts = [self._order(number).of(within) for number, within in self._by_pass(numbers)]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
     def read(self, step: int) -> CachedRows:
         """Those rows, stacked in that order: what `batches_ahead` gives, only slower."""
@@ -119,38 +156,78 @@ class BatchReader:
 
     def windows(self, steps: range) -> Iterator[Window]:
         """The windows that some consecutive steps read from, in the order they are first needed."""
-        while steps:
-            epoch, batch = self.place(steps.start)
-            count = min(len(steps), self.batches_per_epoch - batch)
-            first, last = batch * self._global, (batch + count) * self._global
-            for window in self._order(epoch).windows:
-                if window.first < last and first < window.last:
+        for number, within in self._by_pass(self._taken_by(steps)):
+            for window in self._order(number).windows:
+                if window.first < within.stop and within.start < window.last:
                     yield window
-            steps = steps[count:]
 
-    def _order(self, epoch: int) -> "_EpochOrder":
-        if epoch not in self._orders:
-            # Reading ahead may have begun the next epoch while the last batches of this one are put together.
-            self._orders = {known: order for known, order in self._orders.items() if known == epoch - 1}
-            windows = self._cut(epoch)
-            self._orders[epoch] = _EpochOrder(windows, np.concatenate([window.rows for window in windows]))
-        return self._orders[epoch]
+    def _before(self, row: int) -> int:
+        """Rows of the cache among the first `row` rows of training."""
+        return self._taken.before(self._number, row)
 
-    def _cut(self, epoch: int) -> list[Window]:
-        windows, first = [], 0
-        for shards, rows in epoch_windows(self.cache.shards, self.window_shards, seed=self._seed, epoch=epoch):
+    def _taken_by(self, steps: range) -> range:
+        """The rows of the cache that all processes read in these steps, counted over all passes."""
+        return range(self._before(steps.start * self._global), self._before(steps.stop * self._global))
+
+    def _by_pass(self, numbers: range) -> Iterator[tuple[int, range]]:
+        """Rows counted over all passes, as (pass, rows within the pass)."""
+        while numbers:
+            number, first = divmod(numbers.start, self._pass_rows)
+            count = min(len(numbers), self._pass_rows - first)
+            yield number, range(first, first + count)
+            numbers = numbers[count:]
+
+    def _order(self, number: int) -> "_PassOrder":
+        if number not in self._orders:
+            # Reading ahead may have begun the next pass while the last batches of this one are put together.
+            self._orders = {known: order for known, order in self._orders.items() if known == number - 1}
+            self._orders[number] = self._cut(number)
+        return self._orders[number]
+
+    def _cut(self, number: int) -> "_PassOrder":
+        windows, mine, first = [], [], 0
+        cut = epoch_windows(self.cache.shards, self.window_shards, seed=self._seed, epoch=number, number=self._number)
+        for shards, rows in cut:
             places = np.arange(first, first + len(rows))
-            whole = places < self.batches_per_epoch * self._global
-            mine = places % self._global // self._local == self._rank
-            windows.append(Window(epoch, first, first + len(rows), shards, rows[whole & mine]))
+            is_mine = (places < self._pass_rows) & self._is_mine(number * self._pass_rows + places)
+            windows.append(Window(number, first, first + len(rows), shards, rows[is_mine]))
+            mine.append(places[is_mine])
             first += len(rows)
-        return windows
+        return _PassOrder(windows, np.concatenate(mine), np.concatenate([window.rows for window in windows]))
+
+    def _is_mine(self, numbers: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Whether this process reads rows of the cache (n,), counted over all passes."""
+        places = self._taken.places(self._number, numbers)
+        mine: NDArray[np.bool_] = places % self._global // self._local == self._rank
+        return mine
+
+    def _require_rows(self) -> None:
+        """Raise `UserError` where a step reads more rows of the cache than it has."""
+        have, wanted = len(self.cache), self.share * self._global
+        if have >= wanted:
+            return
+        less = "lower --training.micro-batch-size or --training.gradient-accumulation, or build a larger cache"
+        if self._is_mixed:
+            raise UserError(
+                f"{self.cache.path}: {have} rows, and its share of each step is {wanted:g}; lower it or {less}"
+            )
+        raise UserError(f"{self.cache.path}: {have} rows, fewer than one global batch of {self._global}; {less}")
 
 
 @dataclass(frozen=True)
-class _EpochOrder:
+class _PassOrder:
+    """One pass over a cache, as one process reads it."""
+
     windows: list[Window]
+    places: NDArray[np.int64]
+    """Where in the pass this process's rows are, rising."""
     rows: NDArray[np.int64]
+    """This process's rows."""
+
+    def of(self, within: range) -> NDArray[np.int64]:
+        """Those of this process's rows that lie in a part of the pass."""
+        first, last = np.searchsorted(self.places, (within.start, within.stop))
+        return self.rows[first:last]
 
 
 def _permutation(random: np.random.Philox, count: int) -> NDArray[np.int64]:

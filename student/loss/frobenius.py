@@ -103,6 +103,12 @@ def zero_with_gradient(hidden_states: Tensor) -> Tensor:
     return hidden_states[:0].sum(dtype=accumulation_dtype(hidden_states))
 
 
+def zero_through_map(hidden_states: Tensor, state_map: StateMap) -> Tensor:
+    """A 0 to add to that has a gradient, of zeros, for the map too."""
+    nothing: Tensor = state_map(hidden_states[:0])
+    return nothing.sum(dtype=accumulation_dtype(hidden_states))
+
+
 def accumulation_dtype(hidden_states: Tensor) -> torch.dtype:
     """What sums over these states are added up in: float32, or float64 for float64."""
     return torch.promote_types(hidden_states.dtype, torch.float32)

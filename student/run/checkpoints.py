@@ -51,6 +51,18 @@ class Progress:
         return Progress(self.steps, earlier_updates=self.earlier_updates + self.updates)
 
 
+class MixedCache(FrozenSettings):
+    """One of several caches that a run trains on."""
+
+    path: str
+    """Where it lay."""
+    fingerprint: str
+    share: float
+    """Of the rows."""
+    window_shards: int
+    """Shards whose rows are permuted together."""
+
+
 class TrainingState(FrozenSettings):
     """Where training stands; `state.json` of a checkpoint."""
 
@@ -74,6 +86,8 @@ class TrainingState(FrozenSettings):
     """sha256 of the manifest of the cache trained on."""
     window_shards: int = Field(default=4, ge=1)
     """Shards whose rows are permuted together; 4 where an earlier version did not say. The order of rows follows it."""
+    caches: tuple[MixedCache, ...] = ()
+    """Of several caches all of them; the first one is also named above."""
     settings: dict[str, Any]
     """The settings that decide the numbers."""
     loss_scale: dict[str, float | None] = Field(default_factory=dict)
@@ -82,6 +96,16 @@ class TrainingState(FrozenSettings):
     """Size of the file of tensors."""
     tensors_xxh3_128: str = ""
     """Its digest."""
+
+    @property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of the caches trained on."""
+        return tuple(cache.fingerprint for cache in self.caches) or (self.cache_fingerprint,)
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """`window_shards` by cache."""
+        return tuple(cache.window_shards for cache in self.caches) or (self.window_shards,)
 
     @property
     def progress(self) -> Progress:

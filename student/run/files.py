@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
@@ -59,6 +59,21 @@ class Origin(FrozenSettings):
     """Of its settings as JSON with sorted keys."""
 
 
+class TrainedCache(FrozenSettings):
+    """One of several caches that a run trains on."""
+
+    path: str
+    fingerprint: str
+    teacher: str
+    rows: int
+    share: float
+    """Of the rows trained on."""
+    passes: float
+    """Over its rows, by the end of the run."""
+    has_states: bool
+    """Whether it has averaged hidden states."""
+
+
 class Provenance(FrozenSettings):
     """`provenance.json`, written when a run begins: what it is trained on, and what its parameters come from."""
 
@@ -73,6 +88,8 @@ class Provenance(FrozenSettings):
     """What the student's first block read over the embedding; None for the embedding itself."""
     begun_from: tuple[Origin, ...] = ()
     """The chain of runs and exports before this run, oldest first; empty where it began by itself."""
+    caches: tuple[TrainedCache, ...] = ()
+    """Of several caches all of them; the first one is also named above."""
 
 
 class RunSummary(Provenance):
@@ -84,7 +101,9 @@ class RunSummary(Provenance):
     trainable_parameters: int
     total_parameters: int
     teacher_measures: dict[str, float] | None
-    """The teacher's own numbers on the held-out cache, under the names of the student's; None without one."""
+    """The teacher's own numbers on the (first) held-out cache, under the names of the student's; None without one."""
+    teacher_measures_by_cache: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """Of several held-out caches the same on each, by its fingerprint."""
     samples: list[Sample]
     """Empty where the cache has no tokenizer, or each process holds only a part of the parameters."""
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from student.model.shape import StudentSettings
-from student.run.files import Origin, PlannedStage
+from student.run.files import Origin, PlannedStage, TrainedCache
 
 PARTS = {"mixers": "the mixers", "body": "the teacher's own weights", "all": "everything"}
 
@@ -27,3 +27,15 @@ def beginning_words(settings: StudentSettings, begun_from: Sequence[Origin]) -> 
 def stage_words(stages: Sequence[PlannedStage]) -> str:
     """What each stage of a run trained, by what and for how long."""
     return "; ".join(f"{stage.name} of {PARTS[stage.train]}, {stage.steps:,} steps" for stage in stages)
+
+
+def cache_words(cache: TrainedCache) -> str:
+    """What training reads of one of several caches."""
+    states = "" if cache.has_states else ", no averaged hidden states, so trained without the Frobenius term"
+    return f"{cache.share:.4g} of the rows from {cache.path}: {cache.rows:,} rows, {cache.passes:.2f} passes{states}"
+
+
+def cache_names(paths: Sequence[str]) -> list[str]:
+    """The last parts of paths or URLs, or all of them where two are called the same."""
+    short = [path.rstrip("/").rpartition("/")[2] for path in paths]
+    return short if len(set(short)) == len(short) else list(paths)

@@ -1,6 +1,7 @@
 """The parts of a training run, put together: rows, student, engine."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -8,9 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from delta_common.errors import UserError
+from student.data.mix import readers_of
 from student.data.order import BatchReader
-from student.evaluate.positions import require_temperature_one
+from student.evaluate.caches import open_held_out
 from student.loss.channel_scale import channel_rms
 from student.loss.frobenius import FrobeniusTerm, StateMap
 from student.loss.schedule import cosine_with_warmup
@@ -19,15 +20,15 @@ from student.model.recorded import record_passes
 from student.model.student import STATE_MAP, Student
 from student.model.transplant.families import Config
 from student.model.transplant.student import TransplantStudent
-from student.run.checkpoints import Progress, TrainingState
+from student.run.caches import distillations, require_fit, shares_of, view
+from student.run.checkpoints import MixedCache, Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.stages import Stage, stage_at, stages_of
 from student.run.student import DTYPES, initial_student
-from student.settings import TargetViewSettings, TrainSettings
+from student.settings import TrainSettings
 from student.train.engine import deepspeed_config, make_engine, trained_names
 from student.train.processes import Processes
-from teacher_cache.format.nodes import interpolation_weights
-from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.read.cache import Cache
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -43,21 +44,34 @@ class Run:
     """Of the settings of the whole run, those that decide the numbers."""
     stages: tuple[Stage, ...]
     stage: Stage
-    cache: Cache
-    """What is trained on: the whole cache, or a view of fewer of its targets."""
-    held_out: Cache | None
+    caches: tuple[Cache, ...]
+    """What is trained on: whole caches, or views of fewer of their targets."""
+    held_out: tuple[Cache, ...]
     out: Path
     processes: Processes
-    reader: BatchReader
+    readers: tuple[BatchReader, ...]
+    """By cache."""
     student: Student
     engine: "DeepSpeedEngine"
     """Around `student`."""
-    frobenius: FrobeniusTerm | None
-    """None where that term is off."""
+    distillations: tuple[DistillationSettings, ...]
+    """Of the stage, by cache."""
+    frobenius: tuple[FrobeniusTerm | None, ...]
+    """By cache; None where that term is off."""
     trained: frozenset[str]
     """Names of the parameters that any stage trains."""
     untrained: dict[str, Tensor] = field(default_factory=dict)
     """What the stage does not train, in float32 by name, as far as it came out of a file; in the first process."""
+
+    @property
+    def cache(self) -> Cache:
+        """The first cache, which embedding, LM head and tokenizer come from."""
+        return self.caches[0]
+
+    @property
+    def reader(self) -> BatchReader:
+        """Of the first cache: which epoch a step is of, is the same for all."""
+        return self.readers[0]
 
     @property
     def total_steps(self) -> int:
@@ -77,7 +91,19 @@ class Run:
             batch=batch,
             cache_fingerprint=self.cache.fingerprint,
             window_shards=self.reader.window_shards,
+            caches=self._mixed() if len(self.caches) > 1 else (),
             settings=self.deciding,
+        )
+
+    def _mixed(self) -> tuple[MixedCache, ...]:
+        return tuple(
+            MixedCache(
+                path=str(cache.path),
+                fingerprint=cache.fingerprint,
+                share=reader.share,
+                window_shards=reader.window_shards,
+            )
+            for cache, reader in zip(self.caches, self.readers, strict=True)
         )
 
     @property
@@ -99,52 +125,62 @@ def assemble(
     out: Path,
     processes: Processes,
     *,
+    others: Sequence[Cache] = (),
     init_from: Path | None = None,
     done: int = 0,
     teacher_config: Config | None = None,
-    window_shards: int | None = None,
+    window_shards: Sequence[int] | None = None,
 ) -> Run:
     """Build everything the stage of the step behind `done` steps needs, with initial weights.
 
-    With `teacher_config` a student that begins as its teacher has random weights, to be loaded over; `window_shards` is
-    that of the run's checkpoint. Raises `UserError` for settings that do not fit the cache, of later stages too.
+    `cache` and `others` are those of the settings, or the one they do not name. With `teacher_config` a student that
+    begins as its teacher has random weights, to be loaded over; `window_shards` are those of the run's checkpoint, by
+    cache. Raises `UserError` for settings that do not fit the caches, of later stages too.
     """
-    cache = _view(cache, settings.targets)
-    reader = _reader(settings, cache, processes, window_shards)
-    stages = stages_of(settings, reader.batches_per_epoch)
+    caches = tuple(view(each, settings.targets) for each in (cache, *others))
+    readers = _readers(settings, caches, processes, window_shards)
+    stages = stages_of(settings, readers[0].batches_per_epoch)
     deciding = settings.deciding(processes.world_size, init_from)
     for each in stages:
-        _require_fit(settings.of_stage(each.settings), each, cache)
-    held_out = None if settings.evaluation.cache is None else _held_out(settings.evaluation.cache, cache)
-    student = initial_student(settings, cache, processes.device, teacher_config)
-    if any(settings.of_stage(each.settings).distillation.frobenius.trains_map for each in stages):
-        # Within the student, so that DeepSpeed and checkpoints treat it as they treat the student's own parameters.
-        beside = StateMap(cache.manifest.hidden_size).to(processes.device, DTYPES[settings.training.precision])
-        setattr(student, STATE_MAP, beside)
+        require_fit(settings.of_stage(each.settings), each, caches)
+    held_out = open_held_out(settings.evaluation.paths, caches)
+    student = initial_student(settings, caches[0], processes.device, teacher_config)
+    if any(settings.of_stage(each.settings).trains_map for each in stages):
+        _put_map_beside(student, caches[0].manifest.hidden_size, processes.device, settings)
     each_trained = (trained_names(student, settings.of_stage(s.settings), s.settings.train) for s in stages)
     trained = frozenset[str]().union(*each_trained)
     stage = stage_at(stages, done)
     settings = settings.of_stage(stage.settings)
+    wanted = distillations(settings, caches)
     return Run(
         settings,
         deciding,
         stages,
         stage,
-        cache,
+        caches,
         held_out,
         out,
         processes,
-        reader,
+        readers,
         student,
         engine=_engine(student, settings, stage, out, processes),
-        frobenius=_frobenius(cache, settings.distillation.frobenius, student, processes.device),
+        distillations=wanted,
+        frobenius=_frobenius(caches, wanted, student, processes.device),
         trained=trained,
     )
 
 
-def _reader(settings: TrainSettings, cache: Cache, processes: Processes, window_shards: int | None) -> BatchReader:
-    return BatchReader(
-        cache,
+def _put_map_beside(student: Student, width: int, device: torch.device, settings: TrainSettings) -> None:
+    """Within the student, so that DeepSpeed and checkpoints treat it as they treat the student's own parameters."""
+    setattr(student, STATE_MAP, StateMap(width).to(device, DTYPES[settings.training.precision]))
+
+
+def _readers(
+    settings: TrainSettings, caches: Sequence[Cache], processes: Processes, window_shards: Sequence[int] | None
+) -> tuple[BatchReader, ...]:
+    return readers_of(
+        caches,
+        shares_of(settings, caches),
         seed=settings.training.seed,
         global_batch=settings.training.global_batch(processes.world_size),
         rank=processes.rank,
@@ -172,66 +208,18 @@ def _engine(
     return engine
 
 
-def _view(cache: Cache, targets: TargetViewSettings) -> Cache:
-    if targets.top_k is None and targets.samples is None:
-        return cache
-    return cache.view(top_k=targets.top_k, samples=targets.samples)
+def _frobenius(
+    caches: Sequence[Cache], wanted: Sequence[DistillationSettings], student: Student, device: torch.device
+) -> tuple[FrobeniusTerm | None, ...]:
+    """By cache; one map serves all, so the teacher's channels are all divided by the sizes in the first cache's."""
+    with_term = [cache for cache, each in zip(caches, wanted, strict=True) if each.frobenius.enabled]
+    sizes = {each.frobenius.channels for each in wanted if each.frobenius.enabled} - {"raw"}
+    rms = channel_rms(with_term[0]).to(device) if sizes else None
 
+    def term(frobenius: FrobeniusSettings) -> FrobeniusTerm | None:
+        if not frobenius.enabled:
+            return None
+        state_map = getattr(student, STATE_MAP) if frobenius.trains_map else None
+        return FrobeniusTerm(frobenius.norm, None if frobenius.channels == "raw" else rms, state_map)
 
-def _require_fit(settings: TrainSettings, stage: Stage, cache: Cache) -> None:
-    """Raise `UserError` unless the cache has what a stage's loss needs."""
-    if stage.settings.loss == "transfer":
-        return
-    own = stage.settings.distillation is not None
-    where = f"stages.{stage.number - 1}.distillation" if own else "distillation"
-    _require_temperatures(cache, settings.distillation, where)
-    if settings.distillation.frobenius.enabled:
-        _require_states(cache, f"{where}.frobenius")
-
-
-def _require_states(cache: Cache, where: str) -> None:
-    """Raise `UserError` unless a row of the cache has enough of the averaged states for the Frobenius term."""
-    hidden, width = cache.manifest.hidden, cache.manifest.hidden_size
-    remedy = f"set {where}.weight_init and weight_final to 0, or build the cache with"
-    if hidden.mean == "none":
-        raise UserError(f"{cache.path}: no averaged hidden states, which {where} needs; {remedy} hidden.preset default")
-    kept = hidden.positions(cache.manifest.seq_len) * hidden.width(width)
-    if kept < width:
-        raise UserError(
-            f"{cache.path}: a row keeps {kept} numbers of its averaged hidden states, too few for {where} to estimate "
-            f"{width} channels from; {remedy} more hidden.channels or a smaller hidden.stride"
-        )
-
-
-def _require_temperatures(cache: Cache, distillation: DistillationSettings, where: str) -> None:
-    """The temperature falls while training; check both ends of its range before training begins."""
-    if cache.layout.mode == "exact":
-        return
-    for name in ("temperature_init", "temperature_final"):
-        try:
-            interpolation_weights(cache.layout.node_temperatures, getattr(distillation, name))
-        except UserError as error:
-            remedy = "set it inside, or build a cache with other targets.temperatures"
-            raise UserError(f"{where}.{name}: {error} of {cache.path}; {remedy}") from error
-
-
-def _frobenius(cache: Cache, wanted: FrobeniusSettings, student: Student, device: torch.device) -> FrobeniusTerm | None:
-    if not wanted.enabled:
-        return None
-    rms = None if wanted.channels == "raw" else channel_rms(cache).to(device)
-    return FrobeniusTerm(wanted.norm, rms, getattr(student, STATE_MAP) if wanted.trains_map else None)
-
-
-def _held_out(path: str, trained_on: Cache) -> Cache:
-    held_out = open_cache(path)
-    ours, theirs = trained_on.manifest, held_out.manifest
-    same = {
-        "tokenizer": ours.tokenizer_sha256 == theirs.tokenizer_sha256,
-        "teacher": ours.teacher.weights_sha256 == theirs.teacher.weights_sha256,
-        "rows.context": ours.rows.context == theirs.rows.context,
-    }
-    for name, is_same in same.items():
-        if not is_same:
-            raise UserError(f"evaluation.cache {path}: another {name} than {trained_on.path}; build both with the same")
-    require_temperature_one(held_out, "evaluation.cache")
-    return held_out
+    return tuple(term(each.frobenius) for each in wanted)

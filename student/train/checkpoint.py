@@ -63,11 +63,7 @@ def save_checkpoint(
 
 def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) -> None:
     """Raise `UserError`, naming the difference and the remedy, unless training may go on from `found`."""
-    if found.cache_fingerprint != wanted.cache_fingerprint:
-        raise UserError(
-            f"{folder}: a checkpoint of another cache ({found.cache_fingerprint[:12]}…, this one is "
-            f"{wanted.cache_fingerprint[:12]}…); give that cache with --cache or another folder with --out"
-        )
+    _require_same_caches(folder, found, wanted)
     before, now = found.settings.get(INIT_FROM), wanted.settings.get(INIT_FROM)
     if before != now:
         words = [f"with --init-from {where}" if where else "without --init-from" for where in (before, now)]
@@ -81,6 +77,23 @@ def require_same_run(folder: Path, found: TrainingState, wanted: TrainingState) 
         raise UserError(
             f"{folder}: a checkpoint with {key} {before}, now {now}{more}; set it back{how} or give another --out"
         )
+
+
+def _require_same_caches(folder: Path, found: TrainingState, wanted: TrainingState) -> None:
+    if found.fingerprints != wanted.fingerprints:
+        before, now = (" and ".join(f"{f[:12]}…" for f in state.fingerprints) for state in (found, wanted))
+        if max(len(found.fingerprints), len(wanted.fingerprints)) == 1:
+            of, remedy = f"another cache ({before}, this one is {now})", "give that cache with --cache"
+        else:
+            of, remedy = f"other caches ({before}, these are {now})", "give those with --cache, in that order,"
+        raise UserError(f"{folder}: a checkpoint of {of}; {remedy} or another folder with --out")
+    if [cache.share for cache in found.caches] != [cache.share for cache in wanted.caches]:
+        before, now = (_shares(state) for state in (found, wanted))
+        raise UserError(f"{folder}: a checkpoint with shares {before}, now {now}; set them back or give another --out")
+
+
+def _shares(state: TrainingState) -> str:
+    return " and ".join(f"{cache.share:.6g} of {cache.path}" for cache in state.caches)
 
 
 def load_checkpoint(engine: "DeepSpeedEngine", folder: Path, state: TrainingState) -> dict[str, Tensor]:

@@ -134,7 +134,7 @@ def trained_names(module: nn.Module, settings: TrainSettings, part: Part) -> set
     """Names of the parameters of a part; those of the teacher's own are left out where their learning rate is 0."""
     new, names = _new_names(module), {name for name, _ in module.named_parameters()}
     body = names - new if settings.optimizer.body_learning_rate != 0 else set()
-    beside = set(filter(is_beside, names)) if settings.distillation.frobenius.trains_map else set()
+    beside = set(filter(is_beside, names)) if settings.trains_map else set()
     own = {"all": new | body, "mixers": new, "body": body}[part]
     return {name for name in own if not is_beside(name)} | beside
 

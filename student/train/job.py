@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ from delta_common.settings_file import FrozenSettings
 from student.loss.frobenius import StateMap
 from student.model.student import STATE_MAP, is_beside
 from student.model.transplant.student import TransplantStudent
+from student.run.caches import open_caches
 from student.run.checkpoints import PARAMETER, Checkpoint, Progress, TrainingState, find_checkpoint
 from student.run.files import (
     PLAN_FILE,
@@ -25,10 +26,12 @@ from student.run.files import (
     Origin,
     Provenance,
     RunPlan,
+    TrainedCache,
 )
 from student.run.origin import read_beginning, require_same_shapes
 from student.run.stages import planned
 from student.run.student import teacher_config_of
+from student.run.student_words import cache_words
 from student.settings import INIT_FROM, TrainSettings
 from student.train.assemble import Run, assemble
 from student.train.checkpoint import load_checkpoint, load_parameters, require_same_run, save_trained
@@ -37,7 +40,7 @@ from student.train.loop import train
 from student.train.master_states import parameter_shapes
 from student.train.measure import Measures, measure, recorded
 from student.train.processes import Processes
-from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.read.cache import Cache
 
 
 @dataclass(frozen=True)
@@ -49,27 +52,45 @@ class Outcome:
     resumed_at: int
     """Steps that earlier calls had taken."""
     before: Measures | None
-    """Held-out numbers before the first step; None if not measured."""
+    """Held-out numbers before the first step, of several held-out caches those on the first; None if not measured."""
     after: Measures | None
-    """Held-out numbers after the last step; None if not measured."""
+    """The same after the last step."""
     waiting: float | None
     """Share of the steps' time spent waiting for data; None if no step was left."""
 
 
 def run_job(
-    settings: TrainSettings, cache_path: str | Path, out: Path, processes: Processes, init_from: Path | None = None
+    settings: TrainSettings,
+    cache_path: str | Path | None,
+    out: Path,
+    processes: Processes,
+    init_from: Path | None = None,
 ) -> Outcome:
     """Train a student, or continue from the newest checkpoint under `out`; every process calls this.
+
+    It is trained on the cache at `cache_path`, or without one on the caches of the settings.
 
     A new run begins with the parameters of the run or export `init_from`, if one is given. Writes under `out`:
     `settings.json`, `plan.json`, `provenance.json`, `checkpoints/`, `metrics.jsonl`, `costs.jsonl`,
     `evaluation.jsonl`, `trained.safetensors`. Raises `UserError` when `out` belongs to another run.
     """
     _require_folder(out, init_from)
-    cache = open_cache(cache_path)
+    if cache_path is not None:
+        settings = settings.model_copy(update={"caches": ()})
+    cache, *others = open_caches(settings, cache_path)
     found = find_checkpoint(out)
-    window_shards = None if found is None else found[1].window_shards
-    assembled = partial(assemble, settings, cache, out, processes, init_from=init_from, window_shards=window_shards)
+    # A checkpoint of other caches, which is refused below, has no windows for these.
+    known = found is not None and len(found[1].windows) == 1 + len(others)
+    assembled = partial(
+        assemble,
+        settings,
+        cache,
+        out,
+        processes,
+        others=others,
+        init_from=init_from,
+        window_shards=found[1].windows if found is not None and known else None,
+    )
     start = Progress() if found is None else found[1].progress
     run = (
         _begin(assembled, settings, cache, out, init_from) if found is None else _continue(assembled, settings, *found)
@@ -87,7 +108,11 @@ def run_job(
         time += more
     after = measure(run, run.total_steps)
     save_trained(run.student, out / TRAINED_FILE, processes)
-    return Outcome(run, start.steps, before, after, time.share_waiting)
+    return Outcome(run, start.steps, _first(before), _first(after), time.share_waiting)
+
+
+def _first(measured: Sequence[Measures | None]) -> Measures | None:
+    return measured[0] if measured else None
 
 
 def _require_folder(out: Path, init_from: Path | None) -> None:
@@ -115,7 +140,10 @@ def _begin(
         run.untrained.update(load_parameters(run.engine, stored, lambda name: stored[name].float()))
     if run.processes.rank == 0:
         _prepare_folder(run, settings, 0)
-        _write(out / PROVENANCE_FILE, provenance(run, chain))
+        known = provenance(run, chain)
+        _write(out / PROVENANCE_FILE, known)
+        for number, trained_on in enumerate(known.caches, start=1):
+            print(f"student-train: cache {number}: {cache_words(trained_on)}", file=sys.stderr)
     torch.distributed.barrier()
     return run
 
@@ -143,9 +171,9 @@ def _in_stage(run: Run) -> str:
 
 def provenance(run: Run, begun_from: tuple[Origin, ...] = ()) -> Provenance:
     """What the run is trained on, and the chain that its parameters come from."""
-    manifest, path = run.cache.manifest, run.cache.path
+    manifest = run.cache.manifest
     return Provenance(
-        cache=str(path.resolve()) if isinstance(path, Path) else path,
+        cache=_resolved(run.cache),
         cache_fingerprint=run.cache.fingerprint,
         teacher=manifest.teacher_name,
         teacher_weights_sha256=manifest.teacher.weights_sha256,
@@ -153,7 +181,27 @@ def provenance(run: Run, begun_from: tuple[Origin, ...] = ()) -> Provenance:
         context=manifest.rows.context,
         embedding_scale=run.student.embedding_scale,
         begun_from=begun_from,
+        caches=_trained_caches(run) if len(run.caches) > 1 else (),
     )
+
+
+def _trained_caches(run: Run) -> tuple[TrainedCache, ...]:
+    return tuple(
+        TrainedCache(
+            path=_resolved(cache),
+            fingerprint=cache.fingerprint,
+            teacher=cache.manifest.teacher_name,
+            rows=len(cache),
+            share=reader.share,
+            passes=reader.passes(run.total_steps),
+            has_states=cache.manifest.hidden.mean != "none",
+        )
+        for cache, reader in zip(run.caches, run.readers, strict=True)
+    )
+
+
+def _resolved(cache: Cache) -> str:
+    return str(cache.path.resolve()) if isinstance(cache.path, Path) else cache.path
 
 
 def _load(run: Run, found: Checkpoint | None) -> None:

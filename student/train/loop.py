@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.data.batch import Batch, GlobalCounts, StepBatch
-from student.data.feed import batches_ahead
+from student.data.batch import Batch, GlobalCounts, MicroBatch, StepBatch
+from student.data.feed import Parts, batches_ahead
 from student.loss.distillation import DistillationLoss, distillation_loss
+from student.loss.frobenius import zero_through_map
 from student.loss.schedule import Coefficients, distillation_at
 from student.loss.transfer import transfer_sum
 from student.run.checkpoints import Progress
@@ -20,11 +21,13 @@ from student.train.assemble import Run
 from student.train.checkpoint import save_checkpoint
 from student.train.engine import backward, gradient_norm, withhold_update
 from student.train.measure import measure
-from student.train.step_log import DistillationMetrics, StepMetrics, StepTime, TransferMetrics, step_log
-from teacher_cache.read.decode import CachedRows
+from student.train.step_log import CacheMetrics, DistillationMetrics, StepMetrics, StepTime, TransferMetrics, step_log
 
 LossOf = Callable[[Run, Batch, Tensor, Coefficients, GlobalCounts], DistillationLoss]
-"""(run, micro-batch, hidden states (B, T, d), coefficients, counts of the whole step) → the micro-batch's part."""
+"""(run, batch, hidden states (B, T, d), coefficients, counts of the whole step) → the batch's part of the loss.
+
+The batch is of one cache: a micro-batch, or what a cache has in it.
+"""
 
 MOST_SKIPPED = 50
 """Steps without an update in a row after which training is given up: fp16 needs some to find its loss scale."""
@@ -65,11 +68,12 @@ def next_step(run: Run, batch: StepBatch, done: Progress) -> StepMetrics:
     return take_step(run, batch, coefficients_of_next(run, done), done.steps, epoch)
 
 
-def coefficients_of_next(run: Run, done: Progress) -> Coefficients:
-    """α, T and β of the next update; they follow the stage's updates, where rows follow the steps of the run."""
+def coefficients_of_next(run: Run, done: Progress) -> tuple[Coefficients, ...]:
+    """α, T and β of the next update by cache; they follow the stage's updates, where rows follow the run's steps."""
     epoch, _ = _stage_place(run, done.steps)
-    return distillation_at(
-        run.settings.distillation, epoch=epoch, step_in_epoch=done.epoch_updates, global_step=done.updates
+    return tuple(
+        distillation_at(wanted, epoch=epoch, step_in_epoch=done.epoch_updates, global_step=done.updates)
+        for wanted in run.distillations
     )
 
 
@@ -83,67 +87,121 @@ def step_batches(run: Run, start: int) -> AbstractContextManager[Iterator[StepBa
     size, device = run.settings.training.micro_batch_size, run.processes.device
     pinned = device.type == "cuda"
 
-    def prepare(rows: CachedRows) -> StepBatch:
+    def prepare(parts: Parts) -> StepBatch:
         # A thread begins on device 0, where pinning would open a context for every process of the host.
         with torch.cuda.device(device) if pinned else nullcontext():
-            return StepBatch.of(rows, size, run.cache, pinned=pinned)
+            return StepBatch.of(parts, size, run.caches, pinned=pinned)
 
-    return batches_ahead(run.reader, range(start, run.stage.stop), prepare)
+    return batches_ahead(run.readers, range(start, run.stage.stop), prepare)
 
 
 def loss_of(
     run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, counts: GlobalCounts
 ) -> DistillationLoss:
-    """A micro-batch's part of the loss from hidden states (B, T, d)."""
-    return distillation_loss(hidden_states, run.student.head, batch, coefficients, counts, frobenius=run.frobenius)
+    """A batch's part of the loss from hidden states (B, T, d)."""
+    term = run.frobenius[batch.cache]
+    return distillation_loss(hidden_states, run.student.head, batch, coefficients, counts, frobenius=term)
 
 
 def take_step(
-    run: Run, step_batch: StepBatch, coefficients: Coefficients, step: int, epoch: int, loss_of: LossOf = loss_of
+    run: Run,
+    step_batch: StepBatch,
+    coefficients: Sequence[Coefficients],
+    step: int,
+    epoch: int,
+    loss_of: LossOf = loss_of,
 ) -> DistillationMetrics:
-    """One optimizer step by distillation on this process's rows of a global batch; `step` and `epoch` count from 0."""
+    """One optimizer step by distillation on this process's rows of a global batch; `step` and `epoch` count from 0.
 
-    def part(batch: Batch, counts: GlobalCounts) -> tuple[Tensor, list[Tensor]]:
-        hidden_states = run.engine(batch.inputs, batch.document_start)
-        loss = loss_of(run, batch, hidden_states, coefficients, counts)
-        return loss.total, [loss.sums.cross_entropy, loss.sums.kl, loss.sums.frobenius]
+    `coefficients` are by cache; those of the first stand in the metrics of the whole step.
+    """
+
+    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> tuple[Tensor, Tensor]:
+        hidden_states = run.engine(micro_batch.inputs, micro_batch.document_start)
+        total = _through_maps(run, micro_batch, hidden_states)
+        sums = torch.zeros(len(run.caches), 3, dtype=torch.float64, device=hidden_states.device)
+        for batch, states in micro_batch.with_states(hidden_states):
+            loss = loss_of(run, batch, states, coefficients[batch.cache], counts)
+            total = loss.total if total is None else total + loss.total
+            found = [loss.sums.cross_entropy, loss.sums.kl, loss.sums.frobenius]
+            sums[batch.cache] = torch.stack(found)
+        assert total is not None
+        return total, sums
 
     found = _accumulate(run, step_batch, part)
-    total, cross_entropy, kl, frobenius = found.totals
+    cross_entropy, kl, frobenius = found.sums.sum(0).tolist()
     return DistillationMetrics(
         **vars(_common(run, found, step, epoch)),
-        loss=total,
+        loss=found.loss,
         cross_entropy=cross_entropy / found.counts.tokens,
         kl=kl / found.counts.tokens,
         frobenius=frobenius / found.counts.sequences,
-        **vars(coefficients),
+        **vars(coefficients[0]),
+        by_cache=_by_cache(run, found, coefficients, step) if len(run.caches) > 1 else (),
     )
+
+
+def _through_maps(run: Run, micro_batch: MicroBatch, hidden_states: Tensor) -> Tensor | None:
+    """A 0 through the map of the states for each cache with a Frobenius term but no rows here; None without such.
+
+    Every process must use the map as often as the others do: under ZeRO 3 each time gathers it from all of them.
+    """
+    here = {batch.cache for batch in micro_batch.parts}
+    terms = (term for number, term in enumerate(run.frobenius) if number not in here and term is not None)
+    zeros = [zero_through_map(hidden_states, term.state_map) for term in terms if term.state_map is not None]
+    return torch.stack(zeros).sum() if zeros else None
+
+
+def _by_cache(
+    run: Run, found: "_Accumulated", coefficients: Sequence[Coefficients], step: int
+) -> tuple[CacheMetrics, ...]:
+    metrics = []
+    for number, reader in enumerate(run.readers):
+        (tokens, sequences), sums = found.counted[number].tolist(), found.sums[number].tolist()
+        metrics.append(
+            CacheMetrics(
+                rows=reader.count(step),
+                tokens=int(tokens),
+                cross_entropy=sums[0] / tokens if tokens else None,
+                kl=sums[1] / tokens if tokens else None,
+                frobenius=sums[2] / sequences if sequences and run.frobenius[number] else None,
+                **vars(coefficients[number]),
+            )
+        )
+    return tuple(metrics)
 
 
 def take_transfer_step(run: Run, step_batch: StepBatch, step: int, epoch: int) -> TransferMetrics:
     """One optimizer step by attention transfer, otherwise as `take_step`."""
 
-    def part(batch: Batch, counts: GlobalCounts) -> tuple[Tensor, list[Tensor]]:
-        errors = run.engine(batch.inputs, batch.document_start, transfer=True)
-        return transfer_sum(errors, batch.loss_mask) / counts.tokens, []
+    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> tuple[Tensor, Tensor]:
+        errors = run.engine(micro_batch.inputs, micro_batch.document_start, transfer=True)
+        return transfer_sum(errors, micro_batch.loss_mask) / counts.tokens, errors.new_zeros(0)
 
     found = _accumulate(run, step_batch, part)
-    return TransferMetrics(**vars(_common(run, found, step, epoch)), transfer=found.totals[0])
+    return TransferMetrics(**vars(_common(run, found, step, epoch)), transfer=found.loss)
 
 
 @dataclass(frozen=True)
 class _Accumulated:
     """What the micro-batches of a step came to, over all processes."""
 
-    counts: GlobalCounts
-    totals: list[float]
-    """The loss, and the sums that came with it."""
+    counted: Tensor
+    """(caches, 2) float64: valid positions, and rows that count for the Frobenius term."""
+    loss: float
+    sums: Tensor
+    """(caches, 3) float64 as they came with the loss: of cross-entropy, KL and the Frobenius term; else empty."""
     norm: float | None
     learning_rate: float
 
+    @property
+    def counts(self) -> GlobalCounts:
+        """Over all caches."""
+        return _counts(self.counted)
+
 
 def _accumulate(
-    run: Run, step_batch: StepBatch, part: Callable[[Batch, GlobalCounts], tuple[Tensor, list[Tensor]]]
+    run: Run, step_batch: StepBatch, part: Callable[[MicroBatch, GlobalCounts], tuple[Tensor, Tensor]]
 ) -> _Accumulated:
     """Add up gradients over the micro-batches and step the optimizer; `part` gives a micro-batch's loss and sums.
 
@@ -152,19 +210,22 @@ def _accumulate(
     division by the number of micro-batches is left off.
     """
     processes, engine = run.processes, run.engine
-    counts = _global_counts(run, step_batch)
+    counted = _counted(run, step_batch)
+    counts = _counts(counted)
     totals: Tensor | float = 0.0
     norm = None
     for batch in step_batch.on(processes.device):
         loss, sums = part(batch, counts)
         backward(engine, loss * processes.world_size)
-        totals = totals + torch.stack([loss.detach(), *sums]).to(torch.float64)
+        totals = totals + torch.cat([loss.detach().to(torch.float64)[None], sums.flatten().to(torch.float64)])
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
             withhold_update(engine, norm)
         engine.step()
     assert isinstance(totals, Tensor)
-    return _Accumulated(counts, processes.sum(totals).tolist(), norm, learning_rate)
+    totals = processes.sum(totals).cpu()
+    terms = (len(totals) - 1) // len(run.caches)
+    return _Accumulated(counted, float(totals[0]), totals[1:].view(len(run.caches), terms), norm, learning_rate)
 
 
 def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics:
@@ -181,11 +242,15 @@ def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics
     )
 
 
-def _global_counts(run: Run, step_batch: StepBatch) -> GlobalCounts:
-    """Over all processes; at least 1, to divide by."""
-    ours = [step_batch.tokens, step_batch.sequences]
-    summed = run.processes.sum(torch.tensor(ours, dtype=torch.float64, device=run.processes.device))
-    return GlobalCounts(*(max(count, 1.0) for count in summed.tolist()))
+def _counted(run: Run, step_batch: StepBatch) -> Tensor:
+    """(caches, 2) float64 in host memory: valid positions and sequences of the step by cache, over all processes."""
+    ours = [[counted.tokens, counted.sequences] for counted in step_batch.counted]
+    return run.processes.sum(torch.tensor(ours, dtype=torch.float64, device=run.processes.device)).cpu()
+
+
+def _counts(counted: Tensor) -> GlobalCounts:
+    """Over all caches; at least 1, to divide by."""
+    return GlobalCounts(*(max(count, 1.0) for count in counted.sum(0).tolist()))
 
 
 def measure_and_keep(run: Run, done: Progress) -> None:

@@ -38,30 +38,33 @@ class Measures:
     """Valid positions."""
 
 
-def measure(run: Run, step: int) -> Measures | None:
+def measure(run: Run, step: int) -> tuple[Measures, ...]:
     """The student's held-out numbers after `step` steps, from `evaluation.jsonl` or else measured and recorded now.
 
-    None when no evaluation cache is set. Every process calls this and takes its share of the rows.
+    On each held-out cache by itself. Every process calls this and takes its share of the rows.
     """
-    if run.held_out is None:
-        return None
-    known = recorded(run, step)
-    if known is not None:
-        return known
-    key = _key(run, run.held_out, step)
-    measures = evaluate(run, run.held_out, key["rows"])
+    return tuple(_known(run, cache, step) or _measure(run, cache, step) for cache in run.held_out)
+
+
+def recorded(run: Run, step: int) -> tuple[Measures | None, ...]:
+    """For each held-out cache the numbers after `step` steps, if `evaluation.jsonl` has them for these rows."""
+    return tuple(_known(run, cache, step) for cache in run.held_out)
+
+
+def _measure(run: Run, cache: Cache, step: int) -> Measures:
+    key = _key(run, cache, step)
+    measures = evaluate(run, cache, key["rows"])
     if run.processes.rank == 0:
-        run.measurements.append(key | asdict(measures))
+        named = {"path": str(cache.path)} if len(run.held_out) > 1 else {}
+        run.measurements.append(key | named | asdict(measures))
         if run.engine.monitor.enabled:
-            run.engine.monitor.write_events([(f"held_out/{name}", v, step) for name, v in asdict(measures).items()])
+            group = f"held_out/{named['path']}" if named else "held_out"
+            run.engine.monitor.write_events([(f"{group}/{name}", v, step) for name, v in asdict(measures).items()])
     return measures
 
 
-def recorded(run: Run, step: int) -> Measures | None:
-    """The numbers after `step` steps if `evaluation.jsonl` has them for this evaluation cache and these rows."""
-    if run.held_out is None:
-        return None
-    key = _key(run, run.held_out, step)
+def _known(run: Run, cache: Cache, step: int) -> Measures | None:
+    key = _key(run, cache, step)
     names = {field.name for field in fields(Measures)}
     for record in run.measurements.read():
         if record.items() >= key.items() and record.keys() >= names:

@@ -12,11 +12,11 @@ WRITTEN_TOKENS = 48
 
 
 def write_samples(run: Run) -> list[Sample]:
-    """Beginnings of rows spread over the held-out cache, or else the one trained on, each with the student's text.
+    """Beginnings of rows spread over the first held-out cache, or else the first one trained on, and how they go on.
 
     Empty without a tokenizer, or where each process holds only a part of the parameters.
     """
-    cache = run.held_out or run.cache
+    cache = run.held_out[0] if run.held_out else run.cache
     if cache.tokenizer_folder is None or run.engine.zero_optimization_partition_weights():
         return []
     from transformers import AutoTokenizer

@@ -3,7 +3,7 @@
 import resource
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -13,8 +13,8 @@ from student.run.records import StepCost
 from student.train.assemble import Run
 from student.train.processes import Processes
 
-NO_CURVES = {"step", "epoch", "stage", "tokens", "applied"}
-"""Metrics that monitors are not sent."""
+NO_CURVES = {"step", "epoch", "stage", "tokens", "applied", "by_cache"}
+"""Metrics that monitors are not sent; those by cache they are sent one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,26 @@ class StepMetrics:
     applied: bool
     """False where the update was skipped because the gradient was not finite."""
 
+    @property
+    def line(self) -> dict[str, object]:
+        """As it stands in `metrics.jsonl`, where a run on a single cache has nothing by cache."""
+        return {name: value for name, value in asdict(self).items() if name != "by_cache" or value}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheMetrics:
+    """What a step came to on the rows of one of several caches; None where it had none that count."""
+
+    rows: int
+    tokens: int
+    """Valid positions."""
+    cross_entropy: float | None
+    kl: float | None
+    frobenius: float | None
+    alpha: float
+    temperature: float
+    beta: float
+
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationMetrics(StepMetrics):
@@ -52,6 +72,8 @@ class DistillationMetrics(StepMetrics):
     alpha: float
     temperature: float
     beta: float
+    by_cache: tuple[CacheMetrics, ...] = ()
+    """Of several caches all of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +134,13 @@ def step_log(run: Run, start: Progress) -> Iterator[StepLog]:
 
 def record(run: Run, metrics: StepMetrics) -> None:
     """Add a step to `metrics.jsonl`, and to the monitors of the DeepSpeed JSON."""
-    run.metrics.append(vars(metrics))
+    line = metrics.line
+    run.metrics.append(line)
     if run.engine.monitor.enabled:
-        values = {name: value for name, value in vars(metrics).items() if name not in NO_CURVES}
+        values = {name: value for name, value in line.items() if name not in NO_CURVES}
+        by_cache = metrics.by_cache if isinstance(metrics, DistillationMetrics) else ()
+        for number, found in enumerate(by_cache, start=1):
+            values |= {f"cache {number}/{name}": value for name, value in vars(found).items() if value is not None}
         run.engine.monitor.write_events([(f"train/{name}", value, metrics.step) for name, value in values.items()])
 
 

@@ -1,7 +1,7 @@
 """The end of a training job: write its summary and report, print held-out numbers and a sample of text."""
 
 import math
-from dataclasses import asdict
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -11,10 +11,12 @@ from student.evaluate.held_out import rows_in_order, teacher_scores
 from student.model.student import is_beside
 from student.model.xlstm import ParameterCounts
 from student.report.page import REPORT_FILE, write_report
+from student.run.by_cache import LAST_STEPS, TRAINED_CACHE_WORDS, cells_by_cache, means_by_cache
 from student.run.files import SUMMARY_FILE, TRAINED_FILE, RunSummary, Sample, read_provenance, read_run
 from student.run.measure_words import MEASURE_WORDS
 from student.run.records import METRICS_FILE
 from student.run.stages import planned
+from student.run.student_words import cache_names
 from student.train.assemble import Run
 from student.train.job import Outcome, provenance
 from student.train.master_states import parameter_shapes
@@ -33,16 +35,7 @@ def finish(outcome: Outcome) -> None:
 
 def _print(outcome: Outcome, samples: list[Sample]) -> None:
     run, console = outcome.run, Console()
-    measured = {step: recorded(run, step) for step in (0, *(stage.stop for stage in run.stages))}
-    table = Table(title=f"held out: {run.settings.evaluation.cache}", title_justify="left")
-    table.add_column("")
-    for step in measured:
-        table.add_column(f"after {step:,} steps", justify="right")
-    numbers = [asdict(m) if m else {} for m in measured.values()]
-    for name, (words, form) in MEASURE_WORDS.items():
-        table.add_row(words, *(form.format(m[name]) if m else "–" for m in numbers))
-    if outcome.after:
-        console.print(table)
+    console.print(*_held_out(run), *_by_cache(run), sep="\n", end="")
     if samples:
         console.print("student's text after a held-out beginning:", style="bold")
         console.print(f"{samples[0].prompt} │ {samples[0].likeliest}", markup=False, highlight=False)
@@ -54,8 +47,38 @@ def _print(outcome: Outcome, samples: list[Sample]) -> None:
         console.print(str(run.out / name), highlight=False, soft_wrap=True)
 
 
+def _held_out(run: Run) -> Iterator[Table]:
+    """The numbers on each held-out cache, at the beginning and at the end of each stage."""
+    measured = {step: recorded(run, step) for step in (0, *(stage.stop for stage in run.stages))}
+    for number, path in enumerate(run.settings.evaluation.paths):
+        table = Table(title=f"held out: {path}", title_justify="left")
+        table.add_column("")
+        for step in measured:
+            table.add_column(f"after {step:,} steps", justify="right")
+        numbers = [{} if found[number] is None else vars(found[number]) for found in measured.values()]
+        for name, (words, form) in MEASURE_WORDS.items():
+            table.add_row(words, *(form.format(m[name]) if m else "–" for m in numbers))
+        yield table
+
+
+def _by_cache(run: Run) -> Iterator[Table]:
+    """Of several caches what was read of each, and the loss on its rows over the last steps."""
+    caches = provenance(run).caches
+    if not caches:
+        return
+    means = means_by_cache(run.metrics.read())
+    table = Table(title=f"trained on, means over the last {LAST_STEPS} steps", title_justify="left")
+    table.add_column("")
+    for words in TRAINED_CACHE_WORDS:
+        table.add_column(words, justify="right")
+    for name, cells in zip(cache_names([cache.path for cache in caches]), cells_by_cache(caches, means), strict=True):
+        table.add_row(name, *cells)
+    yield table
+
+
 def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
-    run, counts = outcome.run, _counts(outcome.run)
+    run, counts, teacher = outcome.run, _counts(outcome.run), _teacher_measures(outcome.run)
+    prints = [cache.fingerprint for cache in run.held_out]
     known = read_provenance(run.out)
     return RunSummary(
         **provenance(run, known.begun_from if known else ()).model_dump(),
@@ -63,7 +86,8 @@ def _summary(outcome: Outcome, samples: list[Sample]) -> RunSummary:
         stages=tuple(planned(stage) for stage in run.stages),
         trainable_parameters=counts.trainable,
         total_parameters=counts.total,
-        teacher_measures=_teacher_measures(run),
+        teacher_measures=next(iter(teacher), None),
+        teacher_measures_by_cache=dict(zip(prints, teacher, strict=True)) if len(prints) > 1 else {},
         samples=samples,
     )
 
@@ -77,12 +101,12 @@ def _counts(run: Run) -> ParameterCounts:
     return ParameterCounts(sum(sizes.get(name, 0) for name in run.trained), sum(sizes.values()) + frozen)
 
 
-def _teacher_measures(run: Run) -> dict[str, float] | None:
-    """The teacher's own numbers over the rows the student was measured on; those known only as a bound are left out."""
-    if run.held_out is None:
-        return None
+def _teacher_measures(run: Run) -> list[dict[str, float]]:
+    """The teacher's own numbers over the rows of each held-out cache; those known only as a bound are left out."""
     size, count = run.settings.training.micro_batch_size, run.settings.evaluation.max_rows
-    rows = rows_in_order(run.held_out, size, count)
-    scores = teacher_scores(run.student.head, run.held_out, rows, run.processes.device)
-    found = {name: getattr(scores, name) for name in MEASURE_WORDS}
-    return {name: interval.value for name, interval in found.items() if interval and not interval.at_least}
+    measures = []
+    for cache in run.held_out:
+        scores = teacher_scores(run.student.head, cache, rows_in_order(cache, size, count), run.processes.device)
+        found = {name: getattr(scores, name) for name in MEASURE_WORDS}
+        measures.append({name: i.value for name, i in found.items() if i and not i.at_least})
+    return measures

@@ -274,7 +274,7 @@ def test_a_dense_cache_reproduces_the_teacher_online(alone: Processes, tmp_path:
         batch,
         logits,
         temperature=temperature,
-        frobenius=run.frobenius,
+        frobenius=run.frobenius[0],
     )
     assert offline.sums.kl.item() == pytest.approx(online.kl.item(), rel=1e-5)
     assert offline.sums.cross_entropy.item() == pytest.approx(online.cross_entropy.item(), rel=1e-5)
@@ -291,8 +291,8 @@ def test_a_process_without_valid_positions_still_takes_part(cache: Path, alone: 
     run = assemble(small_settings(*off), open_cache(cache), tmp_path, alone)
     rows = run.reader.read(0)
     rows.loss_mask[:2] = False
-    batch = StepBatch.of(rows, 2, run.cache)
-    metrics = loop.take_step(run, batch, Coefficients(alpha=0.5, temperature=1.5, beta=0.0), step=0, epoch=0)
+    batch = StepBatch.of([rows], 2, [run.cache])
+    metrics = loop.take_step(run, batch, [Coefficients(alpha=0.5, temperature=1.5, beta=0.0)], step=0, epoch=0)
     assert metrics.tokens == rows.loss_mask.sum()
     assert np.isfinite(metrics.loss)
 

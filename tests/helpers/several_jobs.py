@@ -1,7 +1,8 @@
 """Runs training jobs one after another in the processes that a launcher started: `several_jobs.py JOBS.json`.
 
 The file has "stages", DeepSpeed files to check states under, and "jobs", each {"cache", "out", "options", "stop_at"}:
-options as `student-train` takes them, stop_at the number of steps after which the job is broken off, or null.
+options as `student-train` takes them, which name the caches where "cache" is null, stop_at the number of steps after
+which the job is broken off, or null.
 Starting processes takes seconds, a job of this size takes one.
 """
 
@@ -85,7 +86,7 @@ def run(job: dict[str, Any], processes: Processes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "next_step", breaking_off)
         with contextlib.suppress(BrokenOff):
-            run_job(small_settings(*job["options"]), Path(job["cache"]), Path(job["out"]), processes)
+            run_job(small_settings(*job["options"]), job["cache"], Path(job["out"]), processes)
 
 
 def check_states_of_odd_sizes(deepspeed: Path, precision: str, processes: Processes) -> None:

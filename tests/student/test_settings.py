@@ -74,3 +74,46 @@ def test_a_body_that_is_kept_is_not_trained_alone() -> None:
     with pytest.raises(UserError, match=r"train body: optimizer\.body_learning_rate is 0; give the stage"):
         settings(*kept, "--stages=[{train: body}]")
     assert settings(*kept, "--stages=[{train: body, body_learning_rate: 0.1}]").stages
+
+
+def test_caches_decide_a_run_by_settings_of_their_own_alone() -> None:
+    """Where they lie decides nothing; a checkpoint keeps their fingerprints and shares by itself."""
+    listed = settings("--caches=[{path: a, share: 2}, {path: b, share: 1, distillation: {alpha_init: 0.7}}]")
+    moved = settings("--caches=[{path: x/a, share: 2}, {path: b, share: 1, distillation: {alpha_init: 0.7}}]")
+    assert listed.deciding(world_size=1) == moved.deciding(world_size=1)
+    assert listed.deciding(world_size=1)["caches"]["1"]["distillation"]["alpha_init"] == 0.7
+    assert "caches" not in settings("--caches=[{path: a}, {path: b}]").deciding(world_size=1)
+    assert "caches" not in settings().deciding(world_size=1)
+
+
+def test_the_loss_is_a_caches_own_or_the_runs() -> None:
+    mixed = settings("--caches=[{path: a}, {path: b, distillation: {alpha_init: 0.7}}]", "--distillation.delta=0.1")
+    assert [mixed.distillation_of(number).alpha_init for number in (0, 1)] == [0.8, 0.7]
+    assert [mixed.distillation_of(number).delta for number in (0, 1)] == [0.1, 0.05]
+    assert settings().distillation_of(0) == settings().distillation
+    off = "{frobenius: {weight_init: 0, weight_final: 0}}"
+    assert mixed.trains_map
+    assert not settings(f"--caches=[{{path: a, distillation: {off}}}]").trains_map
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--caches=[{path: a, share: 0}, {path: b, share: 1}]", r"caches\.0\.share: Input should be greater than 0"),
+        ("--caches=[{path: a, share: .inf}, {path: b, share: 1}]", r"caches\.0\.share: Input should be a finite"),
+        ("--caches=[{path: a, share: 1}, {path: b}]", "b has no share and others have one; give every cache a share"),
+        ("--caches=[{share: 1}]", r"caches\.0\.path missing"),
+        ("--caches=[{path: a, shar: 1}]", r"unknown key 'caches\.0\.shar'; did you mean 'share'\?"),
+        ("--evaluation={cache: a, caches: [b]}", "cache and caches are both given; name all of them in caches"),
+    ],
+)
+def test_caches_that_make_no_sense_are_one_line(option: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        settings(option)
+    assert "\n" not in str(error.value)
+
+
+def test_held_out_caches_are_one_or_several() -> None:
+    assert settings().evaluation.paths == ()
+    assert settings("--evaluation.cache=a").evaluation.paths == ("a",)
+    assert settings("--evaluation.caches=[a, b]").evaluation.paths == ("a", "b")

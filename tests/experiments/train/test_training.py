@@ -63,7 +63,7 @@ def loss_of(variant, coefficients: Coefficients, account) -> Any:
     labels, mask = torch.tensor([[1, 2, 3], [4, 0, 1]]), torch.ones(2, 3, dtype=torch.bool)
     batch = batch_of(labels, mask, hidden_mean=torch.zeros(2, 3, 4))
     head = FrozenHead(torch.randn(5, 4, generator=torch.Generator().manual_seed(0)))
-    run = SimpleNamespace(student=SimpleNamespace(head=head), frobenius=FrobeniusTerm())
+    run = SimpleNamespace(student=SimpleNamespace(head=head), frobenius=(FrobeniusTerm(),))
     return variant_loss(variant, account)(cast(Any, run), batch, torch.ones(2, 3, 4), coefficients, COUNTS)
 
 

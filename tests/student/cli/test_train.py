@@ -14,7 +14,7 @@ from student.settings import TrainSettings
 from student.train import job, processes
 
 
-class Asked(list[tuple[TrainSettings, str, Path]]):
+class Asked(list[tuple[TrainSettings, str | None, Path]]):
     """What would have been trained, with the error to raise in its place."""
 
     error: OSError | None = None
@@ -29,7 +29,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     def joined_processes() -> Iterator[SimpleNamespace]:
         yield SimpleNamespace(rank=1)
 
-    def run_job(settings: TrainSettings, cache: str, out: Path, joined: object, init_from: Path | None) -> None:
+    def run_job(settings: TrainSettings, cache: str | None, out: Path, joined: object, init_from: Path | None) -> None:
         given.append((settings, cache, out))
         given.init_from = init_from
         if given.error is not None:
@@ -53,6 +53,32 @@ def test_a_run_is_named_after_its_cache(asked: Asked, cache: str, name: str) -> 
     assert run("--cache", cache) == 0
     ((_, said, out),) = asked
     assert (said, out) == (cache, Path("runs") / name)
+
+
+def test_several_caches_have_shares_and_a_run_named_after_all(asked: Asked) -> None:
+    words = ["--cache", "caches/a=0.7", "--cache", "s3://bucket/b/=0.3", "--caches.1.distillation.alpha_init", "0.6"]
+    assert run(*words) == 0
+    ((settings, said, out),) = asked
+    assert (said, out) == (None, Path("runs/a+b"))
+    assert [(cache.path, cache.share) for cache in settings.caches] == [("caches/a", 0.7), ("s3://bucket/b/", 0.3)]
+    assert [settings.distillation_of(number).alpha_init for number in (0, 1)] == [0.8, 0.6]
+
+
+def test_caches_may_be_listed_in_the_settings(asked: Asked, tmp_path: Path) -> None:
+    config = tmp_path / "c.yaml"
+    config.write_text("caches: [{path: a}, {path: b}]\n")
+    assert run("--config", config) == 0
+    assert run("--config", config, "--cache", "c") == 0
+    assert run("--config", config, "--cache", "c", "--cache", "d") == 0
+    assert [(said, out.name) for _, said, out in asked] == [(None, "a+b"), ("c", "c"), (None, "c+d")]
+
+
+def test_a_folder_may_be_called_like_a_share(asked: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "lr=0.3").mkdir()
+    for words in ("lr=0.3", "x=y", "a=0.5"):
+        assert run("--cache", words) == 0
+    assert [said for _, said, _ in asked] == ["lr=0.3", "x=y", "a"]
 
 
 def test_settings_come_from_the_file_and_the_command_line(asked: Asked, tmp_path: Path) -> None:

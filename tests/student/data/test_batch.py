@@ -21,16 +21,17 @@ def test_a_step_batch_is_its_micro_batches(tmp_path: Path) -> None:
     rows = cache.rows(range(7))
     rows.loss_mask[2, 1:] = False
     rows.loss_mask[3, :2] = False
-    batch = StepBatch.of(rows, 3, cache)
-    assert batch.tokens == rows.loss_mask.sum()
-    assert batch.sequences == rows.hidden_counted.any(axis=1).sum() >= 6
-    parts = list(batch.on(torch.device("cpu")))
+    batch = StepBatch.of([rows], 3, [cache])
+    (counted,) = batch.counted
+    assert counted.tokens == rows.loss_mask.sum()
+    assert counted.sequences == rows.hidden_counted.any(axis=1).sum() >= 6
+    parts = [part for micro_batch in batch.on(torch.device("cpu")) for part in micro_batch.parts]
     assert [len(part.inputs) for part in parts] == [3, 3, 1]
     whole = Batch.of(rows, cache, torch.device("cpu"))
     assert torch.equal(torch.cat([part.labels for part in parts]), whole.labels)
     assert torch.equal(torch.cat([part.targets.values for part in parts]), whole.targets.values)
     rows.loss_mask[0, rows.hidden_positions[0].clip(max=3)] = False
-    assert StepBatch.of(rows, 3, cache).sequences == batch.sequences - 1
+    assert StepBatch.of([rows], 3, [cache]).counted[0].sequences == counted.sequences - 1
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, WindowReader, batches_ahead
+from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, Parts, WindowReader, batches_ahead
 from student.data.order import BatchReader
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
@@ -34,7 +34,9 @@ def _no_thread_is_left() -> Generator[None, None, None]:
     assert not [name for name in names if name.startswith(("background", "shards"))]
 
 
-def as_read(rows: CachedRows) -> CachedRows:
+def as_read(parts: Parts) -> CachedRows:
+    (rows,) = parts
+    assert rows is not None
     return rows
 
 
@@ -50,7 +52,7 @@ def test_it_gives_what_reading_one_by_one_gives_over_epochs(cache: Cache, global
     for rank in range(world_size):
         reader = BatchReader(cache, seed=7, global_batch=global_batch, rank=rank, world_size=world_size)
         steps = range(2 * reader.batches_per_epoch + 1)
-        with batches_ahead(reader, steps, as_read) as batches:
+        with batches_ahead([reader], steps, as_read) as batches:
             for step in steps:
                 assert_same(next(batches), reader.read(step))
             with pytest.raises(StopIteration):
@@ -60,7 +62,7 @@ def test_it_gives_what_reading_one_by_one_gives_over_epochs(cache: Cache, global
 def test_it_may_start_and_end_anywhere(cache: Cache) -> None:
     reader = BatchReader(cache, seed=7, global_batch=10)
     for steps in (range(3, 9), range(6, 7), range(13, 15), range(5, 5)):
-        with batches_ahead(reader, steps, as_read) as batches:
+        with batches_ahead([reader], steps, as_read) as batches:
             read = list(batches)
         assert len(read) == len(steps)
         for step, rows in zip(steps, read, strict=True):
@@ -72,7 +74,7 @@ def test_every_shard_is_read_once_an_epoch_and_not_far_ahead(cache: Cache, monke
     rows = Cache.rows
     monkeypatch.setattr(Cache, "rows", lambda self, index: (read.append(index), rows(self, index))[1])
     reader = BatchReader(cache, seed=7, global_batch=2)
-    with batches_ahead(reader, range(reader.batches_per_epoch), as_read) as batches:
+    with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         for taken, _ in enumerate(batches, start=1):
             # Windows: the one being trained on, one that the batches made ahead may have begun, and those ahead.
             begun = (2 * (taken + BATCHES_AHEAD + 1) - 1) // (4 * SHARD) + 1
@@ -92,7 +94,7 @@ def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch:
 
     monkeypatch.setattr(feed, "stack_rows", counting)
     reader = BatchReader(cache, seed=7, global_batch=8, rank=1, world_size=4)
-    with batches_ahead(reader, range(reader.batches_per_epoch), as_read) as batches:
+    with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         list(batches)
     assert max(kept) <= 2 * 4 * SHARD // 4
 
@@ -125,7 +127,7 @@ def test_an_error_of_a_loader_arrives_as_it_was_raised(
 
     monkeypatch.setattr(Cache, "rows", failing)
     reader = BatchReader(cache, seed=7, global_batch=10)
-    with batches_ahead(reader, range(4), as_read) as batches:
+    with batches_ahead([reader], range(4), as_read) as batches:
         time.sleep(0 if waiting else 0.2)
         for _ in range(2):
             with pytest.raises(OSError, match="the disk is gone") as raised:

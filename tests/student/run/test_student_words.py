@@ -1,8 +1,8 @@
 """What a student is made of, in words: every preset has its own, and numbers in them are the settings'."""
 
 from student.model.shape import StudentSettings
-from student.run.files import Origin, PlannedStage
-from student.run.student_words import beginning_words, stage_words, student_words
+from student.run.files import Origin, PlannedStage, TrainedCache
+from student.run.student_words import beginning_words, cache_names, cache_words, stage_words, student_words
 
 
 def test_every_kind_of_student_has_its_words() -> None:
@@ -32,3 +32,17 @@ def test_stages_are_named_in_order() -> None:
     ]
     assert stage_words(stages) == "attention transfer of the mixers, 60 steps; distillation of everything, 1,240 steps"
     assert stage_words([]) == ""
+
+
+def test_a_cache_is_named_with_what_is_read_of_it() -> None:
+    cache = TrainedCache(
+        path="caches/a", fingerprint="f", teacher="t", rows=51200, share=0.3, passes=2.5, has_states=True
+    )
+    assert cache_words(cache) == "0.3 of the rows from caches/a: 51,200 rows, 2.50 passes"
+    without = cache.model_copy(update={"has_states": False})
+    assert cache_words(without).endswith("no averaged hidden states, so trained without the Frobenius term")
+
+
+def test_caches_have_short_names_where_these_differ() -> None:
+    assert cache_names(["caches/a/", "s3://bucket/b"]) == ["a", "b"]
+    assert cache_names(["one/a", "two/a"]) == ["one/a", "two/a"]

@@ -51,13 +51,13 @@ def test_a_view_of_the_targets_is_trained_on(alone: Processes, tmp_path: Path) -
 def test_the_frobenius_term_is_as_the_settings_say(uneven_cache: Path, alone: Processes, tmp_path: Path) -> None:
     cache = open_cache(uneven_cache)
     batch = small_settings("--distillation.frobenius.norm=batch", "--distillation.frobenius.channels=normalised")
-    term = assemble(batch, cache, tmp_path, alone).frobenius
+    (term,) = assemble(batch, cache, tmp_path, alone).frobenius
     assert term is not None
     assert term.norm == "batch"
     assert term.channel_rms is not None
     assert term.channel_rms.shape == (WIDTH,)
     off = small_settings("--distillation.frobenius.weight_init=0", "--distillation.frobenius.weight_final=0")
-    assert assemble(off, cache, tmp_path, alone).frobenius is None
+    assert assemble(off, cache, tmp_path, alone).frobenius == (None,)
 
 
 @pytest.mark.parametrize("name", ["temperature_init", "temperature_final"])

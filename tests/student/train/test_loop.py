@@ -29,16 +29,16 @@ def run(uneven_cache: Path, alone: Processes, tmp_path: Path) -> Run:
 def test_a_step_is_the_loss_over_all_its_rows_divided_once(run: Run) -> None:
     """Rows have unequal numbers of valid positions, so a mean over micro-batches would be another number."""
     rows = run.reader.read(0)
-    batch, step_batch = Batch.of(rows, run.cache, run.processes.device), StepBatch.of(rows, 2, run.cache)
+    batch, step_batch = Batch.of(rows, run.cache, run.processes.device), StepBatch.of([rows], 2, [run.cache])
     counts = GlobalCounts(int(rows.loss_mask.sum()), len(rows.tokens))
     before = [parameter.detach().clone() for parameter in run.student.parameters()]
     head = run.student.head
     sums = distillation_loss_sums(
-        run.student(batch.inputs), head, batch, temperature=COEFFICIENTS.temperature, frobenius=run.frobenius
+        run.student(batch.inputs), head, batch, temperature=COEFFICIENTS.temperature, frobenius=run.frobenius[0]
     )
     expected = total_loss(sums, COEFFICIENTS, counts)
     gradients = torch.autograd.grad(expected, list(run.student.parameters()))
-    metrics = loop.take_step(run, step_batch, COEFFICIENTS, step=4, epoch=1)
+    metrics = loop.take_step(run, step_batch, [COEFFICIENTS], step=4, epoch=1)
     assert (metrics.step, metrics.epoch, metrics.tokens, metrics.applied) == (5, 1, counts.tokens, True)
     assert metrics.loss == pytest.approx(expected.item(), rel=1e-5)
     assert metrics.cross_entropy == pytest.approx(sums.cross_entropy.item() / counts.tokens, rel=1e-5)
@@ -52,8 +52,8 @@ def test_a_step_is_the_loss_over_all_its_rows_divided_once(run: Run) -> None:
 def test_coefficients_follow_the_updates_and_not_the_steps(run: Run) -> None:
     skipped = loop.coefficients_of_next(run, Progress(steps=5, updates=2, epoch_updates=2))
     assert skipped == loop.coefficients_of_next(run, Progress(steps=2, updates=2, epoch_updates=2))
-    assert skipped.alpha > loop.coefficients_of_next(run, Progress(steps=5, updates=5, epoch_updates=5)).alpha
-    later = loop.coefficients_of_next(run, Progress(steps=run.reader.batches_per_epoch))
+    assert skipped[0].alpha > loop.coefficients_of_next(run, Progress(steps=5, updates=5, epoch_updates=5))[0].alpha
+    (later,) = loop.coefficients_of_next(run, Progress(steps=run.reader.batches_per_epoch))
     assert later.temperature == pytest.approx(1.95)
 
 

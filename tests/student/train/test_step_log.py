@@ -8,7 +8,15 @@ import pytest
 from student.run.checkpoints import Progress
 from student.train.assemble import Run, assemble
 from student.train.processes import Processes
-from student.train.step_log import DistillationMetrics, StepTime, progress_words, step_cost, step_log
+from student.train.step_log import (
+    CacheMetrics,
+    DistillationMetrics,
+    StepTime,
+    progress_words,
+    record,
+    step_cost,
+    step_log,
+)
 from teacher_cache.read.cache import open_cache
 from tests.helpers.small_training import small_settings
 
@@ -40,7 +48,8 @@ def run(uneven_cache: Path, alone: Processes, tmp_path: Path) -> Run:
 def test_the_first_process_writes_metrics_and_costs(run: Run) -> None:
     with step_log(run, Progress()) as log:
         log.add(METRICS, TIME, Progress(3, 3, 3))
-    assert run.metrics.read() == [asdict(METRICS)]
+    assert run.metrics.read() == [METRICS.line]
+    assert METRICS.line == {name: value for name, value in asdict(METRICS).items() if name != "by_cache"}
     (cost,) = run.costs.read()
     assert {name: cost[name] for name in ("step", "tokens", "seconds", "waiting")} == {
         "step": 3,
@@ -48,6 +57,17 @@ def test_the_first_process_writes_metrics_and_costs(run: Run) -> None:
         "seconds": 0.5,
         "waiting": 0.1,
     }
+
+
+def test_a_line_has_each_cache_where_there_are_several(run: Run) -> None:
+    first = CacheMetrics(
+        rows=3, tokens=700, cross_entropy=4.5, kl=0.2, frobenius=None, alpha=0.8, temperature=1.5, beta=0.0
+    )
+    second = replace(first, rows=1, tokens=200)
+    record(run, replace(METRICS, by_cache=(first, second)))
+    (line,) = run.metrics.read()
+    assert line.pop("by_cache") == [asdict(first), asdict(second)]
+    assert line == METRICS.line
 
 
 def test_other_processes_write_nothing_and_count_all_the_same(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
