@@ -2,16 +2,17 @@
 
 Usage: python -m benchmarks.fineweb_plan
 
-Costs are those measured on one H200 (docs/benchmarks.md): all that is computed of a batch, encoding, bytes with
-averaged states in int8; reading with a tokenizer at half a million tokens per second per core. FineWeb counts
-tokens of GPT-2; Qwen has a larger vocabulary and makes somewhat fewer, which is not corrected for.
+Costs are those measured on one H200 (docs/benchmarks.md): all that is computed of a batch, and encoding, both with
+averaged states in int8, twenty times the bytes of those of `default`; bytes of `benchmarks.wide`; reading with a
+tokenizer at half a million tokens per second per core. FineWeb counts tokens of GPT-2; Qwen has a larger vocabulary and
+makes somewhat fewer, which is not corrected for.
 """
 
 from teacher_cache.build.plan import BuildEstimate, Costs
 
 SEQ_LEN = 512
-LOGITS = {"logits/ids": 61.0, "logits/values": 27.0, "logits/log_mass": 9.0, "tokens": 2.0, "starts": 0.1, "mask": 0.1}
-STATES = {"hidden/mean": 1536.0, "hidden/mean_scales": 48.0}
+LOGITS = {"logits/ids": 65.4, "logits/values": 20.2, "logits/position": 5.8, "tokens": 1.6, "starts": 0.1, "mask": 0.1}
+STATES = {"hidden/mean": 67.8, "hidden/mean_scales": 9.3}
 COMPUTED, ENCODED, READ = 118_100, 365_000, 500_000
 """Tokens per second."""
 LOAD_SECONDS, TEACHER_BYTES = 7.6, 480_000_000
@@ -39,8 +40,8 @@ def cells(name: str) -> list[str]:
         f"{ROWS_PER_SHARD[name]:,}",
         f"{whole.shards:,}",
         f"{whole.objects:,}",
-        f"{whole.bytes / 1e12:,.1f} TB",
-        f"{bare.bytes / 1e12:,.1f} TB",
+        f"{whole.bytes / 1e12:,.2f} TB",
+        f"{bare.bytes / 1e12:,.2f} TB",
         f"{whole.restart_seconds:.0f} s",
         f"{whole.shards * OPEN_SECONDS_PER_SHARD:,.0f} s",
     ]
