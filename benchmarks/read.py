@@ -1,9 +1,10 @@
 """How fast a cache is read back, on one core: by this code, and beside it by that of an earlier commit.
 
-Usage: python -m benchmarks.read [--before FOLDER] [--rows 512] [--width 64] [--repeats 5] [--json FILE]
+Usage: python -m benchmarks.read [--before FOLDER] [--rows 512] [--width 1536] [--repeats 5] [--json FILE]
 
 FOLDER is a git worktree of another commit. Each code writes a cache of its own and reads it in a process of its own;
-the processes take turns on one core. Preset `default`, averaged states in int8, at T = 1.3, from disk to
+the processes take turns on one core. Both presets `default`, or states in int8 by code that draws no channels yet, at
+T = 1.3, from disk to
 
 - `rows`: the arrays of a whole shard as `cache.rows` gives them, in the types they are stored in;
 - `targets`: weights, entropy and log Z, as `cache.targets` gives them;
@@ -28,7 +29,7 @@ from benchmarks.harness import CPU, figures_parser, in_turns, print_figures, wal
 from student.data.batch import Batch
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
-from teacher_cache.settings import TargetSettings
+from teacher_cache.settings import HiddenSettings, TargetSettings
 from teacher_cache.targets.estimate import estimate_at
 
 SEQ_LEN = 128
@@ -73,6 +74,9 @@ def serve(folder: Path, rows: int, width: int) -> None:
     preset = TargetSettings().layout()
     sizes = {"rows": rows, "seq_len": SEQ_LEN, "vocab_size": 4096, "rows_per_shard": rows}
     kept = {"top_k": preset.top_k, "samples": preset.samples, "hidden": "int8", "hidden_size": width}
+    if "channels" in HiddenSettings.model_fields:
+        states = HiddenSettings()
+        kept |= {"hidden": states.precision, "hidden_channels": states.drawn(width)}
     cache = open_cache(make_synthetic_cache(folder, **sizes, **kept))
 
     def batches() -> None:
@@ -116,7 +120,7 @@ def main() -> None:
     parser = figures_parser(__doc__)
     parser.add_argument("--before", type=Path, help="git worktree of a commit to compare with")
     parser.add_argument("--rows", type=int, default=512, help="rows of the cache that is read, one shard")
-    parser.add_argument("--width", type=int, default=64, help="channels of the averaged states")
+    parser.add_argument("--width", type=int, default=1536, help="channels of the teacher's averaged states")
     parser.add_argument("--repeats", type=int, default=5, help="rounds, of which the median counts")
     parser.add_argument("--serve", type=Path, help="for its own processes")
     arguments = parser.parse_args()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from teacher_cache.format.manifest import Manifest, TargetLayout
 from teacher_cache.read.cache import Cache
-from teacher_cache.read.decode import CachedRows, as_tensor, decode_averaged, decode_states
+from teacher_cache.read.decode import CachedRows, as_tensor, decode_averaged, decode_states, of_sets
 from teacher_cache.targets.states import PHASES, SETS, channel_sets
 
 
@@ -136,10 +136,9 @@ class StoredBatch:
         positions = places.expand(values.shape[:2]) + self.tensors.get(PHASES, places.new_zeros(1))[:, None]
         if hidden.channels is None:
             return AveragedStates(values, positions, variance=variance)
-        sets = channel_sets(hidden.channels)
-        drawn = self.tensors[SETS].long()
-        members, weights = torch.from_numpy(sets.members).to(device), torch.from_numpy(sets.weights).to(device)
-        return AveragedStates(values, positions, members[drawn], weights[members][drawn], variance)
+        known, drawn = channel_sets(hidden.channels), self.tensors[SETS]
+        channels, weights = of_sets(known.members, drawn), of_sets(known.weights[known.members], drawn)
+        return AveragedStates(values, positions, channels, weights, variance)
 
     def _states(self, name: str) -> Tensor | None:
         return decode_states(name, self.manifest, self.tensors.get) if name in self.tensors else None

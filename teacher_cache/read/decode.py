@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional
 
 from teacher_cache.format.manifest import Manifest
-from teacher_cache.targets.quantize import dequantize, of_channels, unpack
+from teacher_cache.targets.quantize import dequantize, in_steps, of_channels, unpack
 from teacher_cache.targets.randomness import rounding_uniforms
 from teacher_cache.targets.states import KEYS, PHASES, SETS, channel_sets, kept_positions
 
@@ -149,13 +150,17 @@ def decode_averaged(manifest: Manifest, stored: Callable[[str], Tensor | None]) 
     width, keys = hidden.width(manifest.hidden_size), stored(KEYS)
     codes = unpack(kept, hidden.mean, width)
     uniform = None if keys is None else rounding_uniforms(keys.view(-1), codes.shape[-2] * width).view(codes.shape)
-    states, variance = dequantize(codes, scales, uniform), of_channels(scales, width).square() / 12
-    sets = stored(SETS)
+    steps, sets = of_channels(scales, width), stored(SETS)
     if sets is not None and hidden.channels is not None:
         known = channel_sets(hidden.channels)
-        sizes = torch.from_numpy(known.sizes[known.members]).to(states.device)[sets.long()]
-        states, variance = states * sizes, variance * sizes.square()
-    return states, None if uniform is None else variance
+        steps = steps * of_sets(known.sizes[known.members], sets)
+    states = in_steps(codes, uniform).mul_(steps)
+    return states, None if uniform is None else steps.square().div_(12)
+
+
+def of_sets(table: NDArray[Any], sets: Tensor) -> Tensor:
+    """Rows (..., k) of a table (OFFSETS, k) that the sets (...) uint8 name, copied whole."""
+    return functional.embedding(sets.int(), torch.from_numpy(table).to(sets.device))
 
 
 def _widened(kept: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ Rounding adds a random number to each value, which the reader knows too and take
 over one step whatever the value was: without bias, half as large as that of the codes alone, and of known variance.
 """
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -54,13 +55,18 @@ def dequantize(codes: Tensor, scales: Tensor, uniform: Tensor | None = None) -> 
 
     With the `uniform` (..., d) that they were rounded with, the error is uniform over one scale.
     """
-    exact = codes.float() if uniform is None else codes.float() + 0.5 - uniform
-    return exact * of_channels(scales, codes.shape[-1])
+    return in_steps(codes, uniform).mul_(of_channels(scales, codes.shape[-1]))
+
+
+def in_steps(codes: Tensor, uniform: Tensor | None) -> Tensor:
+    """What `dequantize` multiplies by the scales: codes (..., d), less the `uniform` they were rounded with."""
+    return codes.float() if uniform is None else codes.float().add_(0.5).sub_(uniform)
 
 
 def of_channels(scales: Tensor, width: int) -> Tensor:
     """The scale (..., width) float32 of each channel, from those of groups (..., groups)."""
-    return scales.float().repeat_interleave(SCALE_GROUP, dim=-1)[..., :width]
+    every: Tensor = scales.float()[..., None].expand(*scales.shape, SCALE_GROUP).flatten(-2)[..., :width]
+    return every
 
 
 def pack(codes: Tensor, precision: Precision) -> Tensor:
@@ -83,10 +89,18 @@ def unpack(packed: Tensor, precision: Precision, width: int) -> Tensor:
     per_byte = CODES_PER_BYTE[precision]
     if per_byte == 1:
         return packed
-    bits = 8 // per_byte
-    parts = (packed[..., None] >> bits * torch.arange(per_byte, device=packed.device)) & (2**bits - 1)
-    codes: Tensor = parts.flatten(-2)[..., :width].to(torch.int8) - 2 ** (bits - 1)
+    found = _codes_of_bytes(per_byte, packed.device).index_select(0, packed.flatten().int())
+    codes: Tensor = found.view(torch.int8).view(*packed.shape[:-1], -1)[..., :width]
     return codes
+
+
+@lru_cache(maxsize=16)
+def _codes_of_bytes(per_byte: int, device: torch.device) -> Tensor:
+    """For each byte (256,) the codes in it, as one whole number of so many bytes: a table takes a third of shifting."""
+    bits = 8 // per_byte
+    parts = (torch.arange(256)[:, None] >> bits * torch.arange(per_byte)) & (2**bits - 1)
+    codes: Tensor = (parts - 2 ** (bits - 1)).to(torch.int8)
+    return codes.view({2: torch.int16, 4: torch.int32}[per_byte]).flatten().to(device)
 
 
 def _grouped(states: Tensor) -> Tensor:

@@ -48,9 +48,9 @@ def rounding_uniforms(keys: Tensor, count: int) -> Tensor:
     mixed = keys[:, None] + words
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
         mixed.bitwise_xor_(_shifted_right(mixed, shift)).mul_(_signed(factor))
-    mixed.bitwise_xor_(_shifted_right(mixed, 31))
-    quarters = mixed.view(torch.int16)[:, :count]
-    return quarters.int().bitwise_and_(0xFFFF).float().add_(0.5).mul_(2.0**-16)
+    mixed.bitwise_xor_(_shifted_right(mixed, 31)).bitwise_xor_(_signed(0x8000800080008000))
+    less_a_half = mixed.view(torch.int16)[:, :count]  # of 2^16, so that 16 bits are a signed number
+    return less_a_half.float().add_(0.5 + 2**15).mul_(2.0**-16)
 
 
 def _signed(word: int) -> int:
