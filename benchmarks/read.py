@@ -10,7 +10,7 @@ T = 1.3, from disk to
 - `targets`: weights, entropy and log Z, as `cache.targets` gives them;
 - `batches`: what a step needs, in batches of 32 rows: tokens, targets as above, and averaged states in float32.
 
-All in tokens per second.
+All in tokens per second of processor time, to which others on a busy machine add little; caches lie in page cache.
 """
 
 import os
@@ -18,14 +18,14 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from benchmarks.harness import CPU, figures_parser, in_turns, print_figures, wall_ratio, write_json
+from benchmarks.harness import CPU, figures_parser, print_figures, write_json
 from student.data.batch import Batch
 from teacher_cache import open_cache
 from teacher_cache.build.synthetic import make_synthetic_cache
@@ -53,18 +53,21 @@ class Reader:
         )
         self._answer()
 
-    def ask(self, work: str) -> None:
+    def ask(self, work: str) -> float:
+        """The seconds of processor time that it took."""
         assert self._process.stdin is not None
         print(work, file=self._process.stdin, flush=True)
-        self._answer()
+        return self._answer()
 
     def close(self) -> None:
         self._process.communicate()
 
-    def _answer(self) -> None:
+    def _answer(self) -> float:
         assert self._process.stdout is not None
-        if self._process.stdout.readline() != "done\n":
+        words = self._process.stdout.readline().split()
+        if words[:1] != ["done"]:
             raise SystemExit(f"{self._process.args!r} ended")
+        return float(words[1])
 
 
 def serve(folder: Path, rows: int, width: int) -> None:
@@ -92,10 +95,11 @@ def serve(folder: Path, rows: int, width: int) -> None:
         "targets": lambda: cache.targets(range(rows), temperature=TEMPERATURE),
         "batches": batches,
     }
-    print("done", flush=True)
+    print("done 0", flush=True)
     for line in sys.stdin:
+        began = time.process_time()
         works[line.strip()]()
-        print("done", flush=True)
+        print("done", time.process_time() - began, flush=True)
 
 
 def measure_reading(trees: dict[str, Path], rows: int, width: int, repeats: int) -> dict[str, float]:
@@ -106,12 +110,11 @@ def measure_reading(trees: dict[str, Path], rows: int, width: int, repeats: int)
         for reader in running.values():
             readers.callback(reader.close)
         for work in WORKS:
-            times = in_turns({name: partial(reader.ask, work) for name, reader in running.items()}, repeats)
-            for name, taken in times.items():
-                figures[f"{work}_{name}"] = rows * SEQ_LEN / statistics.median(each.wall for each in taken)
-            first, last = next(iter(times.values())), list(times.values())[-1]
-            if len(times) > 1:
-                figures[f"{work}_faster"] = wall_ratio(first, last)
+            rounds = [{name: reader.ask(work) for name, reader in running.items()} for _ in range(1 + repeats)][1:]
+            for name in running:
+                figures[f"{work}_{name}"] = rows * SEQ_LEN / statistics.median(each[name] for each in rounds)
+            if len(running) > 1:
+                figures[f"{work}_faster"] = statistics.median(each["before"] / each["now"] for each in rounds)
     return figures
 
 
