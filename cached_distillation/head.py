@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from delta_common.errors import UserError
-from student.model.frozen import FrozenHead
+from student.model.frozen import FrozenHead, head_over
 
 MOST_PADDING = 1024
 """Rows of a head beyond the tokenizer's tokens that are taken for padding; the most seen is 943 (Phi-2)."""
@@ -28,7 +28,7 @@ def linear_head(lm_head: nn.Module) -> nn.Linear:
 
 
 def real_head(lm_head: nn.Module, vocab_size: int, device_type: str) -> FrozenHead:
-    """The rows of a head for the cache's tokens (V, d) and their bias (V,), in the type that autocast multiplies in.
+    """A linear layer as the head over the cache's tokens, in the type that autocast multiplies in.
 
     Raises `UserError` for a head of another vocabulary, and for one that is quantised or sharded over processes.
     """
@@ -47,13 +47,7 @@ def real_head(lm_head: nn.Module, vocab_size: int, device_type: str) -> FrozenHe
             f"lm_head has {len(weight):,} rows, the cache's tokenizer {vocab_size:,} tokens: another vocabulary; "
             "the student and the cache's teacher must have the same tokenizer"
         )
-    if len(weight) > vocab_size:
-        weight, bias = weight[:vocab_size], None if bias is None else bias[:vocab_size]
+    head = head_over(weight, bias, vocab_size)
     if torch.is_autocast_enabled(device_type):
-        dtype = torch.get_autocast_dtype(device_type)
-        weight, bias = weight.to(dtype), _to(bias, dtype)
-    return FrozenHead(weight, bias)
-
-
-def _to(bias: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if bias is None else bias.to(dtype)
+        head = head.to(dtype=torch.get_autocast_dtype(device_type))
+    return head

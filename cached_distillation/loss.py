@@ -107,9 +107,7 @@ def _divergence(
     if batch.stored.layout.mode == "exact":
         if teacher_head is None:
             raise UserError("the cache is in exact mode; give teacher_head=dataset.teacher_head()")
-        dtype = head.weight.dtype
-        bias = None if teacher_head.bias is None else teacher_head.bias.to(dtype)
-        head = FrozenHead(teacher_head.weight.to(dtype), bias)
+        head = teacher_head.to(dtype=head.weight.dtype)
     return divergence_at(temperature, rows.targets, rows.valid_positions, head, accumulation_dtype(hidden_states))
 
 

@@ -7,7 +7,6 @@ import torch
 from delta_common.files import write_atomically
 from experiments.plan import Folder
 from student.evaluate.held_out import Scores, rows_in_order, teacher_scores
-from student.model.frozen import FrozenHead
 from student.run.student import frozen_weights_of
 from teacher_cache.read.cache import Cache, open_cache
 
@@ -26,6 +25,5 @@ def write_teacher_scores(folder: Folder) -> None:
 def held_out_scores(cache: Cache) -> Scores:
     """The teacher's scores on all rows of a cache in exact mode."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    head = frozen_weights_of(cache).head
-    on_device = FrozenHead(head.weight.to(device), None if head.bias is None else head.bias.to(device))
-    return teacher_scores(on_device, cache, rows_in_order(cache, BATCH_ROWS), device)
+    head = frozen_weights_of(cache).head.to(device)
+    return teacher_scores(head, cache, rows_in_order(cache, BATCH_ROWS), device)

@@ -91,10 +91,10 @@ class StudentForCausalLM(PreTrainedModel, GenerationMixin):
         """The LM head over real tokens: a view of the frozen matrix, for reading only."""
         head = self.student.head
         with torch.device("meta"):
-            view = nn.Linear(head.weight.shape[1], head.weight.shape[0], bias=head.bias is not None)
-        view.weight = nn.Parameter(head.weight, requires_grad=False)
+            view = nn.Linear(head.weight.shape[1], head.vocab_size, bias=head.bias is not None)
+        view.weight = nn.Parameter(head.weight[: head.vocab_size], requires_grad=False)
         if head.bias is not None:
-            view.bias = nn.Parameter(head.bias, requires_grad=False)
+            view.bias = nn.Parameter(head.bias[: head.vocab_size], requires_grad=False)
         return view
 
     def get_input_embeddings(self) -> NoReturn:

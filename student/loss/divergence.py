@@ -57,8 +57,8 @@ class Divergence(ABC):
         The logits are replaced by `weights.cross_entropy softmax(s) + weights.kl dKL/ds`.
         """
 
-    def workspace(self, logits: Tensor) -> Tensor | None:  # noqa: ARG002
-        """The memory that `with_logits` needs for n positions, given logits (n, V) of that many; None if none."""
+    def workspace(self, positions: int) -> Tensor | None:  # noqa: ARG002
+        """The memory that `with_logits` needs for so many positions; None if none."""
         return None
 
     def with_logits(self, workspace: Tensor | None) -> "Divergence":  # noqa: ARG002
@@ -157,10 +157,10 @@ class ExactDivergence(Divergence):
         return dense_kl(self.head.logits(self.final_hidden), student_logits, self.temperature)
 
     def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
-        return self.with_logits(torch.empty_like(logits)).write_gradient(logits, weights, passes)
+        return self.with_logits(self.workspace(len(logits))).write_gradient(logits, weights, passes)
 
-    def workspace(self, logits: Tensor) -> Tensor:
-        return torch.empty_like(logits)
+    def workspace(self, positions: int) -> Tensor:
+        return self.head.workspace(positions)
 
     def with_logits(self, workspace: Tensor | None) -> "DenseDivergence":
         assert workspace is not None

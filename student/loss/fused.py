@@ -64,7 +64,7 @@ def fused_loss(
     kept gradient is multiplied by the incoming one, such as a loss scale, before it is rounded to the hidden states'
     dtype.
     """
-    job = _Job(positions, labels.flatten()[positions], divergence, weights, chunk_tokens)
+    job = _Job(positions, labels.flatten()[positions], divergence, weights, head.vocab_size, chunk_tokens)
     found = _Function.apply(hidden_states, head.weight, head.bias, job)  # type: ignore[no-untyped-call]
     return FusedLoss(*found)
 
@@ -77,6 +77,7 @@ class _Job:
     labels: Tensor
     divergence: Divergence | None
     weights: TermWeights
+    vocab_size: int
     chunk_tokens: int | None
 
 
@@ -90,7 +91,7 @@ class _Function(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=_wide(tensor)) if tensor is not None and needed else None
             for tensor, needed in zip((flat, weight, bias), ctx.needs_input_grad[:3], strict=True)
         ]
-        sums = _sums_and_gradients(flat, FrozenHead(weight, bias), job, *kept)
+        sums = _sums_and_gradients(flat, FrozenHead(weight, bias, job.vocab_size), job, *kept)
         ctx.save_for_backward(*kept)
         ctx.shape, ctx.dtypes = hidden_states.shape, (hidden_states.dtype, weight.dtype, weight.dtype)
         cross_entropy, kl = sums.to(_wide(hidden_states)).unbind()
@@ -119,20 +120,22 @@ def _sums_and_gradients(
     unit = _unit(head.weight.dtype, job.weights)
     weights = TermWeights(job.weights.cross_entropy / unit, job.weights.kl / unit)
     size = _chunk_size(head, job.chunk_tokens)
-    workspace = head.weight.new_empty(min(size, len(job.positions)), len(head.weight))
-    teacher_workspace = None if job.divergence is None else job.divergence.workspace(workspace)
+    rows = min(size, len(job.positions))
+    workspace = head.workspace(rows)
+    teacher_workspace = None if job.divergence is None else job.divergence.workspace(rows)
     sums = torch.zeros(2, dtype=torch.float64, device=flat.device)
     for positions, labels, divergence in _split(size, job.positions, job.labels, job.divergence):
         states = flat.index_select(0, positions).to(head.weight.dtype)
-        logits = head.logits_into(workspace[: len(labels)], states)
+        with_padding = workspace[: len(labels)]
+        logits = head.logits_into(with_padding, states)
         teacher = None if divergence is None else divergence.with_logits(teacher_workspace)
         sums += _write_gradient(logits, labels, teacher, weights)
         if hidden_gradient is not None:
-            hidden_gradient[positions] = (logits @ head.weight).to(hidden_gradient.dtype).mul_(unit)
+            hidden_gradient[positions] = (with_padding @ head.weight).to(hidden_gradient.dtype).mul_(unit)
         if weight_gradient is not None:
-            weight_gradient.add_(logits.T @ states, alpha=unit)
+            weight_gradient.add_(with_padding.T @ states, alpha=unit)
         if bias_gradient is not None:
-            bias_gradient.add_(logits.sum(dim=0, dtype=bias_gradient.dtype), alpha=unit)
+            bias_gradient.add_(with_padding.sum(dim=0, dtype=bias_gradient.dtype), alpha=unit)
     return sums
 
 
@@ -148,7 +151,7 @@ def _write_gradient(logits: Tensor, labels: Tensor, divergence: Divergence | Non
     )
     sums = torch.zeros(2, dtype=torch.float64, device=logits.device)
     for block, block_labels, part in _split(rows, logits, labels, divergence):
-        wide = block.to(passes.scratch.dtype)
+        wide = block.to(passes.scratch.dtype).contiguous()
         sums += _write_block(wide, block_labels, part, weights, passes)
         if wide is not block:
             block.copy_(wide)

@@ -1,5 +1,6 @@
 """The teacher's embedding and LM head, which the student uses unchanged; read from the cache."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.functional import pad
+from torch.utils.weak import WeakIdKeyDictionary
 
 from delta_common.errors import UserError
 
@@ -14,27 +17,93 @@ FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "l
 """Names in a cache, and in the student."""
 
 
+HEAD_ROWS = 64
+"""A head's rows are a multiple of this where its weight has them, and of `FEWEST_HEAD_ROWS` always."""
+FEWEST_HEAD_ROWS = 8
+"""Elements of 16 bits in 16 bytes: a matrix whose rows are no multiple of them has no fast product on a GPU. The
+gradient of 1,760 positions over 151,665 logits takes an H100 seven times as long as over 151,664."""
+
+
 @dataclass(frozen=True)
 class FrozenHead:
-    """The LM head over real tokens, without the padded rows of the vocabulary."""
+    """The LM head: rows for the V real tokens, and behind them padding, which takes part in products alone."""
 
     weight: Tensor
-    """(V, d)"""
+    """(R, d), R ≥ V"""
     bias: Tensor | None = None
-    """(V,)"""
+    """(R,)"""
+    real: int | None = None
+    """V, where it is less than R."""
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of real tokens."""
+        return len(self.weight) if self.real is None else self.real
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d): computed in the head's dtype, returned in float32 or wider."""
-        logits = functional.linear(hidden_states.to(self.weight.dtype), self.weight, self.bias)
+        logits = self.raw_logits(hidden_states.to(self.weight.dtype))
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
-    def logits_into(self, out: Tensor, hidden_states: Tensor) -> Tensor:
-        """Write logits of states (n, d) to `out` (n, V), in the head's dtype and without a gradient; return `out`."""
+    def raw_logits(self, hidden_states: Tensor) -> Tensor:
+        """Logits (..., V) of states (..., d), both in the head's dtype."""
+        return functional.linear(hidden_states, self.weight, self.bias)[..., : self.vocab_size]
+
+    def workspace(self, positions: int) -> Tensor:
+        """Memory (positions, R) for `logits_into`."""
+        return self.weight.new_empty(positions, len(self.weight))
+
+    def logits_into(self, workspace: Tensor, hidden_states: Tensor) -> Tensor:
+        """Logits (n, V) of states (n, d), a view of the workspace (n, R), in the head's dtype and without a gradient.
+
+        What the workspace holds for padding is 0.
+        """
         with torch.no_grad():
             states = hidden_states.to(self.weight.dtype)
             if self.bias is None:
-                return torch.mm(states, self.weight.T, out=out)
-            return torch.addmm(self.bias, states, self.weight.T, out=out)
+                torch.mm(states, self.weight.T, out=workspace)
+            else:
+                torch.addmm(self.bias, states, self.weight.T, out=workspace)
+            workspace[:, self.vocab_size :] = 0
+        return workspace[:, : self.vocab_size]
+
+    def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "FrozenHead":
+        """The head elsewhere, or in another dtype."""
+        bias = None if self.bias is None else self.bias.to(device, dtype)
+        return FrozenHead(self.weight.to(device, dtype), bias, self.real)
+
+
+def head_over(weight: Tensor, bias: Tensor | None, vocab_size: int) -> FrozenHead:
+    """The head whose real tokens are the first of a weight (V_padded, d) and a bias (V_padded,).
+
+    Views of them where they have the rows. Where they do not, a copy with zeros behind them: differentiable, and kept
+    as long as a weight that is not trained.
+    """
+    rows = _head_rows(vocab_size, len(weight))
+    lacking = max(0, rows - len(weight))
+    if lacking:
+        weight, bias = _extended(weight, lacking), None if bias is None else pad(bias, (0, lacking))
+    return FrozenHead(weight[:rows], None if bias is None else bias[:rows], vocab_size)
+
+
+_extensions = WeakIdKeyDictionary()
+"""By weight: how often it had been written to, and its copy with more rows."""
+
+
+def _extended(weight: Tensor, lacking: int) -> Tensor:
+    if weight.requires_grad or weight.is_inference():
+        return pad(weight, (0, 0, 0, lacking))
+    version, copy = _extensions.get(weight, (None, None))  # type: ignore[no-untyped-call]
+    if version != weight._version or len(copy) != len(weight) + lacking:
+        copy = pad(weight, (0, 0, 0, lacking))
+        _extensions[weight] = weight._version, copy
+    found: Tensor = copy
+    return found
+
+
+def _head_rows(vocab_size: int, available: int) -> int:
+    wanted = math.ceil(vocab_size / HEAD_ROWS) * HEAD_ROWS
+    return available if available < wanted and available % FEWEST_HEAD_ROWS == 0 else wanted
 
 
 @dataclass(frozen=True)
@@ -54,10 +123,8 @@ class FrozenWeights:
 
     @property
     def head(self) -> FrozenHead:
-        """The LM head over real tokens, views of (V, d) and (V,)."""
-        weight = self.embedding if self.lm_head is None else self.lm_head
-        bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
-        return FrozenHead(weight[: self.vocab_size], bias)
+        """The LM head; a copy only where the teacher's has too few rows, see `head_over`."""
+        return head_over(self.embedding if self.lm_head is None else self.lm_head, self.lm_head_bias, self.vocab_size)
 
 
 CPU = torch.device("cpu")

@@ -10,6 +10,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from delta_common.installed import has_triton
+
+VECTOR_BYTES = 16
+"""What compiled code reads at once, from addresses that are multiples of it."""
+
+
+def can_compile(student: nn.Module) -> bool:
+    """Whether its parts may run compiled: in 16 bits on a GPU, whole parameters at places a vector load can take.
+
+    ZeRO 1 and 2 move parameters to any place, and under ZeRO 3 they are empty until a layer is called.
+    """
+    parameters = list(student.parameters())
+    fits = parameters[0].is_cuda and parameters[0].element_size() == 2 and has_triton()
+    return fits and all(p.numel() and p.data_ptr() % VECTOR_BYTES == 0 for p in parameters)
+
 
 def record_passes(student: nn.Module) -> None:
     """Have the student record its first pass with gradients, and replay it.

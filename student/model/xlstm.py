@@ -24,6 +24,7 @@ from xlstm import (
 
 from student.model.blocks import RecurrentState, run_stack
 from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.recorded import can_compile
 from student.model.shape import StudentShape
 from student.model.state import forget_rows
 
@@ -51,6 +52,8 @@ class XLSTMStudent(nn.Module):
     lm_head_bias: Tensor | None
     gradient_checkpointing = False
     """Whether training computes blocks again in the backward pass; transformers sets both by these names."""
+    trains_compiled: bool = False
+    """Whether passes with gradients run compiled, for who trains with one shape of batch; see `can_compile`."""
     _gradient_checkpointing_func: Callable[..., Any] | None = None
 
     def __init__(
@@ -72,7 +75,7 @@ class XLSTMStudent(nn.Module):
 
     @property
     def head(self) -> FrozenHead:
-        """The LM head over real tokens, views of (V, d) and (V,)."""
+        """The LM head, views of the frozen matrices where they have the rows."""
         return FrozenWeights(self.embedding, self.lm_head, self.lm_head_bias, self.vocab_size).head
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -90,10 +93,14 @@ class XLSTMStudent(nn.Module):
         if self.kernels == "naive":
             return _one_by_one(self.stack, embedded, document_start)
         checkpoint = self._gradient_checkpointing_func if self.gradient_checkpointing and self.training else None
-        if checkpoint is not None:
-            # torch's older way to checkpoint gives gradients only where an input asks for one.
-            embedded.requires_grad_()
-        return run_stack(self.stack, embedded, document_start=document_start, checkpoint=checkpoint)[0]
+        compiled = self.trains_compiled and torch.is_grad_enabled()
+        if checkpoint is not None or compiled:
+            # torch's older way to checkpoint gives gradients only where an input asks for one, and the first block
+            # would be compiled apart from the others.
+            embedded = embedded.detach().requires_grad_()
+        return run_stack(self.stack, embedded, document_start=document_start, checkpoint=checkpoint, compiled=compiled)[
+            0
+        ]
 
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
@@ -139,7 +146,12 @@ class XLSTMStudent(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits over real tokens, (..., V), of hidden states (..., d)."""
-        return functional.linear(hidden_states, self.head.weight, self.head.bias)
+        return self.head.raw_logits(hidden_states)
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether what surrounds the recurrences may run compiled."""
+        return self.kernels == "auto" and can_compile(self)
 
     def parameter_counts(self) -> ParameterCounts:
         trainable = sum(parameter.numel() for parameter in self.parameters())

@@ -19,7 +19,6 @@ from student.loss.settings import DistillationSettings, FrobeniusSettings
 from student.model.recorded import record_passes
 from student.model.student import STATE_MAP, Student
 from student.model.transplant.families import Config
-from student.model.transplant.student import TransplantStudent
 from student.run.caches import distillations, require_fit, shares_of, view
 from student.run.checkpoints import MixedCache, Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
@@ -202,7 +201,7 @@ def _engine(
         lambda step: cosine_with_warmup(step, peak=1.0, warmup_steps=warmup, total_steps=total),
         stage.settings.train,
     )
-    if isinstance(student, TransplantStudent) and student.can_compile:
+    if student.can_compile:
         student.trains_compiled = True
         record_passes(student)
     return engine

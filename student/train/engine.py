@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
 
+DeepSpeedJSON = dict[str, Any]
+"""A DeepSpeed JSON, or a section of one."""
+
 KNOWN_KEYS = (
     *("fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "zero_allow_untested_optimizer"),
     *("zero_force_ds_cpu_optimizer", "train_batch_size", "train_micro_batch_size_per_gpu"),
@@ -39,7 +42,7 @@ KNOWN_KEYS = (
 """Keys of a DeepSpeed JSON that mean here what they mean to DeepSpeed, which ignores keys it does not know."""
 
 
-def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> dict[str, Any]:
+def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> DeepSpeedJSON:
     """The user's DeepSpeed JSON, or ZeRO 0 without one, completed from our settings.
 
     A key that our settings decide may be left out or "auto". Raises `UserError` where it contradicts them.
@@ -76,7 +79,7 @@ def deepspeed_config(settings: TrainSettings, *, world_size: int, out: Path) -> 
 def make_engine(
     module: nn.Module,
     settings: TrainSettings,
-    config: dict[str, Any],
+    config: DeepSpeedJSON,
     multiplier: Callable[[int], float],
     part: Part = "all",
 ) -> "DeepSpeedEngine":
@@ -91,7 +94,11 @@ def make_engine(
     trainable = parameter_groups(module, settings, part)
     is_plain = settings.training.precision == "fp32" and not config["zero_optimization"].get("stage")
     optimizer = (_SkippingAdamW if is_plain else torch.optim.AdamW)(
-        trainable, lr=wanted.learning_rate, betas=wanted.betas, weight_decay=wanted.weight_decay
+        trainable,
+        lr=wanted.learning_rate,
+        betas=wanted.betas,
+        weight_decay=wanted.weight_decay,
+        fused=next(module.parameters()).is_cuda,
     )
     scheduler = LambdaLR(optimizer, multiplier)
     try:
@@ -214,7 +221,7 @@ def _undo_first_step(engine: "DeepSpeedEngine") -> None:
         engine.basic_optimizer.state.clear()
 
 
-def _require_valid(config: dict[str, Any], settings: TrainSettings) -> None:
+def _require_valid(config: DeepSpeedJSON, settings: TrainSettings) -> None:
     from deepspeed.accelerator import get_accelerator
     from deepspeed.runtime.config import DeepSpeedConfig
 
@@ -229,7 +236,7 @@ def _require_valid(config: dict[str, Any], settings: TrainSettings) -> None:
         raise UserError(f"{settings.deepspeed}: DeepSpeed refuses this configuration: {error}") from error
 
 
-def _read_json(path: Path | None) -> dict[str, Any]:
+def _read_json(path: Path | None) -> DeepSpeedJSON:
     if path is None:
         return {}
     try:
@@ -243,7 +250,7 @@ def _read_json(path: Path | None) -> dict[str, Any]:
     return config
 
 
-def _require_known(config: dict[str, Any], where: str) -> None:
+def _require_known(config: DeepSpeedJSON, where: str) -> None:
     """Raise `UserError` for a key that DeepSpeed would ignore, or that this training has no use for."""
     for key in config:
         if key not in KNOWN_KEYS and not key.startswith("_"):
@@ -253,7 +260,7 @@ def _require_known(config: dict[str, Any], where: str) -> None:
             )
 
 
-def _section(config: dict[str, Any], where: str, key: str, example: str) -> dict[str, Any]:
+def _section(config: DeepSpeedJSON, where: str, key: str, example: str) -> DeepSpeedJSON:
     """The section `key`, empty if there was none."""
     section: Any = config.setdefault(key, {})
     if not isinstance(section, dict):
@@ -261,7 +268,7 @@ def _section(config: dict[str, Any], where: str, key: str, example: str) -> dict
     return section
 
 
-def _settle(section: dict[str, Any], where: str, key: str, value: Any, option: str, name: str | None = None) -> None:
+def _settle(section: DeepSpeedJSON, where: str, key: str, value: Any, option: str, name: str | None = None) -> None:
     if section.get(key, "auto") not in ("auto", value):
         raise UserError(
             f"{where}: {name or key} {section[key]!r} differs from {option} {value!r}; remove it or make them equal"

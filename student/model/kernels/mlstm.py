@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from student.model.kernels import mlstm_torch
 from student.model.kernels.chunks import Memory
 from student.model.kernels.headwise import normalise_heads
 from student.model.kernels.mlstm_torch import HeadInputs
+from student.model.kernels.wide_product import wide_product
 
 if TYPE_CHECKING:
     from xlstm.blocks.mlstm.cell import mLSTMCell
@@ -51,27 +51,38 @@ def mlstm_sequence(
         ValueError: unknown `kernels`, or `triton` for what it cannot do.
 
     """
-    dtype = q.dtype
-    wide = torch.promote_types(dtype, torch.float32)
-    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    h, after = mlstm_heads(head_inputs(cell, q, k, v), state, document_start, kernels)
+    return normalise_heads(cell.outnorm, h).to(q.dtype), after
+
+
+def head_inputs(cell: "mLSTMCell", q: Tensor, k: Tensor, v: Tensor) -> HeadInputs:
+    """What the recurrence reads, from (B, T, H·D): heads in the type of `q`, gates in float32 or wider."""
     i, f = _gates(cell, q, k, v).transpose(1, 2).chunk(2, dim=1)
-    q, k, v = (_by_head(x, cell.config.num_heads) for x in (q, k, v))
-    inputs = HeadInputs(q, k, v, i, f)
+    q, k, v = (_by_head(x, cell.config.num_heads).contiguous() for x in (q, k, v))
+    return HeadInputs(q, k, v, i, f)
+
+
+def mlstm_heads(
+    inputs: HeadInputs, state: MemoryState | None, document_start: Tensor | None, kernels: str = "auto"
+) -> tuple[Tensor, MemoryState]:
+    """The recurrence alone: outputs (B, H, T, D) before the norm, float32 or wider, and the state."""
+    wide = torch.promote_types(inputs.q.dtype, torch.float32)
     memory = None if state is None else _memory(state, wide)
-    h, after = _recurrence(kernels, dtype, inputs, memory)(inputs, memory, document_start)
-    return normalise_heads(cell.outnorm, h).to(dtype), (after.c, after.n[..., None], after.m[..., None, None])
+    run = _recurrence(kernels, inputs, memory)
+    q, k, v = (x.to(wide) for x in inputs[:3])
+    h, after = run(HeadInputs(q, k, v, inputs.i, inputs.f), memory, document_start)
+    return h, (after.c, after.n[..., None], after.m[..., None, None])
 
 
-def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
-    """What runs the recurrence for outputs in `dtype`."""
+def _recurrence(kernels: str, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
     if kernels not in KERNELS:
         raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(KERNELS)}")
-    fits = inputs.q.dtype == torch.float32 and not _wants_gradients(memory)
+    fits = inputs.q.dtype != torch.float64 and not _wants_gradients(memory)
     if kernels == "triton" and not fits:
         raise ValueError("kernels 'triton' takes no float64 and gives no gradients in a state; use 'auto'")
     # The kernels' products are TF32, finer than bfloat16 and float16 are coarse. Not so for float32, whatever the
     # caller allows its products: the forget gates' gradients are twice as far off as TF32 alone makes them.
-    fine_enough = dtype in (torch.bfloat16, torch.float16)
+    fine_enough = inputs.q.element_size() == 2
     if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
         from student.model.kernels import mlstm_triton
 
@@ -94,8 +105,9 @@ def _memory(state: MemoryState, dtype: torch.dtype) -> Memory:
 
 
 def _gates(cell: "mLSTMCell", q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Pre-activations of the input gates and the forget gates, (B, T, 2·H)."""
+    """Pre-activations of the input gates and the forget gates, (B, T, 2·H), added up in float32 or wider."""
+    wide = torch.promote_types(q.dtype, torch.float32)
     by_input = torch.cat([cell.igate.weight, cell.fgate.weight]).to(q.dtype).chunk(3, dim=1)
-    bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(q.dtype)
-    products = [functional.linear(x, weight.contiguous()) for x, weight in zip((q, k, v), by_input, strict=True)]
+    bias = torch.cat([cell.igate.bias, cell.fgate.bias]).to(wide)
+    products = [wide_product(x, weight.contiguous()) for x, weight in zip((q, k, v), by_input, strict=True)]
     return products[0] + products[1] + products[2] + bias

@@ -32,7 +32,8 @@ def run(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None
     width, padded = _padded_head(head), _padded_length(length)
     behind, beside = padded - length, width - head
     # The kernels scale by the width they see.
-    q, k, v = (_folded(pad(x, (0, beside, 0, behind))) for x in (q * math.sqrt(width / head), k, v))
+    q = q * math.sqrt(width / head) if beside else q
+    q, k, v = (_folded(pad(x, (0, beside, 0, behind)) if beside or behind else x) for x in (q, k, v))
     h, (c, n, m) = mlstm_chunkwise__xl_chunk(
         q=q,
         k=k,

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from delta_common.installed import has_triton
 from student.model.blocks import RecurrentState
 from student.model.frozen import FROZEN_NAMES, FrozenHead, FrozenWeights
+from student.model.recorded import can_compile
 from student.model.state import compact
 from student.model.transplant.body import put_body
 from student.model.transplant.families import Body, Config, Rotary, build_body
@@ -27,8 +27,6 @@ from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
 
 INITIAL_SPREAD = 0.02
 """Standard deviation of the matrices of a student without a body."""
-VECTOR_BYTES = 16
-"""What compiled code reads at once, from addresses that are multiples of it."""
 
 
 class TransplantStudent(nn.Module):
@@ -68,10 +66,8 @@ class TransplantStudent(nn.Module):
 
     @property
     def head(self) -> FrozenHead:
-        """The LM head over real tokens, views of (V, d) and (V,)."""
-        weight = self.embedding if self.lm_head is None else self.lm_head
-        bias = None if self.lm_head_bias is None else self.lm_head_bias[: self.vocab_size]
-        return FrozenHead(weight[: self.vocab_size], bias)
+        """The LM head, views of the frozen matrices where they have the rows."""
+        return FrozenWeights(self.embedding, self.lm_head, self.lm_head_bias, self.vocab_size).head
 
     def forward(self, tokens: Tensor, document_start: Tensor | None = None, *, transfer: bool = False) -> Tensor:
         """Hidden states (B, T, d) after the last norm, from tokens (B, T).
@@ -136,7 +132,7 @@ class TransplantStudent(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Logits over real tokens, (..., V), of hidden states (..., d)."""
-        return functional.linear(hidden_states, self.head.weight, self.head.bias)
+        return self.head.raw_logits(hidden_states)
 
     def parameter_counts(self) -> ParameterCounts:
         trainable = sum(parameter.numel() for parameter in self.parameters())
@@ -177,13 +173,8 @@ class TransplantStudent(nn.Module):
 
     @property
     def can_compile(self) -> bool:
-        """Whether layers may run compiled: in 16 bits on a GPU, whole parameters at places a vector load can take.
-
-        ZeRO 1 and 2 move parameters to any place, and under ZeRO 3 they are empty until a layer is called.
-        """
-        weight = next(self.norm.parameters())
-        fits = self.kernels == "auto" and weight.is_cuda and weight.element_size() == 2 and has_triton()
-        return fits and all(p.numel() and p.data_ptr() % VECTOR_BYTES == 0 for p in self.parameters())
+        """Whether layers may run compiled."""
+        return self.kernels == "auto" and can_compile(self)
 
     def _mixing(
         self,

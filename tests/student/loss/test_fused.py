@@ -51,6 +51,26 @@ def test_a_head_that_is_trained_gets_its_gradient_too(kind: Kind) -> None:
     assert all(relative_error(ours, theirs) < 1e-12 for ours, theirs in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_padding_of_the_head_takes_no_part(kind: Kind, dtype: torch.dtype) -> None:
+    """Rows so large that they would win every softmax; their own gradient is 0."""
+    case, coefficients = make_case(kind).cast(dtype), Coefficients(0.6, 1.4, 0.1)
+    bias = case.head.bias
+    assert bias is not None
+    more, high = torch.full((3, case.head.weight.shape[1]), 1e3, dtype=dtype), torch.full((3,), 1e3, dtype=dtype)
+    padded = FrozenHead(torch.cat([case.head.weight, more]), torch.cat([bias, high]), VOCAB)
+    with_padding = replace(case, head=padded)
+    assert padded.bias is not None
+    wanted = [case.hidden, case.head.weight.requires_grad_(), bias.requires_grad_()]
+    theirs = [case.hidden, padded.weight.requires_grad_(), padded.bias.requires_grad_()]
+    (expected, sums), (found, padded_sums) = (each.fused(coefficients, chunk_tokens=4) for each in (case, with_padding))
+    assert torch.equal(padded_sums, sums)
+    for ours, alone in zip(gradient(found, *theirs), gradient(expected, *wanted), strict=True):
+        assert torch.equal(ours if ours.shape == alone.shape else ours[:VOCAB], alone)
+    assert not any(part[VOCAB:].any() for part in gradient(with_padding.fused(coefficients)[0], *theirs)[1:])
+
+
 def test_a_head_alone_may_want_a_gradient() -> None:
     case, coefficients = make_case(), Coefficients(0.6, 1.4, 0.0)
     case = replace(case, hidden=case.hidden.detach(), head=FrozenHead(case.head.weight.requires_grad_()))
