@@ -101,20 +101,30 @@ def _read_kernel(
     peak = tl.full((), -1e38, tl.float32)
     sum_one = tl.zeros((), tl.float32)
     sum_temperature = tl.zeros((), tl.float32)
-    for first in range(0, vocab, block):
-        inside = first + columns < vocab
-        s = tl.load(logits + row * stride + first + columns, mask=inside, other=-float("inf")).to(tl.float32)
-        higher = tl.maximum(peak, tl.max(s, axis=0))
-        sum_one = sum_one * tl.exp(peak - higher) + tl.sum(tl.exp(s - higher), axis=0)
-        if not same:
-            fallen = tl.exp((peak - higher) * inverse_temperature)
-            sum_temperature = sum_temperature * fallen + tl.sum(tl.exp((s - higher) * inverse_temperature), axis=0)
-        peak = higher
+    whole: tl.constexpr = vocab - vocab % block
+    for first in range(0, whole, block):
+        s = tl.load(logits + row * stride + first + columns).to(tl.float32)
+        peak, sum_one, sum_temperature = _read_block(s, peak, sum_one, sum_temperature, inverse_temperature, same)
+    if whole < vocab:
+        place = logits + row * stride + whole + columns
+        s = tl.load(place, mask=whole + columns < vocab, other=-float("inf")).to(tl.float32)
+        peak, sum_one, sum_temperature = _read_block(s, peak, sum_one, sum_temperature, inverse_temperature, same)
     tl.store(at_one + row, peak + tl.log(sum_one))
     if same:
         tl.store(at_temperature + row, peak + tl.log(sum_one))
     else:
         tl.store(at_temperature + row, peak * inverse_temperature + tl.log(sum_temperature))
+
+
+@triton.jit
+def _read_block(s, peak, sum_one, sum_temperature, inverse_temperature, same: tl.constexpr):
+    """The sums of exponentials with those of a block of logits, and what they are relative to."""
+    higher = tl.maximum(peak, tl.max(s, axis=0))
+    sum_one = sum_one * tl.exp(peak - higher) + tl.sum(tl.exp(s - higher), axis=0)
+    if not same:
+        fallen = tl.exp((peak - higher) * inverse_temperature)
+        sum_temperature = sum_temperature * fallen + tl.sum(tl.exp((s - higher) * inverse_temperature), axis=0)
+    return higher, sum_one, sum_temperature
 
 
 @triton.jit
@@ -170,16 +180,29 @@ def _write_kernel(
     log_z_one, log_z_temperature = tl.load(log_one + row), tl.load(log_temperature + row)
     log_z_teacher = tl.load(log_teacher + row)
     factor_one, factor_temperature = tl.load(at_one + row), tl.load(at_temperature + row)
-    for first in range(0, vocab, block):
-        inside = first + columns < vocab
+    whole: tl.constexpr = vocab - vocab % block
+    for first in range(0, whole, block):
         place = logits + row * stride + first + columns
+        s = tl.load(place).to(tl.float32)
+        at_own = tl.exp(s - log_z_one)
+        difference = at_own
+        if not same:
+            difference = tl.exp(s * inverse_temperature - log_z_temperature)
+        if with_teacher:
+            t = tl.load(teacher + row * teacher_stride + first + columns).to(tl.float32)
+            difference -= tl.exp(t * inverse_temperature - log_z_teacher)
+        gradient = factor_one * at_own + factor_temperature * difference
+        tl.store(place, gradient.to(logits.dtype.element_ty))
+    if whole < vocab:
+        inside = whole + columns < vocab
+        place = logits + row * stride + whole + columns
         s = tl.load(place, mask=inside, other=0.0).to(tl.float32)
         at_own = tl.exp(s - log_z_one)
         difference = at_own
         if not same:
             difference = tl.exp(s * inverse_temperature - log_z_temperature)
         if with_teacher:
-            t = tl.load(teacher + row * teacher_stride + first + columns, mask=inside, other=0.0).to(tl.float32)
+            t = tl.load(teacher + row * teacher_stride + whole + columns, mask=inside, other=0.0).to(tl.float32)
             difference -= tl.exp(t * inverse_temperature - log_z_teacher)
         gradient = factor_one * at_own + factor_temperature * difference
         tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)

@@ -10,6 +10,8 @@ import json
 import math
 from collections.abc import Callable
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,10 +27,14 @@ from student.settings import Part, TrainSettings
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 
 
 DeepSpeedJSON = dict[str, Any]
 """A DeepSpeed JSON, or a section of one."""
+
+NORM_EPSILON = 1e-6
+"""Added to a norm before clipping, as DeepSpeed does."""
 
 KNOWN_KEYS = (
     *("fp16", "bf16", "torch_autocast", "data_types", "zero_optimization", "zero_allow_untested_optimizer"),
@@ -185,18 +191,49 @@ def gradient_norm(engine: "DeepSpeedEngine") -> float | None:
     if engine.zero_optimization_stage():
         return None
     gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-    norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+    norms = torch._foreach_norm(gradients, 2, dtype=torch.float32)
     norm = float(torch.linalg.vector_norm(torch.stack(norms)))
     if _is_16_bit_without_zero(engine):
         norm /= loss_scaler(engine).cur_scale
     return norm if math.isfinite(norm) else math.inf
 
 
-def withhold_update(engine: "DeepSpeedEngine", norm: float | None) -> None:
-    """Make the next `engine.step()` change nothing if the gradient's norm is not finite, where DeepSpeed would step."""
+def announce_norm(engine: "DeepSpeedEngine", norm: float | None) -> None:
+    """Say what `gradient_norm` gave to the next `engine.step()`, which changes nothing if it is not finite."""
+    if norm is None:
+        return
     if isinstance(engine.optimizer, _SkippingAdamW):
-        assert norm is not None
         engine.optimizer.overflow = not math.isfinite(norm)
+    elif _is_16_bit_without_zero(engine):
+        engine.optimizer.step = partial(_step_at_once, engine.optimizer, norm)
+
+
+@torch.no_grad()
+def _step_at_once(optimizer: "FP16_UnfusedOptimizer", norm: float) -> bool:
+    """DeepSpeed's step of a 16-bit student without ZeRO, over all parameters at once; whether it was skipped.
+
+    DeepSpeed's own launches a dozen small kernels for every parameter, takes the norm in 16 bits, and where it raises
+    the loss scale divides by the new one.
+    """
+    optimizer.overflow = not math.isfinite(norm)
+    if optimizer.overflow:
+        return bool(optimizer._skip_invalid_grad_norm())
+    scale = optimizer.loss_scale_config.cur_scale
+    optimizer._global_grad_norm = norm * scale
+    optimizer._update_scale(False)
+    clip = (norm + NORM_EPSILON) / optimizer.clip_grad if optimizer.clip_grad > 0 else 0.0
+    low, high = list(chain(*optimizer.fp16_groups)), list(chain(*optimizer.fp32_groups))
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in low]
+    wide = [torch.empty_like(master, requires_grad=False) for master in high]
+    torch._foreach_copy_(wide, gradients)
+    torch._foreach_mul_(wide, 1 / (scale * max(clip, 1.0)))
+    for master, gradient in zip(high, wide, strict=True):
+        master.grad = gradient
+    optimizer.optimizer.step()
+    for master in high:
+        master.grad = None
+    torch._foreach_copy_(low, high)
+    return False
 
 
 def loss_scaler(engine: "DeepSpeedEngine") -> Any:

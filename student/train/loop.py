@@ -19,7 +19,7 @@ from student.loss.transfer import transfer_sum
 from student.run.checkpoints import Progress
 from student.train.assemble import Run
 from student.train.checkpoint import save_checkpoint
-from student.train.engine import backward, gradient_norm, withhold_update
+from student.train.engine import announce_norm, backward, gradient_norm
 from student.train.measure import measure
 from student.train.step_log import CacheMetrics, DistillationMetrics, StepMetrics, StepTime, TransferMetrics, step_log
 
@@ -220,7 +220,7 @@ def _accumulate(
         totals = totals + torch.cat([loss.detach().to(torch.float64)[None], sums.flatten().to(torch.float64)])
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
-            withhold_update(engine, norm)
+            announce_norm(engine, norm)
         engine.step()
     assert isinstance(totals, Tensor)
     totals = processes.sum(totals).cpu()

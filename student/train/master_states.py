@@ -122,7 +122,7 @@ def _make_moments(engine: deepspeed.DeepSpeedEngine, updates: int) -> None:
     held = getattr(engine.optimizer, "fp32_partitioned_groups_flat", None)  # ZeRO 3
     for tensor in held or [tensor for group in groups for tensor in group["params"]]:
         engine.basic_optimizer.state[tensor] = {
-            "step": torch.tensor(float(updates)),
+            "step": torch.tensor(float(updates), device=tensor.device if groups[0].get("fused") else None),
             **{moment: torch.zeros_like(tensor, requires_grad=False) for moment in MOMENTS},
         }
     _show_moments(engine)

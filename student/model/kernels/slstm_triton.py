@@ -188,8 +188,12 @@ def _forward_kernel(
     hidden_at = hidden + row * length * width + unit
     h = tl.load(first_hidden + row * width + unit, mask=mask, other=0.0)
     c, n, m = _load_memory(memory_at, width, mask)
+    next_i, next_f, next_z, next_o = _load_four(inputs + gates_at, width, mask)
     for step in range(length):
-        i, f, z, o = _load_four(inputs + gates_at, width, mask)
+        i, f, z, o = next_i, next_f, next_z, next_o
+        # What the next step reads is on its way while this one computes.
+        ahead = inputs + gates_at + 4 * width
+        next_i, next_f, next_z, next_o = _load_four(ahead, width, mask & (step + 1 < length))
         if has_starts:
             start = tl.load(starts + row * length + step, mask=row < batch, other=0) != 0
             h = tl.where(start, 0.0, h)
@@ -259,13 +263,20 @@ def _backward_kernel(
     c, n, m = _load_memory(memory_at, width, mask)
     d_h, d_c, d_n, d_m = _load_four(state_at, batch * width, mask)
     surplus = d_m - c * d_c - n * d_n
+    next_i, next_f, next_z, next_o = _load_four(gates + gates_at - 4 * width, width, mask)
+    next_c, next_n, next_m = _load_memory(memory_at - 3 * width, width, mask)
+    next_d_h = tl.load(hidden_at - width, mask=mask, other=0.0)
     for back in range(length):
         memory_at -= 3 * width
         gates_at -= 4 * width
         hidden_at -= width
-        d_h += tl.load(hidden_at, mask=mask, other=0.0)
-        i, f, z, o = _load_four(gates + gates_at, width, mask)
-        c_stored, n_stored, m_stored = _load_memory(memory_at, width, mask)
+        d_h += next_d_h
+        i, f, z, o = next_i, next_f, next_z, next_o
+        c_stored, n_stored, m_stored = next_c, next_n, next_m
+        more = mask & (back + 1 < length)
+        next_i, next_f, next_z, next_o = _load_four(gates + gates_at - 4 * width, width, more)
+        next_c, next_n, next_m = _load_memory(memory_at - 3 * width, width, more)
+        next_d_h = tl.load(hidden_at - width, mask=more, other=0.0)
         c_before, n_before, m_before = c_stored, n_stored, m_stored
         if has_starts:
             start = tl.load(starts + row * length + (length - 1 - back), mask=row < batch, other=0) != 0

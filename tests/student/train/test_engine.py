@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from delta_common.errors import UserError
 from delta_common.settings_file import load_settings
 from student.settings import TrainSettings
-from student.train.engine import deepspeed_config, make_engine
+from student.train.engine import announce_norm, deepspeed_config, gradient_norm, make_engine
 from student.train.processes import joined_processes, quiet_deepspeed
 from tests.helpers import ROOT
+from tests.helpers.several_jobs import let_fp16_run_on_a_cpu
 
 CONFIGS = ROOT / "configs" / "deepspeed"
 
@@ -53,6 +55,37 @@ def test_a_note_and_a_byte_order_mark_are_no_fault(tmp_path: Path) -> None:
 
 def test_a_stage_left_to_us_is_0(tmp_path: Path) -> None:
     assert merged(tmp_path, {"zero_optimization": {"stage": "auto"}})["zero_optimization"] == {"stage": 0}
+
+
+def _trained(tmp_path: Path, precision: str, clipping: str, *, ours: bool) -> tuple[list[Tensor], list[bool]]:
+    """Parameters after steps with scaled gradients, one of which is not finite, and which steps were taken."""
+    options = ("--training.precision", precision, "--optimizer.gradient_clipping", clipping)
+    settings = load_settings(TrainSettings, None, options)
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    engine = make_engine(module, settings, deepspeed_config(settings, world_size=1, out=tmp_path), lambda _: 1.0)
+    taken = []
+    for step in range(5):
+        for parameter in module.parameters():
+            parameter.grad = torch.randn_like(parameter) * (torch.inf if step == 2 else 3.0)
+        if ours:
+            announce_norm(engine, gradient_norm(engine))
+        engine.optimizer.step()
+        taken.append(not engine.optimizer.overflow)
+        engine.optimizer.zero_grad()
+    return [p.detach().clone() for p in module.parameters()], taken
+
+
+@pytest.mark.usefixtures("only_process")
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("clipping", ["0.0", "1e9", "0.01"])
+def test_a_step_over_all_parameters_at_once_is_deepspeeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, clipping: str
+) -> None:
+    let_fp16_run_on_a_cpu(monkeypatch)
+    (found, taken), (expected, theirs) = (_trained(tmp_path, precision, clipping, ours=x) for x in (True, False))
+    assert taken == theirs == [True, True, False, True, True]
+    assert all(map(torch.equal, found, expected))
 
 
 @pytest.mark.usefixtures("only_process")
