@@ -1,13 +1,13 @@
 """A batch of a cache's rows with the teacher's targets, as a DataLoader gives it to a training loop."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from student.data.batch import Batch, StoredBatch
+from student.data.batch import Batch, StoredBatch, valid_positions
 from teacher_cache.format.manifest import Manifest, TargetLayout
 
 IGNORED = -100
@@ -105,7 +105,8 @@ class CachedBatch:
 
     def row(self, number: int) -> "CachedBatch":
         """One row, as a batch."""
-        return self._changed(lambda tensor: tensor[number : number + 1])
+        whole = replace(self.stored, positions=None)
+        return CachedBatch(whole.map(lambda tensor: tensor[number : number + 1]))
 
     def _changed(self, change: Callable[[Tensor], Tensor]) -> "CachedBatch":
         return CachedBatch(self.stored.map(change))
@@ -119,4 +120,5 @@ def collate(rows: Sequence[CachedRow]) -> CachedBatch:
     """The `collate_fn` of a DataLoader: rows of a `CacheDataset` as one batch."""
     names = rows[0].tensors
     tensors = {name: torch.stack([row.tensors[name] for row in rows]) for name in names}
-    return CachedBatch(StoredBatch(tensors, rows[0].manifest, rows[0].layout))
+    positions = valid_positions(tensors["loss_mask"])
+    return CachedBatch(StoredBatch(tensors, rows[0].manifest, rows[0].layout, positions=positions))

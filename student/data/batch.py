@@ -72,6 +72,8 @@ class Batch:
     """None where the cache has no averaged hidden states."""
     cache: int = 0
     """Which of the caches trained on the rows are from."""
+    known_positions: Tensor | None = None
+    """`valid_positions`, where the host has found them already."""
 
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, device: torch.device) -> "Batch":
@@ -80,7 +82,9 @@ class Batch:
 
     @cached_property
     def valid_positions(self) -> Tensor:
-        """Indices (n,) int64 of the valid positions in the flattened batch, in order; on a GPU the host waits once."""
+        """Indices (n,) int64 of the valid positions in the flattened batch, in order."""
+        if self.known_positions is not None:
+            return self.known_positions
         return valid_positions(self.loss_mask)
 
 
@@ -95,16 +99,19 @@ class StoredBatch:
     """What the entries are, see `Cache.layout`."""
     cache: int = 0
     """Which of the caches trained on the rows are from."""
+    positions: Tensor | None = None
+    """Indices (n,) int64 of the valid positions: found on the host, which would wait for a GPU to say how many."""
 
     @classmethod
     def of(cls, rows: CachedRows, cache: Cache, number: int = 0) -> "StoredBatch":
         """The rows' own memory, not a copy; `number` is the cache's among those trained on."""
         tensors = {name: as_tensor(array) for name, array in rows.arrays.items()}
-        return cls(tensors, cache.manifest, cache.layout, number)
+        return cls(tensors, cache.manifest, cache.layout, number, valid_positions(tensors["loss_mask"]))
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "StoredBatch":
         """The batch with every tensor changed."""
-        return replace(self, tensors={name: change(tensor) for name, tensor in self.tensors.items()})
+        tensors = {name: change(tensor) for name, tensor in self.tensors.items()}
+        return replace(self, tensors=tensors, positions=None if self.positions is None else change(self.positions))
 
     def widened(self) -> Batch:
         """The batch as a step needs it, on the device it is on; position t's label is tokens[t + 1]."""
@@ -125,6 +132,7 @@ class StoredBatch:
             ),
             averaged=self._averaged(),
             cache=self.cache,
+            known_positions=self.positions,
         )
 
     def _averaged(self) -> AveragedStates | None:

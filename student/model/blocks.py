@@ -76,7 +76,7 @@ def _run_mlstm(
     parts: "_Parts", block: "xLSTMBlock", x: Tensor, state: RecurrentState, starts: Tensor | None
 ) -> tuple[Tensor, RecurrentState]:
     read = parts.read_mlstm(block, x, state.get("conv_state"), starts)
-    h, memory = mlstm_heads(read.inputs, state.get("mlstm_state"), starts)
+    h, memory = mlstm_heads(read.inputs, state.get("mlstm_state"), starts, x.dtype)
     return parts.finish_mlstm(block, x, h, read), {"mlstm_state": memory, "conv_state": read.conv_state}
 
 

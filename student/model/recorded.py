@@ -26,12 +26,14 @@ def can_compile(student: nn.Module) -> bool:
     return fits and all(p.numel() and p.data_ptr() % VECTOR_BYTES == 0 for p in parameters)
 
 
-def record_passes(student: nn.Module) -> None:
+def record_passes(student: nn.Module, *, accumulates: bool) -> None:
     """Have the student record its first pass with gradients, and replay it.
 
-    The parameters may change their values afterwards, not their places in memory.
+    The parameters may change their values afterwards, not their places in memory. A replay gives their gradients in the
+    same memory every time: where they are added up over passes (`accumulates`) they are copied, else they must be used
+    before the next.
     """
-    object.__setattr__(student, "forward", _RecordedPass(student.forward, student))
+    object.__setattr__(student, "forward", _RecordedPass(student.forward, student, accumulates))
 
 
 class _Pass(nn.Module):
@@ -48,8 +50,8 @@ class _Pass(nn.Module):
 class _RecordedPass:
     """In place of a student's `forward`."""
 
-    def __init__(self, forward: Callable[..., Tensor], student: nn.Module) -> None:
-        self._forward, self._student = forward, student
+    def __init__(self, forward: Callable[..., Tensor], student: nn.Module, accumulates: bool) -> None:
+        self._forward, self._student, self._accumulates = forward, student, accumulates
         self._key: object = None
         self._replay: Callable[..., Tensor] | None = None
 
@@ -69,7 +71,6 @@ class _RecordedPass:
             allow_unused_input=True,
         )
         for parameter in self._student.parameters():
-            if parameter.requires_grad:
-                # A replay gives its gradients in the same memory every time, where the next would overwrite them.
+            if parameter.requires_grad and self._accumulates:
                 parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]
         return cast(Callable[..., Tensor], recorded)

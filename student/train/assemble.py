@@ -203,7 +203,7 @@ def _engine(
     )
     if student.can_compile:
         student.trains_compiled = True
-        record_passes(student)
+        record_passes(student, accumulates=settings.training.gradient_accumulation > 1)
     return engine
 
 

@@ -212,8 +212,9 @@ def _accumulate(
     processes, engine = run.processes, run.engine
     counted = _counted(run, step_batch)
     counts = _counts(counted)
-    totals: Tensor | float = 0.0
-    norm = None
+    totals = torch.zeros((), dtype=torch.float64, device=processes.device)
+    norm: float | None = None
+    learning_rate, found = 0.0, totals
     for batch in step_batch.on(processes.device):
         loss, sums = part(batch, counts)
         backward(engine, loss * processes.world_size)
@@ -221,11 +222,11 @@ def _accumulate(
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
             announce_norm(engine, norm)
+            # Read before the update, which a GPU then works on while the host prepares the next step.
+            found = processes.sum(totals).cpu()
         engine.step()
-    assert isinstance(totals, Tensor)
-    totals = processes.sum(totals).cpu()
-    terms = (len(totals) - 1) // len(run.caches)
-    return _Accumulated(counted, float(totals[0]), totals[1:].view(len(run.caches), terms), norm, learning_rate)
+    terms = (len(found) - 1) // len(run.caches)
+    return _Accumulated(counted, float(found[0]), found[1:].view(len(run.caches), terms), norm, learning_rate)
 
 
 def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics:
@@ -245,6 +246,8 @@ def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics
 def _counted(run: Run, step_batch: StepBatch) -> Tensor:
     """(caches, 2) float64 in host memory: valid positions and sequences of the step by cache, over all processes."""
     ours = [[counted.tokens, counted.sequences] for counted in step_batch.counted]
+    if run.processes.world_size == 1:  # alone, the host need not wait for its device
+        return torch.tensor(ours, dtype=torch.float64)
     return run.processes.sum(torch.tensor(ours, dtype=torch.float64, device=run.processes.device)).cpu()
 
 

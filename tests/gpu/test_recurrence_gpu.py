@@ -37,7 +37,7 @@ def test_a_compiled_and_recorded_student_is_as_near_as_one_in_plain_torch(name: 
         student.kernels = "auto" if fast else "naive"
         student.trains_compiled = fast
         if fast:
-            record_passes(student)
+            record_passes(student, accumulates=True)
         hidden_states = student(tokens, starts)
         upstream = torch.randn(hidden_states.shape, generator=torch.Generator().manual_seed(0)).to(hidden_states)
         (hidden_states * upstream).sum().backward()

@@ -51,38 +51,44 @@ def mlstm_sequence(
         ValueError: unknown `kernels`, or `triton` for what it cannot do.
 
     """
-    h, after = mlstm_heads(head_inputs(cell, q, k, v), state, document_start, kernels)
+    h, after = mlstm_heads(head_inputs(cell, q, k, v), state, document_start, q.dtype, kernels)
     return normalise_heads(cell.outnorm, h).to(q.dtype), after
 
 
 def head_inputs(cell: "mLSTMCell", q: Tensor, k: Tensor, v: Tensor) -> HeadInputs:
-    """What the recurrence reads, from (B, T, H·D): heads in the type of `q`, gates in float32 or wider."""
+    """What the recurrence reads, in float32 or wider, from (B, T, H·D)."""
+    wide = torch.promote_types(q.dtype, torch.float32)
     i, f = _gates(cell, q, k, v).transpose(1, 2).chunk(2, dim=1)
-    q, k, v = (_by_head(x, cell.config.num_heads).contiguous() for x in (q, k, v))
+    q, k, v = (_by_head(x, cell.config.num_heads).to(wide, memory_format=torch.contiguous_format) for x in (q, k, v))
     return HeadInputs(q, k, v, i, f)
 
 
 def mlstm_heads(
-    inputs: HeadInputs, state: MemoryState | None, document_start: Tensor | None, kernels: str = "auto"
+    inputs: HeadInputs,
+    state: MemoryState | None,
+    document_start: Tensor | None,
+    dtype: torch.dtype,
+    kernels: str = "auto",
 ) -> tuple[Tensor, MemoryState]:
-    """The recurrence alone: outputs (B, H, T, D) before the norm, float32 or wider, and the state."""
-    wide = torch.promote_types(inputs.q.dtype, torch.float32)
-    memory = None if state is None else _memory(state, wide)
-    run = _recurrence(kernels, inputs, memory)
-    q, k, v = (x.to(wide) for x in inputs[:3])
-    h, after = run(HeadInputs(q, k, v, inputs.i, inputs.f), memory, document_start)
+    """The recurrence alone: outputs (B, H, T, D) before the norm, float32 or wider, and the state.
+
+    `dtype` is what the outputs are going to be rounded to.
+    """
+    memory = None if state is None else _memory(state, inputs.q.dtype)
+    h, after = _recurrence(kernels, dtype, inputs, memory)(inputs, memory, document_start)
     return h, (after.c, after.n[..., None], after.m[..., None, None])
 
 
-def _recurrence(kernels: str, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
+def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Memory | None) -> Recurrence:
+    """What runs the recurrence for outputs in `dtype`."""
     if kernels not in KERNELS:
         raise ValueError(f"kernels is {kernels!r}; it must be one of {', '.join(KERNELS)}")
-    fits = inputs.q.dtype != torch.float64 and not _wants_gradients(memory)
+    fits = inputs.q.dtype == torch.float32 and not _wants_gradients(memory)
     if kernels == "triton" and not fits:
         raise ValueError("kernels 'triton' takes no float64 and gives no gradients in a state; use 'auto'")
     # The kernels' products are TF32, finer than bfloat16 and float16 are coarse. Not so for float32, whatever the
     # caller allows its products: the forget gates' gradients are twice as far off as TF32 alone makes them.
-    fine_enough = inputs.q.element_size() == 2
+    fine_enough = dtype in (torch.bfloat16, torch.float16)
     if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
         from student.model.kernels import mlstm_triton
 

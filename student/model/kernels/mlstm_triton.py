@@ -44,6 +44,7 @@ def run(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None
         return_last_states=True,
         eps=EPSILON,
         chunk_size=min(LONGEST_CHUNK, padded),
+        recompute_states_in_bw=False,
     )
     h, c, n, m = (x.squeeze(0).unflatten(0, inputs.i.shape[:2]) for x in (h, c, n, m))
     # xlstm scales keys, the kernels queries.

@@ -44,14 +44,14 @@ def forward(
 def backward(
     saved: Sequence[Tensor], starts: Tensor | None, d_hidden: Tensor, d_final: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of `forward` in inputs (B, T, 4, K, D) and state (4, B, K, D), in float32.
+    """Gradients of `forward` in inputs (B, T, 4, K, D), in their type, and state (4, B, K, D), in float32.
 
     The gradient in the inputs is also that of the pre-activations: those of kernel and bias follow from it.
     """
     gates, memory, weights = saved
     batch, length, _, heads, head_dim = gates.shape
     d_state = d_hidden.new_zeros(4, batch, heads, head_dim) if d_final is None else d_final.clone()
-    d_gates = torch.empty_like(gates)
+    d_gates = torch.empty_like(gates, dtype=weights.dtype)
     arguments = (gates, memory, weights, _bytes(starts), d_hidden.contiguous(), d_state.contiguous(), d_gates)
     _backward_kernel[_grid(gates)](*arguments, batch, length, **_options(weights, heads, starts))
     return d_gates, arguments[5]
@@ -77,7 +77,7 @@ def _options(weights: Tensor, heads: int, starts: Tensor | None) -> dict[str, ob
         "has_starts": starts is not None,
         "resident": _matrices_fit(padded, weights),
         "precision": "tf32x3" if weights.dtype == torch.float32 else "tf32",
-        "num_warps": {16: 4, 32: 4, 64: 8}.get(padded, 16),
+        "num_warps": 4 if padded < 64 else 8,
         "num_stages": 1,
     }
 

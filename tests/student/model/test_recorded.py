@@ -34,7 +34,7 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
 
 def test_the_first_shape_is_recorded_and_replayed(recorded: list[tuple[Tensor, ...]]) -> None:
     student, tokens = _Doubled(), torch.ones(2, 3)
-    record_passes(student)
+    record_passes(student, accumulates=True)
     assert student(tokens).mean() == student(tokens + 0).mean() == 102
     assert len(recorded) == 1
     assert recorded[0][0] is not tokens
@@ -43,7 +43,7 @@ def test_the_first_shape_is_recorded_and_replayed(recorded: list[tuple[Tensor, .
 @pytest.mark.parametrize("other", ["shape", "documents", "transfer", "no gradients"])
 def test_anything_else_runs_as_ever(recorded: list[tuple[Tensor, ...]], other: str) -> None:
     student, tokens = _Doubled(), torch.ones(2, 3)
-    record_passes(student)
+    record_passes(student, accumulates=True)
     student(tokens)
     with torch.set_grad_enabled(other != "no gradients"):
         tokens = tokens[:1] if other == "shape" else tokens
@@ -55,7 +55,7 @@ def test_anything_else_runs_as_ever(recorded: list[tuple[Tensor, ...]], other: s
 
 def test_nothing_is_recorded_without_gradients(recorded: list[tuple[Tensor, ...]]) -> None:
     student = _Doubled()
-    record_passes(student)
+    record_passes(student, accumulates=True)
     with torch.no_grad():
         student(torch.ones(2, 3))
     assert not recorded
@@ -63,10 +63,18 @@ def test_nothing_is_recorded_without_gradients(recorded: list[tuple[Tensor, ...]
 
 def test_gradients_of_two_micro_batches_do_not_share_memory(recorded: list[tuple[Tensor, ...]]) -> None:
     student = _Doubled()
-    record_passes(student)
+    record_passes(student, accumulates=True)
     student(torch.ones(2, 3))
     given = torch.full((3,), 5.0)
     student.weight.backward(given)
     given.zero_()
     assert student.weight.grad is not None
     assert student.weight.grad.tolist() == [5, 5, 5]
+
+
+def test_gradients_that_are_not_added_up_are_not_copied(recorded: list[tuple[Tensor, ...]]) -> None:
+    student = _Doubled()
+    record_passes(student, accumulates=False)
+    student(torch.ones(2, 3))
+    assert len(recorded) == 1
+    assert not student.weight._backward_hooks
