@@ -50,12 +50,37 @@ class CorpusSettings(FrozenSettings):
     """Commit, tag or branch of a Hub data set."""
     text_column: str = "text"
     """Column or key that holds a document's text."""
+    messages_column: str | None = None
+    """In place of text: column or key that holds a conversation, a list of messages with `role` and `content`."""
+    tools_column: str = "tools"
+    """Column or key that holds the tools of a conversation, where there is one."""
+    prompt_column: str | None = None
+    """In place of messages: column or key that holds a prompt, text or a list of messages."""
+    completion_column: str | None = None
+    """Column or key that holds the answer to it, text or a list of messages."""
+    chat_template: str | None = None
+    """File with the Jinja template that renders conversations; by default the tokenizer's own."""
     id_column: str = "id"
     """Column or key that names a document; without it a document is named by its file and place."""
     special_tokens: Literal["text", "control"] = "text"
     """What a special token's name inside a document is, such as `<|endoftext|>`: its letters, or the token itself."""
     max_documents: PositiveInt | None = None
     """Stop after this many documents."""
+
+    @property
+    def has_conversations(self) -> bool:
+        """Whether documents are conversations, or prompts with their completions, and not plain text."""
+        return self.messages_column is not None or self.prompt_column is not None
+
+    @model_validator(mode="after")
+    def _one_kind_of_document(self) -> Self:
+        if (self.prompt_column is None) != (self.completion_column is None):
+            raise ValueError("prompt_column and completion_column belong together; set both or neither")
+        if self.messages_column is not None and self.prompt_column is not None:
+            raise ValueError("messages_column and prompt_column are two kinds of conversations; set one of them")
+        if self.chat_template is not None and not self.has_conversations:
+            raise ValueError("chat_template: documents are plain text; set messages_column or prompt_column too")
+        return self
 
 
 class RowSettings(FrozenSettings):
@@ -64,9 +89,16 @@ class RowSettings(FrozenSettings):
     seq_len: PositiveInt = 512
     """Positions per row, T; a row has one more token, the label of its last position."""
     mode: Literal["packed", "document"] = "packed"
-    """`packed` joins documents with EOS; `document`, as in the paper, truncates or pads each document to one row."""
+    """`packed` joins documents with EOS, or puts whole conversations together; `document`, as in the paper, truncates
+    or pads each document to one row."""
     context: Literal["row", "document"] = "row"
-    """What a position sees: `row` all earlier tokens of its row, across documents; `document` its own document only."""
+    """What a position sees: `row` all earlier tokens of its row, across documents; `document` its own document only, as
+    always with packed conversations."""
+    loss_on: Literal["all", "assistant", "last"] | None = None
+    """Which tokens count: `all`, the `assistant`'s answers, or the `last` answer of each conversation; by default the
+    answers of conversations and all of text. For positions that do not count nothing is computed or stored."""
+    truncate_at: Literal["turn", "token"] = "turn"
+    """Where a conversation is cut that is longer than a row: behind the last answer that fits, or at any token."""
     count: PositiveInt | None = None
     """Rows to build; by default as many as the corpus gives, which takes a pass over the corpus to find out."""
 
@@ -232,3 +264,27 @@ class BuildSettings(FrozenSettings):
     targets: TargetSettings = TargetSettings()
     hidden: HiddenSettings = HiddenSettings()
     compute: ComputeSettings = ComputeSettings()
+
+    @model_validator(mode="after")
+    def _rows_fit_the_documents(self) -> Self:
+        """Settle what follows from the kind of documents: what counts, and the context of packed conversations."""
+        rows, given = self.rows, self.rows.model_fields_set
+        if not self.corpus.has_conversations:
+            if rows.loss_on not in (None, "all"):
+                raise ValueError(
+                    f"rows.loss_on {rows.loss_on}: documents are plain text, in which nobody speaks; set "
+                    "corpus.messages_column or corpus.prompt_column, or rows.loss_on to all"
+                )
+            settled = {"loss_on": "all"}
+        else:
+            settled = {"loss_on": rows.loss_on or "assistant"}
+            if rows.mode == "packed" and rows.context == "row":
+                if "context" in given:
+                    raise ValueError(
+                        "rows.context row: packed conversations would see each other; set it to document, or rows.mode "
+                        "to document"
+                    )
+                settled["context"] = "document"
+        # Frozen for everyone else; what follows is settled here once.
+        object.__setattr__(self, "rows", rows.model_copy(update=settled))
+        return self

@@ -5,6 +5,7 @@ runs the teacher over them and keeps targets, and a thread beside encodes, write
 one batch is in `compute.start_batch`.
 """
 
+import sys
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack
@@ -26,6 +27,7 @@ from teacher_cache.build.request import (
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.build.writer import CacheWriter, environment
+from teacher_cache.corpus.chat.template import use_template
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.format.codec import encoding_beside_other_work
@@ -65,6 +67,7 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     if is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)
+    use_template(teacher.tokenizer, settings.corpus)
     require_fit(settings, teacher)
     say_what_students_miss(teacher)
     settings, writer = open_writer(store, settings, teacher)
@@ -113,6 +116,8 @@ def build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter,
                 writes.start(shard, arrays.by_name, statistics, claim.pop_all())
         writes.finish()
         progress.end(writes.bytes)
+    if skipped := corpus_rows.skipped():
+        print(f"build: note: {skipped}", file=sys.stderr)
     return writes.shards
 
 

@@ -9,6 +9,7 @@ import torch
 from delta_common.errors import UserError
 from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 from teacher_cache.corpus.bookmarks import Bookmarks
+from teacher_cache.corpus.chat.template import read_template, template_digest
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.corpus.source import describe_corpus
 from teacher_cache.format.arrays import default_rows_per_chunk
@@ -18,6 +19,7 @@ from teacher_cache.format.manifest import (
     FORMAT_NAME,
     FORMAT_VERSION,
     ChannelSampling,
+    ConversationLayout,
     Manifest,
     RowLayout,
 )
@@ -100,7 +102,7 @@ def make_manifest(
         alignment=ALIGNMENT,
         teacher=teacher.identity(),
         tokenizer=teacher.tokenizer_identity(),
-        corpus=describe_corpus(settings.corpus),
+        corpus=describe_corpus(settings.corpus, template_digest(teacher.tokenizer.chat_template)),
         rows=_row_layout(settings, settings.rows.count or 1),
         targets=settings.targets.layout(),
         hidden=settings.hidden.layout(None),
@@ -151,7 +153,16 @@ def _row_layout(settings: BuildSettings, count: int) -> RowLayout:
         count=count,
         rows_per_shard=per_shard,
         rows_per_chunk=default_rows_per_chunk(per_shard),
+        conversations=_conversations(settings),
     )
+
+
+def _conversations(settings: BuildSettings) -> ConversationLayout | None:
+    if not settings.corpus.has_conversations:
+        return None
+    loss_on = settings.rows.loss_on
+    assert loss_on is not None, "settled when settings are read"
+    return ConversationLayout(loss_on=loss_on, truncate_at=settings.rows.truncate_at)
 
 
 def _compute(settings: BuildSettings) -> dict[str, int | bool]:
@@ -162,6 +173,9 @@ def _compute(settings: BuildSettings) -> dict[str, int | bool]:
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
     """How a cache built with these settings would differ from the existing one, as far as the teacher is not needed."""
     settings = recorded_batch_size(settings, existing)
+    template = existing.corpus.get("chat_template", {}).get("sha256")
+    if settings.corpus.chat_template is not None:
+        template = template_digest(read_template(settings.corpus.chat_template))
     asked = {
         "teacher": existing.teacher.model_copy(
             update={
@@ -171,7 +185,7 @@ def settings_differences(existing: Manifest, settings: BuildSettings) -> list[st
                 "revision": settings.teacher.revision or existing.teacher.revision,
             }
         ),
-        "corpus": describe_corpus(settings.corpus),
+        "corpus": describe_corpus(settings.corpus, template),
         "rows": _row_layout(settings, existing.rows.count),
         "targets": settings.targets.layout(),
         "hidden": settings.hidden.layout(existing.hidden.channels),

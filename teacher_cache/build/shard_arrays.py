@@ -50,11 +50,13 @@ class ShardArrays:
         return self.by_name["loss_mask"]
 
     def put_rows(self, rows: Iterable[TokenRow]) -> None:
-        """Fill in the tokens, document starts and loss masks of all rows."""
+        """Fill in the tokens, document starts and loss masks of all rows, and of conversations the roles."""
         for index, row in enumerate(rows):
             self.tokens[index] = row.tokens
             self.document_start[index] = row.document_start
             self.loss_mask[index] = row.loss_mask
+            if row.role is not None:
+                self.by_name["role"][index] = row.role
 
     def sampling_offsets(self, batch: slice) -> Tensor:
         """Uniform offsets (B, T) float64, one per position, of the systematic samples of the batch's rows."""

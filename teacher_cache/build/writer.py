@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, Self
 
 import numcodecs
+import numpy as np
 import torch
 import transformers
 import zarr
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from delta_common.differences import differences
 from teacher_cache.corpus.bookmarks import Bookmarks
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import ROLES, array_specs
 from teacher_cache.format.codec import describe_arrays, describe_group, encode_shard
 from teacher_cache.format.commits import CommitRecord, StoredObject, claimed_identity, commit_key, covers, parse_commit
 from teacher_cache.format.errors import CacheError
@@ -110,6 +111,7 @@ class CacheWriter:
             statistics=dict(statistics),
             environment=dict(environment),
             identity=self.manifest.identity,
+            roles=_role_counts(arrays["role"]) if "role" in arrays else None,
         )
         if not self._store.create(commit_key(shard), seal(record)):
             self._require_same(record)
@@ -124,6 +126,12 @@ class CacheWriter:
                 f"{self._store.where(key)}: another builder has made this shard with other bytes; "
                 "run teacher-cache repair when all builders have ended"
             )
+
+
+def _role_counts(roles: NDArray[np.uint8]) -> dict[str, int]:
+    """Positions by the role of their label."""
+    counts = np.bincount(roles.reshape(-1), minlength=len(ROLES))
+    return {role: int(count) for role, count in zip(ROLES, counts, strict=True)}
 
 
 def _in_the_version_begun(store: Store, manifest: Manifest) -> Manifest:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,14 +41,16 @@ class Bookmark(Hint):
     row: int
     place: Cursor
     used: int
-    """Tokens of the document before the row's first one; all of them where each document has a row of its own."""
+    """Tokens of the document before the row's first one; all of them where each document has a row of its own. Where
+    whole conversations are packed, rows before it in the window of conversations that begins with the document."""
     tokens: str
     """Digest of the document's tokens, uint32 little-endian, checked by `holds` before reading begins here."""
 
-    def holds(self, tokens: NDArray[np.uint32], mode: str) -> bool:
-        """Whether the document found there has the tokens (n,) it had, and the row can begin in it."""
+    def holds(self, tokens: NDArray[np.uint32], mode: Literal["packed", "document", "window"]) -> bool:
+        """Whether the document found there has the tokens (n,) it had, and the row can begin in it or its window."""
         rest = len(tokens) - self.used
-        return _tokens_digest(tokens) == self.tokens and (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
+        begins = mode == "window" or (rest == 0 if mode == "document" else 0 < rest <= len(tokens))
+        return _tokens_digest(tokens) == self.tokens and begins
 
 
 HintT = TypeVar("HintT", bound=Hint)
@@ -107,9 +109,13 @@ class Bookmarks:
 
 
 def bookmarks_basis(manifest: Manifest) -> str:
-    """sha256 of all that decides where rows begin: corpus, tokenizer, row length and mode."""
+    """sha256 of all that decides where rows begin: corpus, tokenizer, row length and mode, and of conversations how
+    they are cut and what counts.
+    """
     corpus, tokenizer, rows = manifest.corpus, manifest.tokenizer, manifest.rows
     content = [corpus, tokenizer.sha256, tokenizer.eos_token_id, rows.mode, rows.seq_len]
+    if rows.conversations is not None:
+        content.append(rows.conversations.model_dump(mode="json"))
     return hashlib.sha256(canonical_json(content)).hexdigest()
 
 

@@ -1,7 +1,8 @@
 """What readers of a corpus give and rows are cut from: a document, the cursor at which it is found, its tokens."""
 
+import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from delta_common.errors import UserError
+from teacher_cache.corpus.messages import Conversation, conversation_of
 from teacher_cache.settings import CorpusSettings
 
 SURROGATE = re.compile("[\ud800-\udfff]")
@@ -16,10 +18,11 @@ SURROGATE = re.compile("[\ud800-\udfff]")
 
 @dataclass(frozen=True)
 class Document:
-    """A document's text, and a name that is the same each time the corpus is read."""
+    """A document's text or conversation, and a name that is the same each time the corpus is read."""
 
     id: str
     text: str
+    conversation: Conversation | None = None
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,23 @@ class Reader:
 
 
 @dataclass(frozen=True)
+class Marks:
+    """What is known of each token of a conversation: counted (n,) bool, whether it is a label; roles (n,) uint8, codes
+    of `format.arrays.ROLES`.
+    """
+
+    counted: NDArray[np.bool_]
+    roles: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
 class Tokenized:
     """A document's tokens (n,) uint32, and where the document is."""
 
     cursor: Cursor
     tokens: NDArray[np.uint32]
+    marks: Marks | None = None
+    """Of a conversation; None for text, all of which counts."""
 
 
 @dataclass(frozen=True)
@@ -68,32 +83,66 @@ class RowEnd:
     used: int
 
 
+def content_columns(settings: CorpusSettings) -> list[str]:
+    """The columns that a document's content is in, all of which must be there."""
+    chosen = [settings.messages_column, settings.prompt_column, settings.completion_column]
+    return [name for name in chosen if name is not None] or [settings.text_column]
+
+
+def columns_to_read(settings: CorpusSettings, names: list[str]) -> list[str]:
+    """Those of the columns `names` that make a document."""
+    beside = [settings.id_column, *([settings.tools_column] if settings.has_conversations else [])]
+    wanted = [*content_columns(settings), *beside]
+    return [name for name in dict.fromkeys(wanted) if name in names]
+
+
 def require_column(settings: CorpusSettings, names: list[str], where: str) -> None:
-    """Raise `UserError` unless corpus.text_column is among the columns' `names`."""
-    if settings.text_column not in names:
-        raise UserError(
-            f"{where}: no column {settings.text_column!r}; set corpus.text_column to one it has: {', '.join(names)}"
-        )
+    """Raise `UserError` unless the columns that documents are in are among the columns' `names`."""
+    for column in content_columns(settings):
+        if column not in names:
+            options = ("messages_column", "prompt_column", "completion_column")
+            option = next((name for name in options if getattr(settings, name) == column), "text_column")
+            raise UserError(f"{where}: no column {column!r}; set corpus.{option} to one it has: {', '.join(names)}")
 
 
-def make_document(text: object, name: object, settings: CorpusSettings, *, place: str, where: str) -> Document:
-    """The document in a record; null counts as empty text.
+def content_of(record: Mapping[str, object], settings: CorpusSettings) -> object:
+    """What `make_document` takes of a record: the text, or all of it where conversations are asked for."""
+    return record if settings.has_conversations else record.get(settings.text_column)
 
-    `place` is its name if the record gives none; `where`, the file, begins every message. Raises `UserError` if `text`
-    is not valid text.
+
+def make_document(content: object, name: object, settings: CorpusSettings, *, place: str, where: str) -> Document:
+    """The document in a record, of which `content` is what `content_of` gives; null counts as empty text.
+
+    `place` is its name if the record gives none; `where`, the file, begins every message. Raises `UserError` if it is
+    not valid text, or no conversation where one is asked for.
     """
-    if not isinstance(text, str | None):
+    own_name = _readable(place if name is None else str(name))
+    if settings.has_conversations:
+        assert isinstance(content, Mapping)
+        conversation = conversation_of(content, settings, f"{where}: {place}" if place not in where else where)
+        _require_whole_characters(conversation, where, place)
+        return Document(own_name, "", conversation)
+    if not isinstance(content, str | None):
         raise UserError(
-            f"{where}: {settings.text_column!r} of {place} is a {type(text).__name__}, not text; "
+            f"{where}: {settings.text_column!r} of {place} is a {type(content).__name__}, not text; "
             "set corpus.text_column to a column of text"
         )
-    found = SURROGATE.search(text or "")
+    found = SURROGATE.search(content or "")
     if found is not None:
         raise UserError(
             f"{where}: {settings.text_column!r} of {place} has half a surrogate pair at character {found.start()}, "
             "which is no text; replace it by U+FFFD, or remove the document"
         )
-    return Document(_readable(place if name is None else str(name)), text or "")
+    return Document(own_name, content or "")
+
+
+def _require_whole_characters(conversation: Conversation, where: str, place: str) -> None:
+    whole = [conversation.plain, conversation.messages, conversation.tools]
+    if SURROGATE.search(json.dumps(whole, ensure_ascii=False, default=str)):
+        raise UserError(
+            f"{where}: the conversation {place} has half a surrogate pair, which is no text; replace it by U+FFFD, or "
+            "remove the conversation"
+        )
 
 
 def _readable(name: str) -> str:

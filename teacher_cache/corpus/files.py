@@ -14,7 +14,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import Cursor, Document, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.documents import (
+    Cursor,
+    Document,
+    Placed,
+    Reader,
+    columns_to_read,
+    content_of,
+    make_document,
+    require_column,
+)
+from teacher_cache.corpus.messages import without_nulls
 from teacher_cache.settings import CorpusSettings
 
 FileFormat = Literal["parquet", "jsonl", "text"]
@@ -53,11 +63,11 @@ def read_parquet(where: str, settings: CorpusSettings, start: Cursor) -> Iterato
         with _open_parquet(where) as file:
             names = file.schema_arrow.names
             require_column(settings, names, where)
-            columns = [settings.text_column, *([settings.id_column] if settings.id_column in names else [])]
+            columns = columns_to_read(settings, names)
             for batch in _batches(file, columns, start.item):
                 for record in _records(batch, columns, where, row):
-                    name = f"{_name(where)}:{row}"
-                    yield cursor, make_document(*record, settings, place=name, where=where)
+                    content, name = content_of(record, settings), record.get(settings.id_column)
+                    yield cursor, make_document(content, name, settings, place=f"{_name(where)}:{row}", where=where)
                     row += 1
                     cursor = replace(cursor, document=cursor.document + 1, item=row)
     except UserError:
@@ -83,15 +93,15 @@ def _batches(file: pq.ParquetFile, columns: list[str], start: int) -> Iterator[p
             first += rows
 
 
-def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[tuple[object, object]]:
-    """(text, id or None) of each row of a batch; `first` is the number of its first row."""
+def _records(batch: pa.RecordBatch, columns: list[str], where: str, first: int) -> Iterator[dict[str, object]]:
+    """The columns of each row of a batch; `first` is the number of its first row."""
     try:
         found = [batch.column(name).to_pylist() for name in columns]
     except UnicodeDecodeError:
         places = [f"{where}: row {first + i}" for i in range(len(batch))]
         found = [[_value(batch.column(name), i, place) for i, place in enumerate(places)] for name in columns]
-    ids = found[1] if len(found) > 1 else [None] * len(batch)
-    return zip(found[0], ids, strict=True)
+    for values in zip(*found, strict=True):
+        yield {name: without_nulls(value) for name, value in zip(columns, values, strict=True)}
 
 
 def _value(column: pa.Array, index: int, where: str) -> object:
@@ -139,8 +149,8 @@ def _json_document(line: bytes, settings: CorpusSettings, where: str, number: in
     if not isinstance(record, dict):
         raise UserError(f"{at}: expected an object, got a {type(record).__name__}; mend or remove the line")
     require_column(settings, list(record), at)
-    text, name = record[settings.text_column], record.get(settings.id_column)
-    return make_document(text, name, settings, place=f"{_name(where)}:{number}", where=at)
+    content, name = content_of(record, settings), record.get(settings.id_column)
+    return make_document(content, name, settings, place=f"{_name(where)}:{number}", where=at)
 
 
 @contextlib.contextmanager

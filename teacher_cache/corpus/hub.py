@@ -6,8 +6,9 @@ from functools import partial
 from typing import Any
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import Cursor, Placed, Reader, make_document, require_column
+from teacher_cache.corpus.documents import Cursor, Placed, Reader, content_of, make_document, require_column
 from teacher_cache.corpus.files import file_reader, reason
+from teacher_cache.corpus.messages import without_nulls
 from teacher_cache.settings import CorpusSettings
 
 
@@ -44,9 +45,9 @@ def _read_stream(builder: Any, settings: CorpusSettings, start: Cursor) -> Itera
         for record in stream:
             if cursor is start:
                 require_column(settings, list(record), settings.source)
-            text, name = record.get(settings.text_column), record.get(settings.id_column)
+            content, name = content_of(without_nulls(record), settings), record.get(settings.id_column)
             label = f"{settings.split}:{cursor.item}"
-            yield cursor, make_document(text, name, settings, place=label, where=settings.source)
+            yield cursor, make_document(content, name, settings, place=label, where=settings.source)
             number = cursor.document + 1
             cursor = replace(cursor, document=number, item=number, state=stream.state_dict())
     except UserError:

@@ -7,6 +7,8 @@ from transformers import PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
 from teacher_cache.corpus.bookmarks import Bookmark, Bookmarks
+from teacher_cache.corpus.chat.rows import conversation_rows
+from teacher_cache.corpus.chat.tokens import ConversationTokens
 from teacher_cache.corpus.documents import BEGINNING, Placed, RowEnd, Tokenized
 from teacher_cache.corpus.rows import TokenRow, cut_rows, tokenize
 from teacher_cache.corpus.source import Corpus
@@ -35,6 +37,9 @@ class CorpusRows:
         self._special_as_text = settings.corpus.special_tokens == "text"
         self._settings = settings.rows
         self._tokenizer, self._identity = tokenizer, identity
+        self._conversations: ConversationTokens | None = None
+        if settings.corpus.has_conversations:
+            self._conversations = ConversationTokens(tokenizer, settings.corpus, settings.rows, identity.eos_token_id)
         self._next_row = 0
         self._rows = self._from_beginning()
 
@@ -42,8 +47,17 @@ class CorpusRows:
         """The number of rows, found by tokenizing the whole corpus. Raises `UserError` when there is none."""
         rows = sum(1 for _ in self._from_beginning())
         if not rows:
-            raise UserError(f"corpus.source {self._source}: no document has text; check corpus.text_column")
+            raise UserError(f"corpus.source {self._source}: {self._why_no_row()}")
         return rows
+
+    def skipped(self) -> str:
+        """Which conversations of those read so far give no row, in one line; empty where all do."""
+        return self._conversations.skipped.words() if self._conversations else ""
+
+    def _why_no_row(self) -> str:
+        if self._conversations is None:
+            return "no document has text; check corpus.text_column"
+        return f"no conversation has a label; {self.skipped() or 'there are none; check the source'}"
 
     def take(self, wanted: range) -> Iterator[TokenRow]:
         """The rows of one shard; raises `UserError` when the corpus ends before them."""
@@ -52,6 +66,8 @@ class CorpusRows:
             pass
         yield from self._advance(wanted.stop)
         if self._next_row < wanted.stop:
+            if not self._next_row and self._conversations is not None:
+                raise UserError(f"corpus.source {self._source}: {self._why_no_row()}")
             raise UserError(
                 f"corpus.source {self._source}: ends after {self._next_row} rows, rows.count asks for "
                 f"more; set rows.count to {self._next_row} or less, or leave it out (finished shards are kept)"
@@ -78,8 +94,11 @@ class CorpusRows:
                 return
 
     def _from_beginning(self) -> Iterator[tuple[TokenRow, RowEnd]]:
-        documents = self._corpus.documents(BEGINNING)
-        return cut_rows(self._tokenized(documents), self._settings, self._identity.pad_token_id)
+        return self._cut(self._tokenized(self._corpus.documents(BEGINNING)), 0)
+
+    def _cut(self, documents: Iterable[Tokenized], used: int) -> Iterator[tuple[TokenRow, RowEnd]]:
+        cut = cut_rows if self._conversations is None else conversation_rows
+        return cut(documents, self._settings, self._identity.pad_token_id, used)
 
     def _from(self, bookmark: Bookmark) -> Iterator[tuple[TokenRow, RowEnd]] | None:
         """Rows from a bookmark on; None if the corpus no longer has there what the bookmark says."""
@@ -88,15 +107,20 @@ class CorpusRows:
             first = list(self._tokenized(islice(documents, 1)))
         except UserError:  # a fault of the corpus itself is met again when reading from further ahead
             return None
-        if not first or not bookmark.holds(first[0].tokens, self._settings.mode):
+        in_window = self._conversations is not None and self._settings.mode == "packed"
+        if not first or not bookmark.holds(first[0].tokens, "window" if in_window else self._settings.mode):
             return None
-        tokenized = chain(first, self._tokenized(documents))
-        return cut_rows(tokenized, self._settings, self._identity.pad_token_id, bookmark.used)
+        return self._cut(chain(first, self._tokenized(documents)), bookmark.used)
 
     def _tokenized(self, documents: Iterable[Placed]) -> Iterator[Tokenized]:
         """Documents as tokens. Raises `UserError` on a token that has no row in the teacher's LM head."""
         eos, rows = self._identity.eos_token_id, self._identity.vocab_size
-        for document in tokenize(documents, self._tokenizer, eos, special_as_text=self._special_as_text):
+        tokenized = (
+            tokenize(documents, self._tokenizer, eos, special_as_text=self._special_as_text)
+            if self._conversations is None
+            else self._conversations.tokenize(documents)
+        )
+        for document in tokenized:
             largest = int(document.tokens.max())
             if largest >= rows:
                 raise UserError(

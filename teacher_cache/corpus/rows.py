@@ -25,12 +25,14 @@ CHARACTERS_AT_ONCE = 2**20
 class TokenRow:
     """tokens (T+1,) uint32; document_start (T,) bool, True at a document's first token; loss_mask (T,) bool.
 
-    Position t predicts tokens[t+1]. It counts if loss_mask[t], that is, unless tokens[t+1] is padding.
+    Position t predicts tokens[t+1]. It counts if loss_mask[t]: in text unless tokens[t+1] is padding, in conversations
+    where tokens[t+1] is a label. There role (T,) uint8 says whose token it is, by its code in `format.arrays.ROLES`.
     """
 
     tokens: NDArray[np.uint32]
     document_start: NDArray[np.bool_]
     loss_mask: NDArray[np.bool_]
+    role: NDArray[np.uint8] | None = None
 
 
 def iter_rows(

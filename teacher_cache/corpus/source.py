@@ -63,13 +63,14 @@ def iter_documents(settings: CorpusSettings) -> Iterator[Document]:
     return (document for _, document in Corpus(settings).documents())
 
 
-def describe_corpus(settings: CorpusSettings) -> dict[str, Any]:
+def describe_corpus(settings: CorpusSettings, template_sha256: str | None = None) -> dict[str, Any]:
     """What the manifest says of the corpus: what was read, in which order, and a digest of each local file.
 
-    Local files are named without their folder, so the corpus may move.
+    Local files are named without their folder, so the corpus may move. `template_sha256` is the digest of the chat
+    template that renders conversations.
     """
-    described: dict[str, Any] = {
-        "text_column": settings.text_column,
+    described: dict[str, object] = {
+        **_columns(settings, template_sha256),
         "max_documents": settings.max_documents,
         "special_tokens": settings.special_tokens,
     }
@@ -78,6 +79,16 @@ def describe_corpus(settings: CorpusSettings) -> dict[str, Any]:
         return {**hub, "revision": hub_revision(settings), "order": "the stream's own", **described}
     files = [{"name": f.name, "bytes": f.stat().st_size, "sha256": _sha256(f)} for f in _local_files(settings)]
     return {"source": Path(settings.source).name, "files": files, "order": "files by name, rows as stored", **described}
+
+
+def _columns(settings: CorpusSettings, template_sha256: str | None) -> dict[str, object]:
+    """What a document is made of."""
+    if not settings.has_conversations:
+        return {"text_column": settings.text_column}
+    names = ("messages_column", "prompt_column", "completion_column", "tools_column")
+    chosen = {name: getattr(settings, name) for name in names if getattr(settings, name) is not None}
+    origin = "tokenizer" if settings.chat_template is None else "file"
+    return {**chosen, "chat_template": {"from": origin, "sha256": template_sha256}}
 
 
 def _format_of(settings: CorpusSettings) -> Format:

@@ -20,6 +20,9 @@ PAGE_NUMBERS = 6144
 SCALE_GROUP = 64
 """Channels that share a scale where states are rounded: an outlier channel costs precision in its group only."""
 
+ROLES = ("padding", "template", "system", "user", "assistant", "tool")
+"""Whose token a position's label is, by its code in the array `role`; `template` is what belongs to nobody's words."""
+
 CODES_PER_BYTE = {"int8": 1, "int4": 2, "int2": 4}
 """Codes of rounded states in a byte, by their precision."""
 
@@ -72,6 +75,7 @@ def row_specs(manifest: Manifest) -> list[ArraySpec]:
         ArraySpec("tokens", (length + 1,), "uint32"),
         ArraySpec("document_start", (length,), "bool"),
         ArraySpec("loss_mask", (length,), "bool"),
+        *([ArraySpec("role", (length,), "uint8")] if manifest.rows.conversations is not None else []),
     ]
     if targets.mode == "sparse":
         specs += [

@@ -113,6 +113,7 @@ _DIMENSIONS = {
     "tokens": ("token",),
     "document_start": ("position",),
     "loss_mask": ("position",),
+    "role": ("position",),
     "logits/ids": ("position", "entry"),
     "logits/values": ("position", "entry"),
     "logits/log_mass": ("position", "node"),

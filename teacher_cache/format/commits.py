@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.errors import REPAIR, CacheCorruptError
 from teacher_cache.format.keys import COMMITS_FOLDER
@@ -34,6 +36,15 @@ class CommitRecord(Record):
     """Package versions, device and number of threads the shard was computed with."""
     identity: str
     """`Manifest.identity` of the cache the shard belongs to."""
+    roles: dict[str, int] | None = None
+    """Positions by the role of their label, see `format.arrays.ROLES`; None where documents are plain text."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_text_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = write(self)
+        if self.roles is None:
+            del content["roles"]
+        return content
 
 
 def commit_key(shard: int) -> str:

@@ -65,6 +65,15 @@ class TokenizerIdentity(Record):
     has_files: bool
 
 
+class ConversationLayout(Record):
+    """What rows of conversations have that rows of text have not."""
+
+    loss_on: Literal["all", "assistant", "last"]
+    """Which tokens count: all, those of the assistant's answers, or those of each conversation's last answer."""
+    truncate_at: Literal["turn", "token"]
+    """Where a conversation longer than a row was cut."""
+
+
 class RowLayout(Record):
     """How documents were turned into rows, and rows divided into shards and chunks."""
 
@@ -75,6 +84,15 @@ class RowLayout(Record):
     count: int
     rows_per_shard: int
     rows_per_chunk: int
+    conversations: ConversationLayout | None = None
+    """None where documents are plain text, all of which counts; else there is an array `role`."""
+
+    @model_serializer(mode="wrap")
+    def _without_what_text_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
+        content: dict[str, object] = write(self)
+        if self.conversations is None:
+            del content["conversations"]
+        return content
 
     @model_validator(mode="after")
     def _sizes_fit(self) -> Self:

@@ -17,7 +17,7 @@ from teacher_cache.targets.randomness import rounding_uniforms
 from teacher_cache.targets.states import KEYS, PHASES, SETS, channel_sets, kept_positions
 
 FIELDS = (
-    *("tokens", "document_start", "loss_mask", "ids", "values", "log_mass", "final_hidden"),
+    *("tokens", "document_start", "loss_mask", "role", "ids", "values", "log_mass", "final_hidden"),
     *("hidden_mean", "hidden_positions", "hidden_channels"),
 )
 """What `CachedRows` decodes to."""
@@ -27,7 +27,8 @@ FIELDS = (
 class CachedRows:
     """n rows of a cache as NumPy arrays; a single row has the same fields without the leading axis.
 
-    tokens (n, T+1) uint32; document_start and loss_mask (n, T) bool. In sparse mode: ids (n, T, K) uint32; values
+    tokens (n, T+1) uint32; document_start and loss_mask (n, T) bool; role (n, T) uint8 of conversations only, whose
+    token the label is, by its code in `format.arrays.ROLES`. In sparse mode: ids (n, T, K) uint32; values
     (n, T, K) float32 logits, the top_k largest first, then the sampled, unused places -inf; log_mass (n, T, J)
     float32: the mass outside the top_k at the nodes, relative to the largest logit. In exact mode: final_hidden
     (n, T, d) float32. hidden_mean (n, P, k) float32: the averaged states at the kept positions and channels, which
@@ -54,6 +55,10 @@ class CachedRows:
     @property
     def loss_mask(self) -> NDArray[np.bool_]:
         return self.arrays["loss_mask"]
+
+    @property
+    def role(self) -> NDArray[np.uint8] | None:
+        return self.arrays.get("role")
 
     @property
     def ids(self) -> NDArray[np.uint32] | None:

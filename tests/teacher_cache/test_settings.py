@@ -104,3 +104,33 @@ def test_a_build_needs_a_teacher_and_a_corpus_and_no_more() -> None:
             BuildSettings.model_validate({k: v for k, v in least.items() if k != key})
     with pytest.raises(ValidationError, match="frozen"):
         settings.out = "elsewhere"  # type: ignore[misc]
+
+
+def built(corpus: dict[str, Any], **rows: Any) -> BuildSettings:
+    return BuildSettings.model_validate({"teacher": {"model": "x"}, "corpus": {"source": "y", **corpus}, "rows": rows})
+
+
+def test_what_counts_and_what_is_seen_follow_from_the_kind_of_documents() -> None:
+    text, packed = built({}).rows, built({"messages_column": "m"}).rows
+    assert (text.loss_on, text.context) == ("all", "row")
+    assert (packed.loss_on, packed.context) == ("assistant", "document")
+    alone = built({"prompt_column": "p", "completion_column": "c"}, mode="document", loss_on="last").rows
+    assert (alone.loss_on, alone.context) == ("last", "row")
+    assert built({"messages_column": "m"}, context="document", loss_on="all").rows.loss_on == "all"
+
+
+@pytest.mark.parametrize(
+    ("corpus", "rows", "said"),
+    [
+        ({"prompt_column": "p"}, {}, "prompt_column and completion_column belong together"),
+        ({"messages_column": "m", "prompt_column": "p", "completion_column": "c"}, {}, "two kinds of conversations"),
+        ({"chat_template": "file"}, {}, "documents are plain text; set messages_column"),
+        ({}, {"loss_on": "assistant"}, "documents are plain text, in which nobody speaks"),
+        ({"messages_column": "m"}, {"context": "row"}, "packed conversations would see each other"),
+    ],
+)
+def test_settings_that_contradict_the_kind_of_documents_are_refused(
+    corpus: dict[str, Any], rows: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ValidationError, match=said):
+        built(corpus, **rows)

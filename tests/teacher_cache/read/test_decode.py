@@ -74,7 +74,7 @@ def test_values_and_states_are_stored_in_16_bits_and_given_in_32() -> None:
     assert rows.values is rows.values, "widened once"
     assert rows.hidden_mean is not None
     assert (rows.hidden_mean == 1.0).all()
-    assert [name for name in FIELDS if getattr(rows, name) is None] == ["final_hidden", "hidden_channels"]
+    assert [name for name in FIELDS if getattr(rows, name) is None] == ["role", "final_hidden", "hidden_channels"]
 
 
 def test_some_rows_and_one_row_without_the_axis_of_rows() -> None:

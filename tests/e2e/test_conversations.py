@@ -1,0 +1,142 @@
+"""Conversations from a file to a cache, and what becomes of them there."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from transformers import AutoTokenizer
+
+from delta_common.errors import UserError
+from teacher_cache.build.job import build
+from teacher_cache.format.arrays import ROLES
+from teacher_cache.read.cache import open_cache
+from teacher_cache.settings import BuildSettings
+from teacher_cache.store.open import open_store
+from teacher_cache.verify.content import verify_bytes_and_content
+from tests.helpers.chat_families import FAMILIES, conversations
+from tests.helpers.tiny_teacher import save_tiny_teacher
+
+CHATS = conversations(FAMILIES["ChatML"], 40)
+Settings = Callable[..., BuildSettings]
+
+
+@pytest.fixture(scope="module")
+def talking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny teacher over bytes with a chat template, whose end of a turn is a special token."""
+    folder = save_tiny_teacher(tmp_path_factory.mktemp("teacher"), max_position_embeddings=512)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    tokenizer.chat_template = FAMILIES["ChatML"].template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def settings(talking: Path, tmp_path: Path) -> Settings:
+    def make(records: list[dict[str, Any]] | None = None, **sections: dict[str, Any]) -> BuildSettings:
+        source = tmp_path / "chats.jsonl"
+        records = [{"messages": messages} for messages in CHATS] if records is None else records
+        source.write_text("".join(json.dumps(record) + "\n" for record in records))
+        given = {
+            "teacher": {"model": str(talking), "dtype": "float32"},
+            "corpus": {"source": str(source), "messages_column": "messages", **sections.get("corpus", {})},
+            "rows": {"seq_len": 300, **sections.get("rows", {})},
+            "targets": {"top_k": 4, "samples": 4},
+            "compute": {"batch_size": 2, "rows_per_shard": 4},
+        }
+        return BuildSettings.model_validate(given)
+
+    return make
+
+
+def spoken(cache: Any) -> str:
+    """The text of all labels, in order."""
+    tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
+    rows = cache.rows(range(len(cache)))
+    text: str = tokenizer.decode(rows.tokens[:, 1:][rows.loss_mask])
+    return text
+
+
+def answers(messages: list[dict[str, Any]]) -> list[str]:
+    return [message["content"] + "<|im_end|>" for message in messages if message["role"] == "assistant"]
+
+
+def test_only_what_the_assistant_says_is_computed_and_counted(settings: Settings, tmp_path: Path) -> None:
+    build(settings(rows={"mode": "document", "seq_len": 500}), tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    assert spoken(cache) == "".join(answer for messages in CHATS for answer in answers(messages))
+    rows = cache.rows(range(len(cache)))
+    assert rows.ids is not None
+    assert not rows.ids[~rows.loss_mask].any()
+    assert rows.role is not None
+    assert (rows.role[rows.loss_mask] == ROLES.index("assistant")).all()
+    counts = sum(int(n) for commit in cache.commits.values() for n in (commit.roles or {}).values())
+    assert counts == rows.loss_mask.size
+    assert verify_bytes_and_content(open_store(tmp_path / "cache")).is_sound
+
+
+def test_packed_rows_hold_the_same_answers_and_may_be_begun_anywhere(settings: Settings, tmp_path: Path) -> None:
+    asked = settings(rows={"seq_len": 500})
+    build(asked, tmp_path / "whole")
+    whole = open_cache(tmp_path / "whole")
+    assert whole.manifest.rows.context == "document"
+    every = sorted(answer for messages in CHATS for answer in answers(messages))
+    assert sorted(part + "<|im_end|>" for part in spoken(whole).split("<|im_end|>")[:-1]) == every
+    for shard in (2, 0, 1):
+        build(asked, tmp_path / "parts", range(shard, shard + 1))
+    build(asked, tmp_path / "parts")
+    parts = open_cache(tmp_path / "parts")
+    assert {n: commit.objects for n, commit in parts.commits.items()} == {
+        n: commit.objects for n, commit in whole.commits.items()
+    }
+
+
+def test_another_template_is_another_cache(settings: Settings, tmp_path: Path) -> None:
+    build(settings(), tmp_path / "cache")
+    file = tmp_path / "other.jinja"
+    file.write_text(FAMILIES["ChatML"].marked)
+    with pytest.raises(UserError, match=r"corpus.chat_template"):
+        build(settings(corpus={"chat_template": str(file)}), tmp_path / "cache")
+    build(settings(corpus={"chat_template": str(file)}), tmp_path / "other")
+    other = open_cache(tmp_path / "other")
+    assert other.manifest.corpus["chat_template"]["from"] == "file"
+    assert AutoTokenizer.from_pretrained(other.tokenizer_folder).chat_template == FAMILIES["ChatML"].marked
+    assert spoken(other) == spoken(open_cache(tmp_path / "cache"))
+    with pytest.raises(UserError, match=r"rows.conversations.loss_on: the cache has 'assistant'"):
+        build(settings(rows={"loss_on": "last"}), tmp_path / "cache")
+
+
+def test_bad_conversations_are_counted_and_the_others_are_built(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = [{"messages": messages} for messages in CHATS[:6]]
+    bad = [{"messages": []}, {"messages": [{"role": "narrator", "content": "x"}]}, {"messages": CHATS[0][:1]}]
+    build(settings([*bad, *good]), tmp_path / "cache")
+    said = capsys.readouterr().err
+    assert "3 conversations give no row" in said
+    assert "1 with the role 'narrator' (first: chats.jsonl:2)" in said
+    with pytest.raises(UserError, match="no conversation has a label; 3 conversations give no row"):
+        build(settings(bad), tmp_path / "none")
+
+
+def test_parquet_holds_the_same_conversations(settings: Settings, tmp_path: Path) -> None:
+    build(settings(), tmp_path / "lines")
+    source = tmp_path / "chats.parquet"
+    pq.write_table(pa.table({"messages": CHATS}), source)
+    build(settings(corpus={"source": str(source)}), tmp_path / "parquet")
+    lines, parquet = (open_cache(tmp_path / name) for name in ("lines", "parquet"))
+    assert np.array_equal(lines.tokens(range(len(lines))), parquet.tokens(range(len(parquet))))
+
+
+def test_prompts_and_completions(settings: Settings, tmp_path: Path) -> None:
+    records = [{"prompt": f"{n} + 1 =", "completion": f" {n + 1}"} for n in range(20)]
+    columns = {"messages_column": None, "prompt_column": "prompt", "completion_column": "completion"}
+    build(settings(records, corpus=columns, rows={"seq_len": 30}), tmp_path / "cache")
+    assert sorted(spoken(open_cache(tmp_path / "cache")).split("<|endoftext|>")[:-1]) == sorted(
+        record["completion"] for record in records
+    )
