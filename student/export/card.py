@@ -1,6 +1,7 @@
 """The model card of an export: what it is, where it comes from, how good it is, how to use it."""
 
 import json
+from collections.abc import Mapping
 
 import torch
 
@@ -8,6 +9,7 @@ from student.inference.load import STUDENT_PREFIX
 from student.model.frozen import FROZEN_NAMES
 from student.run.files import RunFiles, RunSummary
 from student.run.measure_words import MEASURE_WORDS
+from student.run.records import JsonObject
 from student.run.student_words import beginning_words, stage_words, student_words
 from teacher_cache.format.manifest import Manifest
 
@@ -36,7 +38,7 @@ def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes:
         f"{of_teacher}, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
         _use(has_tokenizer=manifest.tokenizer.has_files),
         "## Where it comes from\n\n" + _table(_provenance(files, summary, manifest)),
-        "## Held out\n\n" + _held_out(files, summary.teacher_measures or {}),
+        "## Held out\n\n" + _held_out(files, summary),
         "## Last step of training\n\n" + _table(_last_step(files)),
         "## Numbers in the file\n\n" + _precision(files, dtypes),
         "## Settings\n\n```json\n" + json.dumps(files.settings.model_dump(mode="json"), indent=1) + "\n```",
@@ -73,15 +75,30 @@ def _provenance(files: RunFiles, summary: RunSummary, manifest: Manifest) -> dic
         "corpus": str(manifest.corpus.get("source", "–")),
         "rows": f"{rows.count:,} of {rows.seq_len:,} positions, {rows.mode}, context {rows.context}",
         "began with": beginning_words(files.settings.model, summary.begun_from),
+        **{
+            f"cache {number}": f"{cache.share:.2%} of the rows, {cache.passes:.2f} passes over {cache.rows:,}; "
+            f"teacher {cache.teacher}; fingerprint {cache.fingerprint}"
+            for number, cache in enumerate(summary.caches, start=1)
+        },
         "steps": f"{summary.steps:,}",
         **({"stages": stage_words(summary.stages)} if len(summary.stages) > 1 else {}),
     }
 
 
-def _held_out(files: RunFiles, teacher: dict[str, float]) -> str:
-    last = max(files.evaluations, key=lambda found: int(found["step"]), default=None)
-    if last is None:
+def _held_out(files: RunFiles, summary: RunSummary) -> str:
+    if not files.evaluations:
         return "Not measured: the run had no `evaluation.cache`."
+    teacher = summary.teacher_measures_by_cache
+    return "\n\n".join(
+        _measured(
+            max(each.records, key=lambda found: int(found["step"])), teacher.get(key, summary.teacher_measures or {})
+        )
+        for key, each in files.held_out.items()
+    )
+
+
+def _measured(last: JsonObject, teacher: Mapping[str, float]) -> str:
+    """The numbers on one held-out cache."""
     lines = ["| | student | teacher |", "|---|---:|---:|"]
     for name, (words, form) in MEASURE_WORDS.items():
         cells = [form.format(found[name]) if found.get(name) is not None else "–" for found in (last, teacher)]

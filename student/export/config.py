@@ -71,6 +71,7 @@ def _shared(files: RunFiles, summary: RunSummary, cache: Cache, frozen: Mapping[
         "provenance": {
             "teacher": manifest.teacher.model_dump(mode="json"),
             "cache_fingerprint": cache.fingerprint,
+            **({"caches": [each.model_dump(mode="json") for each in summary.caches]} if summary.caches else {}),
             "context": manifest.rows.context,
             "seq_len": manifest.seq_len,
             "steps": summary.steps,

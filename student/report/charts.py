@@ -1,5 +1,7 @@
 """A report's charts as SVG; the page's style sheet gives lines their colours."""
 
+from collections.abc import Sequence
+
 from delta_common.html.markup import Markup, element
 from delta_common.html.svg import Scale, round_ticks, svg_points
 from student.report.series import Chart
@@ -11,7 +13,18 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 32
 def figure(chart: Chart, number: int) -> Markup:
     """A chart under its name and note, with an empty `output` that the page's script fills with values pointed at."""
     caption = element("figcaption", element("b", chart.measure.name), " ", chart.measure.note, element("output"))
-    return element("figure", caption, _svg(chart), data_chart=number)
+    caches = legend(chart.caches, "Caches") if chart.caches else None
+    return element("figure", caption, _svg(chart), caches, data_chart=number)
+
+
+def legend(names: Sequence[str], label: str) -> Markup:
+    """Names beside their lines' colours and dashes."""
+    entries = []
+    for number, name in enumerate(names):
+        stroke = element("line", x1=1, x2=33, y1=6, y2=6, class_=line_class(number))
+        swatch = element("svg", stroke, viewBox="0 0 34 12", aria_hidden="true", class_="swatch")
+        entries.append(element("li", swatch, element("bdi", name)))
+    return element("ul", *entries, class_="runs", aria_label=label)
 
 
 def axes(chart: Chart) -> tuple[Scale, Scale]:
@@ -30,12 +43,14 @@ def _svg(chart: Chart) -> Markup:
     x, y = axes(chart)
     lines = [
         element(
-            "polyline", points=svg_points(zip(line.steps, line.values, strict=True), x, y), class_=line_class(line.run)
+            "polyline",
+            points=svg_points(zip(line.steps, line.values, strict=True), x, y),
+            class_=line_class(line.number),
         )
         for line in chart.lines
     ]
     dots = [
-        element("circle", cx=x(step), cy=y(value), r=3, class_=line_class(line.run))
+        element("circle", cx=x(step), cy=y(value), r=3, class_=line_class(line.number))
         for line in chart.lines
         if chart.measure.source == "evaluations" or len(line.steps) == 1
         for step, value in zip(line.steps, line.values, strict=True)

@@ -12,11 +12,12 @@ from delta_common.files import write_atomically
 from delta_common.html.markup import Markup, element, join
 from delta_common.html.page import fill_page, pairs, table
 from delta_common.progress import byte_size, duration
-from student.report.charts import LEFT, RIGHT, WIDTH, axes, figure, line_class
+from student.report.charts import LEFT, RIGHT, WIDTH, axes, figure, legend, line_class
 from student.report.series import MOST_POINTS, Chart, charts
-from student.run.files import RunFiles, Sample
+from student.run.by_cache import LAST_STEPS, TRAINED_CACHE_WORDS, cells_by_cache, means_by_cache
+from student.run.files import Provenance, RunFiles, Sample
 from student.run.measure_words import MEASURE_WORDS
-from student.run.student_words import beginning_words, stage_words, student_words
+from student.run.student_words import beginning_words, cache_names, stage_words, student_words
 
 REPORT_FILE = "report.html"
 NONE = "–"
@@ -45,9 +46,9 @@ def render_report(runs: Sequence[RunFiles]) -> str:
         data={"names": names, "charts": [_data(chart) for chart in drawn], "width": WIDTH},
         title=join(" and ".join(names)),
         path=join(*(f"{run.path} " for run in runs)),
-        figures=_key_figures(runs[0]) if len(runs) == 1 else _legend(names),
+        figures=_key_figures(runs[0]) if len(runs) == 1 else legend(names, "Runs"),
         held_out=_held_out(runs, names),
-        charts=_charts(drawn, runs),
+        charts=join(_by_cache(runs, names), _charts(drawn, runs)),
         text=_text(runs, names),
         costs=_costs(runs, names),
         settings=_settings(runs, names),
@@ -64,14 +65,16 @@ def _names(runs: Sequence[RunFiles]) -> list[str]:
 def _data(chart: Chart) -> dict[str, Any]:
     """What the script reads: lines, and where steps and values are on the chart."""
     x, y = axes(chart)
-    lines = [asdict(line) | {"class": line_class(line.run)} for line in chart.lines]
+    lines = [asdict(line) | {"class": line_class(line.number)} for line in chart.lines]
+    for line in lines:
+        line["name"] = None if line["cache"] is None else chart.caches[line["cache"]]
     return {"lines": lines, "x": asdict(x), "y": asdict(y), "left": LEFT, "right": WIDTH - RIGHT}
 
 
 def _key_figures(run: RunFiles) -> Markup:
     facts = {"steps": f"{_steps(run):,}", "tokens": f"{sum(record.get('tokens', 0) for record in run.metrics):,}"}
     if run.evaluations:
-        last = run.evaluations[-1]
+        last = next(iter(run.held_out.values())).records[-1]
         facts |= {words: form.format(last[key]) for key, (words, form) in MEASURE_WORDS.items() if key in last}
     return pairs(facts, "figures")
 
@@ -80,35 +83,57 @@ def _steps(run: RunFiles) -> int:
     return max((int(record.get("step", 0)) for record in run.metrics), default=0)
 
 
-def _legend(names: Sequence[str]) -> Markup:
-    entries = []
-    for number, name in enumerate(names):
-        stroke = element("line", x1=1, x2=33, y1=6, y2=6, class_=line_class(number))
-        swatch = element("svg", stroke, viewBox="0 0 34 12", aria_hidden="true", class_="swatch")
-        entries.append(element("li", swatch, element("bdi", name)))
-    return element("ul", *entries, class_="runs", aria_label="Runs")
-
-
 def _held_out(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
     rows, teachers = [], []
     for run, name in zip(runs, names, strict=True):
-        for record in run.evaluations[:1] + run.evaluations[1:][-1:]:
-            prefix = f"{name}, " if len(runs) > 1 else ""
-            rows.append([f"{prefix}after {record['step']:,} steps", *_measured(record)])
-        known = run.summary.teacher_measures if run.summary else None
-        if known and known not in teachers:
-            teachers.append(known)
-            rows.append(["the teacher" if len(runs) == 1 else f"the teacher, on the text of {name}", *_measured(known)])
+        several = len(run.held_out) > 1
+        caches = cache_names([each.path for each in run.held_out.values()])
+        for (key, found), cache in zip(run.held_out.items(), caches, strict=True):
+            where = ", ".join([*([name] if len(runs) > 1 else []), *([cache] if several else [])])
+            for record in found.records[:1] + found.records[1:][-1:]:
+                rows.append([f"{where and where + ', '}after {record['step']:,} steps", *_measured(record)])
+            known = _teacher_on(run, key)
+            if known and known not in teachers:
+                teachers.append(known)
+                rows.append([f"the teacher, on the text of {where}" if where else "the teacher", *_measured(known)])
     if not rows:
         return element("p", "Nothing was measured: no evaluation.cache was set.")
-    caches = {(record.get("cache"), record.get("rows")) for run in runs for record in run.evaluations}
     note = element("p", "These runs were measured on different rows: their numbers cannot be compared.", class_="note")
     headings = ["", *(words for words, _ in MEASURE_WORDS.values())]
-    return join(table("Means over all counted positions", headings, rows), note if len(caches) > 1 else None)
+    return join(table("Means over all counted positions", headings, rows), None if _same_rows(runs) else note)
+
+
+def _teacher_on(run: RunFiles, cache: str) -> dict[str, float] | None:
+    """The teacher's own numbers on a held-out cache, by its fingerprint."""
+    if run.summary is None:
+        return None
+    return run.summary.teacher_measures_by_cache.get(cache, run.summary.teacher_measures)
+
+
+def _same_rows(runs: Sequence[RunFiles]) -> bool:
+    """Whether all runs were measured on the same rows of the same caches throughout."""
+    keys = [run.held_out.keys() for run in runs if run.held_out]
+    rows = {(str(record.get("cache")), record.get("rows")) for run in runs for record in run.evaluations}
+    return all(each == keys[0] for each in keys) and len(rows) == len({cache for cache, _ in rows})
 
 
 def _measured(record: dict[str, Any]) -> list[str]:
     return [form.format(record[key]) if key in record else NONE for key, (_, form) in MEASURE_WORDS.items()]
+
+
+def _by_cache(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
+    """What runs on several caches read of each, and what the loss on its rows came to."""
+    rows = []
+    for run, name in zip(runs, names, strict=True):
+        caches = run.provenance.caches if run.provenance else ()
+        each = zip(
+            cache_names([cache.path for cache in caches]),
+            cells_by_cache(caches, means_by_cache(run.metrics)),
+            strict=True,
+        )
+        rows += [[cache if len(runs) == 1 else f"{name}, {cache}", *cells] for cache, cells in each]
+    caption = f"Caches trained on together; means over the last {LAST_STEPS} steps"
+    return table(caption, ["", *TRAINED_CACHE_WORDS], rows) if rows else None
 
 
 def _charts(drawn: Sequence[Chart], runs: Sequence[RunFiles]) -> Markup:
@@ -196,14 +221,18 @@ def _identity(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
 
 def _facts(run: RunFiles) -> dict[str, str]:
     summary, known = run.summary, run.summary or run.provenance
-    held_out = run.evaluations[-1].get("cache") if run.evaluations else None
     return {
         "teacher": known.teacher if known else NONE,
         "student": student_words(run.settings.model),
         "began with": beginning_words(run.settings.model, known.begun_from if known else ()),
         "stages": stage_words(run.plan.stages if run.plan else ()) or NONE,
         "parameters trained": f"{summary.trainable_parameters:,} of {summary.total_parameters:,}" if summary else NONE,
-        "cache": known.cache if known else NONE,
-        "fingerprint of the cache": known.cache_fingerprint if known else NONE,
-        "fingerprint of the held-out cache": _value(held_out),
+        "cache": _each_cache(known, "path", known.cache) if known else NONE,
+        "fingerprint of the cache": _each_cache(known, "fingerprint", known.cache_fingerprint) if known else NONE,
+        "fingerprint of the held-out cache": "; ".join(run.held_out) or NONE,
     }
+
+
+def _each_cache(known: Provenance, name: str, alone: str) -> str:
+    """What is known of every cache trained on, or of the one there is."""
+    return "; ".join(str(getattr(cache, name)) for cache in known.caches) or alone

@@ -2,14 +2,14 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, Field
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.settings_file import FrozenSettings
-from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records, StepCost
+from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, JsonObject, Records, StepCost
 from student.settings import Part, TrainSettings
 
 SETTINGS_FILE = "settings.json"
@@ -117,14 +117,32 @@ class RunFiles:
 
     path: Path
     settings: TrainSettings
-    metrics: list[dict[str, Any]]
-    evaluations: list[dict[str, Any]]
+    metrics: list[JsonObject]
+    evaluations: list[JsonObject]
     costs: list[StepCost]
     summary: RunSummary | None
     plan: RunPlan | None = None
     """None for a run of a version that wrote none."""
     provenance: Provenance | None = None
     """None for a run of a version that wrote none."""
+
+    @property
+    def held_out(self) -> "dict[str, HeldOutRecords]":
+        """`evaluations` by held-out cache, under its fingerprint, in the order they were measured in."""
+        found: dict[str, HeldOutRecords] = {}
+        for record in self.evaluations:
+            key = str(record.get("cache"))
+            found.setdefault(key, HeldOutRecords(str(record.get("path", key)), [])).records.append(record)
+        return found
+
+
+@dataclass(frozen=True)
+class HeldOutRecords:
+    """What a run measured on one held-out cache."""
+
+    path: str
+    """Where the cache lay; its fingerprint for a run with a single one."""
+    records: list[JsonObject]
 
 
 def read_run(path: Path) -> RunFiles:
@@ -182,7 +200,7 @@ def _costs(path: Path) -> list[StepCost]:
         raise UserError(f"{path}: not what student-train writes there; is it damaged?") from error
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def _lines(path: Path) -> list[JsonObject]:
     try:
         found = Records(path).read()
     except (OSError, ValueError) as error:

@@ -7,6 +7,9 @@ from typing import Any
 
 from delta_common.files import parse_json, write_atomically
 
+JsonObject = dict[str, Any]
+"""A line of such a file."""
+
 METRICS_FILE = "metrics.jsonl"
 EVALUATION_FILE = "evaluation.jsonl"
 COSTS_FILE = "costs.jsonl"
@@ -18,14 +21,14 @@ class Records:
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def read(self) -> list[dict[str, Any]]:
+    def read(self) -> list[JsonObject]:
         """All whole lines; a last line cut short by a kill is left out."""
         if not self.path.exists():
             return []
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [parse_json(line) for line in lines if line.endswith("\n")]
 
-    def append(self, record: dict[str, Any]) -> None:
+    def append(self, record: JsonObject) -> None:
         """Add a line; it is in the file when this returns."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

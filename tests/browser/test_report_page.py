@@ -9,7 +9,7 @@ import pytest
 from student.report.charts import LEFT, RIGHT, WIDTH
 from student.report.page import write_report
 from student.run.files import RunFiles
-from tests.helpers.made_runs import NAMES, STEPS, a_run
+from tests.helpers.made_runs import NAMES, STEPS, a_run, a_run_on_two_caches
 from tests.helpers.small_training import small_settings
 
 Open = Callable[..., Any]
@@ -174,3 +174,15 @@ def test_a_run_without_a_step_has_a_page_too(visit: Open, tmp_path: Path) -> Non
     words = seen.page.locator("main").inner_text()
     for sentence in ("No step has been taken yet.", "Nothing was measured", "No step has been timed.", "No sample"):
         assert sentence in words
+
+
+def test_curves_by_cache_are_read_by_the_caches_names(visit: Open, tmp_path: Path) -> None:
+    write_report([a_run_on_two_caches(tmp_path / "mixed")], tmp_path / "mixed.html")
+    seen = visit(tmp_path / "mixed.html")
+    figure = seen.page.locator("figure", has_text="KL at T, nats per token, by cache")
+    assert seen.complaints == []
+    figure.locator("svg[role=slider]").focus()
+    seen.page.keyboard.press("End")
+    assert figure.locator("output").inner_text() == "step 40: a 3.025 · b 4.025"
+    assert figure.locator("li").all_inner_texts() == ["a", "b"]
+    assert seen.complaints == []

@@ -247,11 +247,11 @@ def test_a_student_trains_from_a_url_as_from_a_folder(s3: Proxy, url: str, tmp_p
 
 def test_a_students_folder_is_local_and_named_after_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="checkpoints are written to a local folder; give a local path"):
-        student_cli.train(cache="s3://bucket/cache", out=Path("s3://bucket/run"))
+        student_cli.train(cache=["s3://bucket/cache"], out=Path("s3://bucket/run"))
     folders = []
     monkeypatch.setattr(student_cli, "_run", lambda settings, cache, out, init_from: folders.append(out))
-    student_cli.train(cache="s3://bucket/caches/paper/")
-    student_cli.train(cache="caches/paper")
+    student_cli.train(cache=["s3://bucket/caches/paper/"])
+    student_cli.train(cache=["caches/paper"])
     assert folders == [Path("runs/paper")] * 2
 
 

@@ -1,8 +1,9 @@
 """Runs as a report reads them, with numbers that a test can foretell."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from student.run.files import RunFiles, RunSummary, Sample
+from student.run.files import RunFiles, RunSummary, Sample, TrainedCache
 from student.run.records import StepCost
 from tests.helpers.small_training import small_settings
 
@@ -49,3 +50,35 @@ def a_run(
     costs = [StepCost(s, 100, 0.5, 0.1, 10**9, "1 × " + words) for s in range(1, steps + 1)]
     settings = small_settings(f"--optimizer.learning_rate={factor}")
     return RunFiles(path, settings, metrics, evaluations, costs, summary if finished else None)
+
+
+def a_run_on_two_caches(path: Path) -> RunFiles:
+    """`a_run` on a first cache with F and a second without, measured on two held-out caches; their figures differ."""
+    run = a_run(path)
+    assert run.summary is not None
+
+    def of(number: int, line: dict[str, float]) -> dict[str, float | None]:
+        terms = {name: line[name] + number for name in ("cross_entropy", "kl")}
+        return {"rows": 3 - number, "tokens": 60, **terms, "frobenius": None if number else line["frobenius"]}
+
+    caches = tuple(
+        TrainedCache(
+            path=f"caches/{name}",
+            fingerprint=name * 64,
+            teacher="text",
+            rows=100,
+            share=share,
+            passes=1.2,
+            has_states=name == "a",
+        )
+        for name, share in (("a", 0.6), ("b", 0.4))
+    )
+    evaluations = [
+        {**record, "cache": name, "path": f"held-out/{name}", "kl": record["kl"] + number}
+        for record in run.evaluations
+        for number, name in enumerate(("f00d", "cafe"))
+    ]
+    teacher = {"f00d": {"cross_entropy": 2.5}, "cafe": {"cross_entropy": 2.25}}
+    summary = run.summary.model_copy(update={"caches": caches, "teacher_measures_by_cache": teacher})
+    metrics = [{**line, "by_cache": [of(0, line), of(1, line)]} for line in run.metrics]
+    return replace(run, metrics=metrics, evaluations=evaluations, summary=summary, provenance=summary)

@@ -49,12 +49,12 @@ let current = steps.length - 1;
 function readings(chart, step) {
   return chart.lines.map((line) => {
     const at = nearest(line.steps, step);
-    return { name: data.names[line.run], step: line.steps[at], value: line.values[at] };
+    return { name: line.name ?? data.names[line.run], step: line.steps[at], value: line.values[at] };
   });
 }
 
 function sentence(found) {
-  if (data.names.length === 1) return `${words(found[0].value)} at step ${found[0].step.toLocaleString("en")}`;
+  if (data.names.length === 1 && found.length === 1) return `${words(found[0].value)} at step ${found[0].step.toLocaleString("en")}`;
   const step = found[0].step;
   const parts = found.map((one) => `${one.name} ${words(one.value)}${one.step === step ? "" : ` (step ${one.step})`}`);
   return `step ${step.toLocaleString("en")}: ${parts.join(" · ")}`;

@@ -11,7 +11,7 @@ from delta_common.errors import UserError
 from student.report.page import render_report, write_report
 from student.report.series import MOST_POINTS, charts
 from student.run.files import Origin, PlannedStage, Provenance, RunFiles, RunPlan
-from tests.helpers.made_runs import NAMES, STEPS, a_run
+from tests.helpers.made_runs import NAMES, STEPS, a_run, a_run_on_two_caches
 from tests.helpers.small_training import small_settings
 
 VOID = {"meta", "br", "img", "input"}
@@ -137,3 +137,18 @@ def test_a_page_is_the_same_for_the_same_run_and_written_whole(tmp_path: Path) -
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == render_report([run])
     with pytest.raises(UserError, match=r"page\.html: cannot be written .* choose another file with --out"):
         write_report([run], tmp_path / "page.html" / "page.html")
+
+
+def test_several_caches_have_their_figures_each(tmp_path: Path) -> None:
+    mixed, single = a_run_on_two_caches(tmp_path / "mixed"), a_run(tmp_path / "single")
+    page = text_of(mixed)
+    for words in ("Caches trained on together; means over the last 100 steps", "60.00%", "1.20"):
+        assert words in page
+    for words in ("f00d, after 40 steps", "cafe, after 0 steps", "the teacher, on the text of cafe", "2.2500"):
+        assert words in page
+    assert "caches/a; caches/b" in page
+    assert "cannot be compared" not in page
+    assert "Caches trained on" not in text_of(single)
+    both = text_of(mixed, single)
+    assert "mixed, a" in both
+    assert "cannot be compared" in both, "the other run was measured on the first held-out cache alone"
