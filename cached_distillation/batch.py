@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from student.data.batch import Batch, StoredBatch, valid_positions
+from student.model.causal_lm.head import places_in_documents
 from teacher_cache.format.manifest import Manifest, TargetLayout
 
 IGNORED = -100
@@ -70,15 +71,8 @@ class CachedBatch:
 
     @cached_property
     def position_ids(self) -> Tensor | None:
-        """(B, T) int64, each position's number in its document, where the teacher saw each by itself; else None.
-
-        Transformers' models keep documents apart by these, if they are given no attention mask.
-        """
-        starts = self.document_start
-        if starts is None:
-            return None
-        places = torch.arange(starts.shape[1], device=starts.device)
-        return places - torch.where(starts, places, 0).cummax(dim=1).values
+        """(B, T) int64, each position's number in its document, where the teacher saw each by itself; else None."""
+        return None if self.document_start is None else places_in_documents(self.document_start)
 
     @property
     def model_inputs(self) -> dict[str, Tensor]:

@@ -19,6 +19,7 @@ from delta_common.errors import UserError
 from student.data.batch import GlobalCounts
 from student.loss.distillation import DistillationLoss
 from student.loss.frobenius import FrobeniusTerm
+from student.model.causal_lm.head import BEHIND_THE_HEAD
 from student.model.frozen import FrozenHead
 
 MARK = 1000.0
@@ -78,10 +79,7 @@ def at_head(model: nn.Module, batch: CachedBatch, ask: LossAtHead) -> Distillati
     total, mark = cast(Tensor, outputs.logits).flatten()
     if head not in _plain:
         if mark.item() != MARK:
-            raise UserError(
-                "the student scales or caps its logits behind lm_head, which a loss in chunks does not follow; "
-                "take a student that does not"
-            )
+            raise UserError(BEHIND_THE_HEAD)
         _plain.add(head)
     found = stood_in.found
     assert found is not None

@@ -5,10 +5,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from delta_common.errors import UserError
+from student.model.causal_lm.head import require_vocabulary
 from student.model.frozen import FrozenHead, head_over
-
-MOST_PADDING = 1024
-"""Rows of a head beyond the tokenizer's tokens that are taken for padding; the most seen is 943 (Phi-2)."""
 
 
 def linear_head(lm_head: nn.Module) -> nn.Linear:
@@ -42,11 +40,7 @@ def real_head(lm_head: nn.Module, vocab_size: int, device_type: str) -> FrozenHe
         )
     if weight.dim() != 2 or not weight.is_floating_point():
         raise UserError("lm_head is quantised; leave it in floating point (llm_int8_skip_modules for bitsandbytes)")
-    if not 0 <= len(weight) - vocab_size <= MOST_PADDING:
-        raise UserError(
-            f"lm_head has {len(weight):,} rows, the cache's tokenizer {vocab_size:,} tokens: another vocabulary; "
-            "the student and the cache's teacher must have the same tokenizer"
-        )
+    require_vocabulary(len(weight), vocab_size)
     head = head_over(weight, bias, vocab_size)
     if torch.is_autocast_enabled(device_type):
         head = head.to(dtype=torch.get_autocast_dtype(device_type))

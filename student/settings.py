@@ -46,8 +46,8 @@ class TrainingSettings(FrozenSettings):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """What the student computes in; fp16 and bf16 keep float32 master weights, as DeepSpeed does."""
     recompute: bool = False
-    """Compute activations again in the backward pass, for students that begin as their teacher: less memory, a third
-    more time."""
+    """Compute activations again in the backward pass, for students of a teacher's layers and of transformers: less
+    memory, a third more time."""
     checkpoint_every: int = Field(500, ge=1)
     """Optimizer steps between checkpoints; the last step always writes one."""
 
@@ -177,7 +177,7 @@ class TrainSettings(FrozenSettings):
             if not self.model.begins_as_teacher and (stage.train != "all" or stage.body_learning_rate is not None):
                 given = "body_learning_rate" if stage.train == "all" else f"train {stage.train}"
                 raise ValueError(
-                    f"{where}.{given}: a student of model.preset {self.model.preset} does not begin with its "
+                    f"{where}.{given}: a student of {self.model.kind} does not begin with its "
                     "teacher's weights and has no such part; leave it out, or set model.preset"
                 )
             if stage.train == "body" and stage.body_learning_rate is None and self.optimizer.body_learning_rate == 0:
@@ -216,6 +216,8 @@ class TrainSettings(FrozenSettings):
         for name in ("micro_batch_size", "gradient_accumulation", "checkpoint_every", "recompute"):
             del kept["training"][name]
         del kept["model"]["kernels"]
+        if self.model.hf is None:  # Earlier versions had none.
+            del kept["model"]["hf"], kept["model"]["hf_random"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)
         stages = kept.pop("stages")
         if stages:  # Earlier versions had none, and their checkpoints do not name them.

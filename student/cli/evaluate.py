@@ -79,12 +79,14 @@ def _measure(path: Path, cache_path: str | None, corpus: str | None) -> tuple["H
     cache = open_cache(cache_path or read_summary(path).cache)
     device = torch.accelerator.current_accelerator() or torch.device("cpu")
     student = load_student(path, cache, device)
+    head = student.teacher_head
     if corpus is not None:
-        return measure_held_out(student.model, cache, text_rows(corpus, cache, student.rows), device), corpus
+        rows = text_rows(corpus, cache, student.rows)
+        return measure_held_out(student.model, cache, rows, device, teacher_head=head), corpus
     require_temperature_one(cache, "--cache")
     with ProgressLine("measuring", len(cache)) as line:
         rows = _counted(rows_in_order(cache, student.rows), line)
-        return measure_held_out(student.model, cache, rows, device), str(cache.path)
+        return measure_held_out(student.model, cache, rows, device, teacher_head=head), str(cache.path)
 
 
 def _counted(rows: "Iterable[CachedRows]", line: "ProgressLine") -> "Iterator[CachedRows]":

@@ -34,7 +34,7 @@ def train(
     init_from: Annotated[Path | None, LOCAL_PATH] = None,
     show_config: Annotated[bool, Parameter(negative=())] = False,
 ) -> int:
-    """Train an xLSTM student from a cache of its teacher, by δ-distillation.
+    """Train a student from a cache of its teacher, by δ-distillation.
 
     Run the same command again after a stop: it continues from the newest checkpoint. To train with several
     processes, write `torchrun --nproc-per-node N -m student` in place of `student-train`.

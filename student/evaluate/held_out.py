@@ -75,20 +75,29 @@ class HeldOut:
     """For each document in order, its tokens and the student's means over them."""
 
 
-def measure_held_out(student: Student, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> HeldOut:
+def measure_held_out(
+    student: Student,
+    cache: Cache,
+    rows: Iterable[CachedRows],
+    device: torch.device,
+    *,
+    teacher_head: FrozenHead | None = None,
+) -> HeldOut:
     """Measure the student on rows in their order, and beside it the teacher where the rows have its targets.
 
-    The rows are the cache's, whose targets must be known at T = 1, or rows of text with the same tokenizer and context
-    and no targets. Raises `UserError` when there are no valid positions.
+    `teacher_head` is the teacher's where the student's is another, for a cache in exact mode. The rows are the cache's,
+    whose targets must be known at T = 1, or rows of text with the same tokenizer and context and no targets. Raises
+    `UserError` when there are no valid positions.
     """
     documents, ours, theirs, count = DocumentNumbers(), [], [], 0
+    teacher_head = teacher_head or student.head
     for part in rows:
         batch = Batch.of(part, cache, device)
         document = {"document": documents.of(part.document_start)[part.loss_mask]}
         known = part.ids is not None or part.final_hidden is not None
-        ours.append(_student_columns(student, batch, known=known) | document)
+        ours.append(_student_columns(student, batch, teacher_head, known=known) | document)
         if known:
-            theirs.append(_teacher_columns(student.head, batch) | document)
+            theirs.append(_teacher_columns(teacher_head, batch) | document)
         count += len(part.tokens)
     if not sum(len(part["document"]) for part in ours):
         raise UserError("no position counts in the rows of --cache or --corpus; give more text")
@@ -188,11 +197,12 @@ def _teacher_scores(columns: Columns, cache: Cache) -> Scores:
 
 
 @torch.no_grad()
-def _student_columns(student: Student, batch: Batch, *, known: bool) -> Columns:
+def _student_columns(student: Student, batch: Batch, teacher_head: FrozenHead, *, known: bool) -> Columns:
     """Every measure at a batch's counted positions; those of the teacher where it is known."""
     hidden_states = student(batch.inputs, batch.document_start)
     targets = batch.targets if known else None
-    found = student_positions(hidden_states, student.head, batch.labels, batch.loss_mask, targets)
+    where = (batch.labels, batch.loss_mask, targets)
+    found = student_positions(hidden_states, student.head, *where, teacher_head=teacher_head)
     return _numpy({name: value for name, value in vars(found).items() if value is not None})
 
 

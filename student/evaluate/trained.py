@@ -4,16 +4,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from delta_common.errors import UserError
 from delta_common.tokenizer import is_digest_of
 from student.inference.hf_config import StudentConfig
-from student.inference.load import CONFIG_FILE, Writer, is_export, load_model, read_config
+from student.inference.load import CONFIG_FILE, Writer, is_export, is_ours, load_model, read_config
+from student.inference.plain import load_plain
+from student.model.frozen import FrozenHead
+from student.model.shape import StudentSettings
 from student.model.student import Student
-from student.run.files import TRAINED_FILE, RunSummary, read_settings, read_summary
-from student.run.student import student_of_run
+from student.run.causal_lm import require_fit_to, require_tokenizer
+from student.run.files import TRAINED_FILE, RunSummary, read_plain_provenance, read_settings, read_summary
+from student.run.student import load_trained, student_of_run, teacher_head
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache, open_cache
 
@@ -27,6 +29,8 @@ class TrainedStudent:
 
     model: Student
     rows: int
+    teacher_head: FrozenHead | None = None
+    """The teacher's, where its targets are computed with it and the student has another."""
 
 
 def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
@@ -65,12 +69,10 @@ def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     student = student_of_run(path, _computable(settings, device), cache, device)
     # As trained: a cache of an earlier version does not say how its teacher scales the embedding.
     student.embedding_scale = summary.embedding_scale
-    file = path / TRAINED_FILE
-    try:
-        student.load_state_dict(load_file(file))
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"{file}: not the parameters of this run's student; run student-train again") from error
-    return TrainedStudent(student.eval().requires_grad_(False), settings.training.micro_batch_size)
+    load_trained(student, path / TRAINED_FILE)
+    student.eval().requires_grad_(False)
+    head = teacher_head(settings.model, [cache], device, student.embedding.dtype)
+    return TrainedStudent(student, settings.training.micro_batch_size, head)
 
 
 def _computable(settings: TrainSettings, device: torch.device) -> TrainSettings:
@@ -99,9 +101,24 @@ def _require(path: Path, same: dict[str, bool], cache: Cache) -> None:
 
 
 def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
+    if not is_ours(path):
+        return _plain(path, cache, device)
     _require_fit(path, read_config(path), cache)
     student = load_model(path, torch.float32 if device.type == "cpu" else "auto").student
     return TrainedStudent(student.to(device).eval().requires_grad_(False), EXPORT_ROWS)
+
+
+def _plain(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
+    """A model of transformers, exported or not: it need have no more to do with the cache's teacher than its tokens."""
+    require_tokenizer(path, cache, str(path))
+    said = read_plain_provenance(path)
+    if said is not None and said.context != cache.manifest.rows.context:
+        _require(path, {"rows.context": False}, cache)
+    student = load_plain(path, cache.manifest.vocab_size)
+    require_fit_to(student, cache, str(path))
+    student.to(device).eval().requires_grad_(False)
+    own = StudentSettings(hf=str(path))
+    return TrainedStudent(student, EXPORT_ROWS, teacher_head(own, [cache], device, torch.float32))
 
 
 def _require_fit(path: Path, config: StudentConfig, cache: Cache) -> None:

@@ -14,6 +14,12 @@ from student.run.student_words import beginning_words, stage_words, student_word
 from teacher_cache.format.manifest import Manifest
 
 CARD_FILE = "README.md"
+OURS = "import student.transformers  # of delta-cache: transformers then knows this model"
+PIPELINE = (
+    "from transformers import pipeline\n\n"
+    'write = pipeline("text-generation", model="PATH-OF-THIS-FOLDER")\n'
+    'print(write("Once", max_new_tokens=40)[0]["generated_text"])'
+)
 LAST_STEP = ("loss", "cross_entropy", "kl", "frobenius", "temperature", "alpha")
 
 
@@ -28,19 +34,54 @@ def model_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtypes:
         )
     else:
         tag, title, of_teacher = "xlstm", f"An xLSTM distilled from {teacher}", "Embedding"
-    parts = [
-        _front_matter(tag),
-        f"# {title}",
+    about = [
         f"{summary.trainable_parameters:,} trained of {summary.total_parameters:,} parameters: "
         f"{student_words(model)}, between the teacher's own embedding and LM head, which are frozen. Trained by "
         "δ-distillation (Distil-xLSTM, [arXiv 2503.18565](https://arxiv.org/abs/2503.18565)) from a cache of the "
         "teacher's outputs. "
         f"{of_teacher}, LM head and tokenizer are the teacher's, so the teacher's licence applies to them.",
-        _use(has_tokenizer=manifest.tokenizer.has_files),
+        _use(has_tokenizer=manifest.tokenizer.has_files, code=f"{OURS}\n{PIPELINE}"),
+    ]
+    return _card(tag, title, about, _precision(files, dtypes), files, summary, manifest)
+
+
+def plain_card(files: RunFiles, summary: RunSummary, manifest: Manifest, dtype: torch.dtype) -> str:
+    """The card of a model of transformers as Markdown; `dtype` is that of its tensors."""
+    model, teacher = files.settings.model, manifest.teacher.name
+    what = "A transformer" if model.hf is None else model.hf
+    whose = (
+        "Its tokenizer is the teacher's, its embedding and LM head are its own."
+        if model.hf
+        else "Embedding, LM head and tokenizer are the teacher's, so the teacher's licence applies to them."
+    )
+    about = [
+        f"{summary.trainable_parameters:,} trained of {summary.total_parameters:,} parameters: {student_words(model)}. "
+        "Trained by δ-distillation (Distil-xLSTM, [arXiv 2503.18565](https://arxiv.org/abs/2503.18565)) from a cache "
+        f"of the teacher's outputs. {whose}",
+        _use(has_tokenizer=manifest.tokenizer.has_files, code=PIPELINE),
+    ]
+    kind = str(dtype).removeprefix("torch.")
+    numbers = f"All weights are stored as {kind}; the student computed in {files.settings.training.precision}."
+    return _card("transformers", f"{what} distilled from {teacher}", about, numbers, files, summary, manifest)
+
+
+def _card(
+    tag: str,
+    title: str,
+    about: list[str],
+    numbers: str,
+    files: RunFiles,
+    summary: RunSummary,
+    manifest: Manifest,
+) -> str:
+    parts = [
+        _front_matter(tag),
+        f"# {title}",
+        *about,
         "## Where it comes from\n\n" + _table(_provenance(files, summary, manifest)),
         "## Held out\n\n" + _held_out(files, summary),
         "## Last step of training\n\n" + _table(_last_step(files)),
-        "## Numbers in the file\n\n" + _precision(files, dtypes),
+        "## Numbers in the file\n\n" + numbers,
         "## Settings\n\n```json\n" + json.dumps(files.settings.model_dump(mode="json"), indent=1) + "\n```",
     ]
     return "\n\n".join(parts) + "\n"
@@ -50,15 +91,9 @@ def _front_matter(tag: str) -> str:
     return f"---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- {tag}\n- distillation\n---"
 
 
-def _use(*, has_tokenizer: bool) -> str:
+def _use(*, has_tokenizer: bool, code: str) -> str:
     if not has_tokenizer:
         return "The cache it was trained on was synthetic and had no tokenizer: it takes tokens, not text."
-    code = (
-        "import student.transformers  # of delta-cache: transformers then knows this model\n"
-        "from transformers import pipeline\n\n"
-        'write = pipeline("text-generation", model="PATH-OF-THIS-FOLDER")\n'
-        'print(write("Once", max_new_tokens=40)[0]["generated_text"])'
-    )
     return f"```python\n{code}\n```\n\nOr `student-generate PATH-OF-THIS-FOLDER --prompt Once`."
 
 

@@ -14,7 +14,7 @@ from student.model.frozen import FROZEN_NAMES
 from student.model.shape import TeacherDims, resolve_shape
 from student.model.transplant.options import mixer_shape
 from student.run.files import RunFiles, RunSummary
-from student.run.student import teacher_config_of
+from student.run.student import config_of
 from teacher_cache.read.cache import Cache
 
 
@@ -49,7 +49,7 @@ def _transplant(files: RunFiles, cache: Cache, shared: Fields) -> StudentConfig:
         hidden_size=manifest.hidden_size,
         num_hidden_layers=manifest.num_layers,
         num_attention_heads=manifest.num_heads,
-        teacher_config=dict(teacher_config_of(files.path)),
+        teacher_config=dict(config_of(files.path, files.settings.model) or {}),
         mixer=asdict(mixer_shape(files.settings.model)),
         architectures=[DistilTransplantForCausalLM.__name__],
         **shared,

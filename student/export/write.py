@@ -19,12 +19,13 @@ from transformers import AutoTokenizer, GenerationConfig
 from delta_common.errors import UserError
 from delta_common.files import parse_json, settle_on_disk, staging_path
 from delta_common.tokenizer import is_digest_of, tokenizer_digest
-from student.export.card import CARD_FILE, model_card
+from student.export.card import CARD_FILE, model_card, plain_card
 from student.export.config import frozen_tensors, make_config
+from student.export.plain import write_plain
 from student.inference.hf import model_class
 from student.inference.hf_config import CONFIGS, StudentConfig
 from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE
-from student.run.files import TRAINED_FILE, RunFiles, RunSummary, read_run
+from student.run.files import PROVENANCE_FILE, TRAINED_FILE, RunFiles, RunSummary, read_run
 from teacher_cache.read.cache import Cache, open_cache
 
 
@@ -38,18 +39,28 @@ def export_student(run: Path, out: Path, cache: str | None = None) -> int:
     files = read_run(run)
     summary = _finished(files)
     trained_on = _cache_of(files.path, summary, cache)
-    frozen = frozen_tensors(trained_on)
-    config = make_config(files, summary, trained_on, frozen)
-    tensors = _tensors(files.path, frozen, config)
+    frozen, manifest = frozen_tensors(trained_on), trained_on.manifest
     with _published(out) as staged:
-        save_file(tensors, staged / WEIGHTS_FILE, metadata={"format": "pt"})
-        config.save_pretrained(staged)
-        _generation_config(config).save_pretrained(staged)
+        if files.settings.model.is_causal_lm:
+            card = plain_card(files, summary, manifest, write_plain(files, summary, manifest, frozen, staged))
+        else:
+            card = model_card(files, summary, manifest, _write_ours(files, summary, trained_on, frozen, staged))
         if trained_on.tokenizer_folder is not None:
             _write_tokenizer(trained_on, staged)
-        card = model_card(files, summary, trained_on.manifest, {name: t.dtype for name, t in tensors.items()})
         (staged / CARD_FILE).write_text(card, encoding="utf-8")
     return sum(file.stat().st_size for file in out.iterdir())
+
+
+def _write_ours(
+    files: RunFiles, summary: RunSummary, cache: Cache, frozen: Mapping[str, Tensor], folder: Path
+) -> dict[str, torch.dtype]:
+    """Write weights and configurations; returns the tensors' types by name."""
+    config = make_config(files, summary, cache, frozen)
+    tensors = _tensors(files.path, frozen, config)
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config.save_pretrained(folder)
+    _generation_config(config).save_pretrained(folder)
+    return {name: tensor.dtype for name, tensor in tensors.items()}
 
 
 def _finished(files: RunFiles) -> RunSummary:
@@ -151,6 +162,8 @@ def _require_ours(out: Path, names: set[str] | None = None) -> None:
 def _is_export(folder: Path) -> bool:
     try:
         said = parse_json((folder / CONFIG_FILE).read_bytes())
+        if (folder / PROVENANCE_FILE).is_file():  # of a model of transformers
+            return True
         return said["model_type"] in [config.model_type for config in CONFIGS]
     except (OSError, ValueError, KeyError, TypeError):
         return False

@@ -5,12 +5,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.tokenizer import is_digest_of
+from student.inference.plain import DAMAGED, load_plain
 from student.model.student import Student
 
 if TYPE_CHECKING:
@@ -25,11 +24,6 @@ STUDENT_PREFIX = "student."
 """What the names of an export's tensors begin with."""
 TOKENIZER_FILE = "tokenizer_config.json"
 AGAIN = "run student-export again"
-DAMAGED = (
-    *(OSError, ValueError, TypeError, RuntimeError, ArithmeticError, AssertionError, LookupError, AttributeError),
-    *(SafetensorError, StrictDataclassError),
-)
-"""What transformers and we raise over files that do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +40,8 @@ def load_export(path: Path, device: torch.device) -> Writer:
 
     Raises `UserError` when it is none, a file is missing or damaged, or its tokenizer is not the one of training.
     """
+    if is_export(path) and not is_ours(path):
+        return _load_plain(path, device)
     read_config(path)
     _require_file(path / WEIGHTS_FILE)
     _require_file(path / TOKENIZER_FILE, ", of a run whose cache has a tokenizer")
@@ -59,6 +55,17 @@ def load_export(path: Path, device: torch.device) -> Writer:
     if not is_digest_of(tokenizer, model.config.tokenizer_sha256):
         raise UserError(f"{path}: its tokenizer is not the one the student was trained with; {AGAIN}")
     return Writer(model.student.to(device).eval(), tokenizer, model.config.eos_token_id)
+
+
+def _load_plain(path: Path, device: torch.device) -> Writer:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path)
+    except DAMAGED as error:
+        raise UserError(f"{path}: its tokenizer is not readable ({error}); put the model's own beside it") from error
+    student = load_plain(path, len(tokenizer)).to(device).eval()
+    return Writer(student, tokenizer, tokenizer.eos_token_id)
 
 
 def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "StudentForCausalLM":
@@ -115,6 +122,18 @@ def read_config(path: Path) -> "StudentConfig":
 def is_export(path: Path) -> bool:
     """Whether a folder is a model as student-export writes it, and not a run."""
     return (path / CONFIG_FILE).is_file()
+
+
+def is_ours(path: Path) -> bool:
+    """Whether an export is one of our own students, rather than any model of transformers."""
+    from student.inference.hf_config import CONFIGS
+
+    try:
+        found = parse_json((path / CONFIG_FILE).read_bytes())
+    except (OSError, ValueError):
+        return True  # what is wrong with it is said where it is read
+    known = [kind.model_type for kind in CONFIGS]
+    return not isinstance(found, dict) or found.get("model_type") in (*known, None)
 
 
 def _require_file(path: Path, more: str = "") -> None:

@@ -48,15 +48,18 @@ def distillation_loss(
     counts: GlobalCounts,
     *,
     frobenius: FrobeniusTerm | None = None,
+    teacher_head: FrozenHead | None = None,
     chunk_tokens: int | None = None,
 ) -> DistillationLoss:
     """A micro-batch's part of `(1 - α - β) CE + α T² KL + β F`, with its gradient in one pass over the logits.
 
-    `frobenius` None leaves F out. The naive twin is `student.loss.naive`. Raises `UserError` when the batch's targets
-    are not known at this temperature.
+    `frobenius` None leaves F out; `teacher_head` is the teacher's where `head` is another. The naive twin is
+    `student.loss.naive`. Raises `UserError` when the batch's targets are not known at this temperature.
     """
     dtype = accumulation_dtype(hidden_states)
-    divergence = divergence_at(coefficients.temperature, batch.targets, batch.valid_positions, head, dtype)
+    divergence = divergence_at(
+        coefficients.temperature, batch.targets, batch.valid_positions, teacher_head or head, dtype
+    )
     return loss_against(
         divergence, hidden_states, head, batch, coefficients, counts, frobenius=frobenius, chunk_tokens=chunk_tokens
     )

@@ -16,16 +16,17 @@ class StateMap(nn.Module):
     """A linear map from the student's hidden states to the teacher's averaged ones, trained beside the student.
 
     The student's states are normed and its channels are not the teacher's mean over layers: without a map, F hardly
-    falls. It begins as the identity, and no export has it.
+    falls. It begins as the identity, of two widths as far as both go, and no export has it.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, teacher_width: int | None = None) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(width))
-        self.bias = nn.Parameter(torch.zeros(width))
+        self.width, self.teacher_width = width, teacher_width or width
+        self.weight = nn.Parameter(torch.eye(self.teacher_width, width))
+        self.bias = nn.Parameter(torch.zeros(self.teacher_width))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        """States (..., d) to states (..., d), multiplied in the map's dtype and added up in float32 or float64."""
+        """States (..., d) to the teacher's width, multiplied in the map's dtype, added up in float32 or float64."""
         # The bias by itself: under ZeRO 3 DeepSpeed puts a function of its own in place of `linear` for the life of the
         # process, and that one, in 16 bits, rounds the product and then the sum, where torch rounds once.
         products = functional.linear(hidden_states.to(self.weight.dtype), self.weight)
@@ -59,6 +60,7 @@ def frobenius_sum(
     if teacher is None or term is None:
         return zero_with_gradient(hidden_states)
     dtype, (length, width) = accumulation_dtype(hidden_states), hidden_states.shape[1:]
+    width = width if term.state_map is None else term.state_map.teacher_width
     places = teacher.positions.clamp(max=length - 1)
     mask = teacher.counted(loss_mask)
     states = hidden_states

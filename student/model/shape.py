@@ -2,9 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from delta_common.errors import UserError
 from delta_common.settings_file import FrozenSettings
@@ -16,12 +16,20 @@ INNER_MULTIPLE = 64
 
 
 class StudentSettings(FrozenSettings):
-    """The student: an xLSTM block stack or its teacher's own layers; what is not set has the preset's value."""
+    """The student: an xLSTM block stack, its teacher's own layers or any causal LM of transformers; what is not set has
+    the preset's value."""
 
-    preset: Literal["paper", "heuristic", "transplant", "hybrid"] = "paper"
+    preset: Literal["paper", "heuristic", "transplant", "hybrid", "transformer"] = "paper"
     """`paper`: 6 blocks, 16 heads. `heuristic`: half the teacher's layers, its heads rounded up to a multiple of 4.
     `transplant` begins as the teacher, with a recurrence where attention was; `hybrid` has a window of attention
-    beside the recurrence."""
+    beside the recurrence. `transformer`: the teacher's kind of blocks, untrained, in the size of `paper`."""
+
+    hf: str | None = None
+    """In place of a preset: a causal LM of transformers with the teacher's tokenizer; a Hub id or folder. All of it is
+    trained, its embedding and head too."""
+
+    hf_random: bool = False
+    """Begin `hf` with random weights of its configuration instead of its own."""
 
     window: int = Field(default=64, ge=1)
     """Positions that the window of `hybrid` sees, the present one among them."""
@@ -30,7 +38,8 @@ class StudentSettings(FrozenSettings):
     """First positions of a document that `hybrid` keeps in sight behind its window."""
 
     teacher: str | None = None
-    """For `transplant` and `hybrid`: where the teacher is, if the cache does not carry its body; a Hub id or folder."""
+    """For `transplant`, `hybrid` and `transformer`: where the teacher is, a Hub id or folder, if the cache does not
+    carry its body."""
 
     blocks: int | None = Field(default=None, ge=1, le=10_000)
     """Blocks in the stack."""
@@ -56,10 +65,29 @@ class StudentSettings(FrozenSettings):
     kernels: Literal["auto", "naive"] = "auto"
     """What computes the recurrences: `auto`, the fastest for the device, or `naive`, the xlstm package's modules."""
 
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.hf is None and self.hf_random:
+            raise ValueError("model.hf_random: begins a student named with model.hf; name one, or leave it out")
+        for name, field in type(self).model_fields.items():
+            if self.hf is not None and name not in ("hf", "hf_random") and getattr(self, name) != field.default:
+                raise ValueError(f"model.{name}: the student that model.hf names has its own shape; leave it out")
+        return self
+
     @property
     def begins_as_teacher(self) -> bool:
         """Whether the student has its teacher's layers, rather than a block stack of its own."""
         return self.preset in ("transplant", "hybrid")
+
+    @property
+    def is_causal_lm(self) -> bool:
+        """Whether the student is a model of transformers."""
+        return self.hf is not None or self.preset == "transformer"
+
+    @property
+    def kind(self) -> str:
+        """The option that says which student it is."""
+        return f"model.preset {self.preset}" if self.hf is None else f"model.hf {self.hf}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +123,7 @@ def resolve_shape(settings: StudentSettings, dims: TeacherDims) -> StudentShape:
 
     Raises `UserError` naming the option that does not fit the teacher's width, and the values that do.
     """
-    if settings.preset == "paper":
+    if settings.preset in ("paper", "transformer"):
         blocks, heads = PAPER_BLOCKS, PAPER_HEADS
     else:
         blocks, heads = max(1, dims.num_layers // 2), math.ceil(dims.num_heads / 4) * 4

@@ -9,10 +9,14 @@ from student.model.blocks import RecurrentState
 
 STACKED = "slstm_state"
 """h, c, n and m as one tensor (4, B, d)."""
+KEY_VALUES = "key_values"
+"""What a model of transformers has for a state: its `cache` of keys and values, and which tokens were `seen` (B, N)."""
 
 
 def select_rows(state: RecurrentState, rows: Tensor) -> RecurrentState:
     """The state of the rows numbered `rows` (n,), in that order; a row may be named more than once."""
+    if KEY_VALUES in state:
+        return {KEY_VALUES: _selected(state[KEY_VALUES], rows)}
     return _map(state, lambda tensor, axis: tensor.index_select(axis, rows.to(tensor.device)))
 
 
@@ -39,6 +43,13 @@ def compact(state: RecurrentState) -> RecurrentState:
 def state_bytes(state: RecurrentState) -> int:
     """Bytes of a state; the same however many tokens it has seen."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
+
+
+def _selected(past: RecurrentState, rows: Tensor) -> RecurrentState:
+    """Of keys and values, which are changed in place."""
+    rows = rows.to(past["seen"].device)
+    past["cache"].reorder_cache(rows)
+    return {"cache": past["cache"], "seen": past["seen"].index_select(0, rows)}
 
 
 def _map(state: RecurrentState, change: Callable[[Tensor, int], Tensor]) -> RecurrentState:

@@ -17,6 +17,8 @@ PLAN_FILE = "plan.json"
 TRAINED_FILE = "trained.safetensors"
 TEACHER_CONFIG_FILE = "teacher_config.json"
 """Of a student that begins as its teacher: the teacher's configuration, which gives the layers their shape."""
+STUDENT_CONFIG_FILE = "student_config.json"
+"""Of a student that is a model of transformers: its configuration."""
 PROVENANCE_FILE = "provenance.json"
 SUMMARY_FILE = "summary.json"
 
@@ -174,6 +176,12 @@ def read_provenance(path: Path) -> Provenance | None:
         if file.is_file():
             return _parse(model, file)
     return None
+
+
+def read_plain_provenance(export: Path) -> Provenance | None:
+    """What an export of a model of transformers says it was trained on; None for a model that is no export."""
+    file = export / PROVENANCE_FILE
+    return _parse(Provenance, file) if file.is_file() else None
 
 
 def read_summary(path: Path) -> RunSummary:

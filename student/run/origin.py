@@ -13,14 +13,14 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
-from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE, is_export, read_config
+from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE, is_export, is_ours, read_config
 from student.model.frozen import FROZEN_NAMES
 from student.model.shape import StudentSettings
 from student.model.student import is_beside
 from student.model.transplant.families import Config
 from student.run.checkpoints import PARAMETER, TENSORS_FILE, Checkpoint, digest_of, find_checkpoint
 from student.run.files import SETTINGS_FILE, TRAINED_FILE, Origin, read_provenance, read_settings, read_summary
-from student.run.student import teacher_config_of
+from student.run.student import config_of
 from teacher_cache.read.cache import Cache
 
 
@@ -32,8 +32,8 @@ class Beginning:
     """Oldest first; the last one is where the parameters lie."""
     parameters: dict[str, Tensor]
     """Of the whole student by name, as they were stored: float32, or from an export in 16 bits."""
-    teacher_config: Config | None
-    """Of a student that begins as its teacher."""
+    config: Config | None
+    """Of a student made of layers of transformers, see `student.run.student.kept_config`."""
 
     @property
     def path(self) -> str:
@@ -45,6 +45,8 @@ def read_beginning(path: Path, wanted: StudentSettings, cache: Cache) -> Beginni
 
     Raises `UserError` where there are none, or they are of another preset, teacher or tokenizer.
     """
+    if is_export(path) and not is_ours(path):
+        raise UserError(f"--init-from {path}: a model of transformers; give it with --model.hf instead")
     if is_export(path):
         return _of_export(path, wanted, cache)
     if not (path / SETTINGS_FILE).is_file():
@@ -68,7 +70,7 @@ def _of_run(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
     settings, provenance, found = read_settings(path), read_provenance(path), find_checkpoint(path)
     if provenance is not None:
         said = _Identity(
-            settings.model.preset,
+            settings.model.kind,
             provenance.teacher_weights_sha256,
             provenance.tokenizer_sha256,
             provenance.embedding_scale,
@@ -88,8 +90,7 @@ def _of_run(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
         settings_sha256=_digest(parse_json((path / SETTINGS_FILE).read_bytes())),
     )
     chain = () if provenance is None else provenance.begun_from
-    config = teacher_config_of(path) if settings.model.begins_as_teacher else None
-    return Beginning((*chain, origin), parameters, config)
+    return Beginning((*chain, origin), parameters, config_of(path, settings.model))
 
 
 def _parameters(path: Path, found: Checkpoint | None) -> tuple[int, dict[str, Tensor]]:
@@ -117,7 +118,7 @@ def _of_export(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
     try:
         said = config.provenance or {}
         settings, chain = said["settings"], [Origin.model_validate(link) for link in said.get("begun_from", ())]
-        teacher, preset = said["teacher"]["weights_sha256"], settings["model"]["preset"]
+        teacher, kind = said["teacher"]["weights_sha256"], f"model.preset {settings['model']['preset']}"
         origin = Origin(
             kind="export",
             path=str(path.resolve()),
@@ -129,7 +130,7 @@ def _of_export(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
         raise UserError(
             f"{path / CONFIG_FILE}: its provenance does not say what it is; run student-export again"
         ) from error
-    _require_same(path, _Identity(preset, teacher, config.tokenizer_sha256, config.embedding_scale), wanted, cache)
+    _require_same(path, _Identity(kind, teacher, config.tokenizer_sha256, config.embedding_scale), wanted, cache)
     tensors = _loaded(path / WEIGHTS_FILE)
     names = {name: name.removeprefix(STUDENT_PREFIX) for name in tensors}
     parameters = {names[name]: tensor for name, tensor in tensors.items() if names[name] not in FROZEN_NAMES.values()}
@@ -147,7 +148,8 @@ def _loaded(file: Path) -> dict[str, Tensor]:
 class _Identity(NamedTuple):
     """What has to be the same of two students for one to begin with the other's parameters."""
 
-    preset: str
+    kind: str
+    """`StudentSettings.kind`."""
     teacher: str
     tokenizer: str | None
     embedding_scale: float | None
@@ -155,15 +157,15 @@ class _Identity(NamedTuple):
 
 def _require_same(path: Path, found: _Identity, wanted: StudentSettings, cache: Cache) -> None:
     manifest = cache.manifest
-    if found.preset != wanted.preset:
+    if found.kind != wanted.kind:
         raise UserError(
-            f"--init-from {path}: a student of model.preset {found.preset}, and these settings say {wanted.preset}; "
-            f"set model.preset {found.preset}"
+            f"--init-from {path}: a student of {found.kind}, and these settings say {wanted.kind}; set {found.kind}"
         )
+    own = wanted.hf is not None  # nothing of the student is its teacher's but the tokens
     same = {
-        "teacher": found.teacher == manifest.teacher.weights_sha256,
+        "teacher": own or found.teacher == manifest.teacher.weights_sha256,
         "tokenizer": found.tokenizer == manifest.tokenizer_sha256,
-        "scale of the embedding": found.embedding_scale == manifest.teacher.embedding_scale,
+        "scale of the embedding": own or found.embedding_scale == manifest.teacher.embedding_scale,
     }
     for name, is_same in same.items():
         if not is_same:

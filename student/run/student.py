@@ -1,5 +1,6 @@
-"""A student around the frozen matrices of a cache, with initial weights or its teacher's."""
+"""A student for a cache, with initial weights, its teacher's or its own."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -10,15 +11,17 @@ from torch import Tensor
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.weights import weights_sha256
-from student.model.frozen import CPU, FrozenWeights, read_frozen_weights
+from student.model.causal_lm.student import CausalLMStudent
+from student.model.frozen import CPU, FrozenHead, FrozenWeights, read_frozen_weights
 from student.model.shape import StudentSettings, TeacherDims, resolve_shape
 from student.model.student import Student
 from student.model.transplant.body import body_tensors
 from student.model.transplant.families import Config
 from student.model.transplant.options import mixer_shape, require_window_in_row
-from student.model.transplant.student import build_transplant
+from student.model.transplant.student import TransplantStudent, build_transplant
 from student.model.xlstm import build_student
-from student.run.files import TEACHER_CONFIG_FILE
+from student.run.causal_lm import causal_lm
+from student.run.files import STUDENT_CONFIG_FILE, TEACHER_CONFIG_FILE
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache
 
@@ -26,19 +29,23 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def initial_student(
-    settings: TrainSettings, cache: Cache, device: torch.device, teacher_config: Config | None = None
+    settings: TrainSettings, cache: Cache, device: torch.device, config: Config | None = None
 ) -> Student:
-    """A student with initial weights around the frozen matrices of a cache, in the run's precision.
+    """A student with initial weights for a cache, around its frozen matrices or by itself, in the run's precision.
 
-    A student that begins as its teacher is made in host memory, the teacher's weights copied into it, and then moved to
-    the device, which never holds both. With `teacher_config` its weights are random, to be loaded over. Raises
-    `UserError` for a shape that does not fit the cache's teacher, and for a body that is not its own.
+    A student with weights from elsewhere is made in host memory and then moved to the device, which never holds more
+    than the student. With `config`, as the run's folder keeps it, its weights are random, to be loaded over. Raises
+    `UserError` for a shape that does not fit the cache's teacher, for a body that is not its own, and for a model of
+    transformers that does not fit the cache.
     """
-    dtype = DTYPES[settings.training.precision]
+    dtype, model = DTYPES[settings.training.precision], settings.model
     # DeepSpeed would cast the parameters but not the frozen matrices, which are buffers.
+    if model.is_causal_lm:
+        frozen = frozen_weights_of(cache) if model.hf is None else None
+        return causal_lm(settings, cache, frozen, config).to(device=device, dtype=dtype)
     frozen = frozen_weights_of(cache, device, dtype)
-    if settings.model.begins_as_teacher:
-        config, body = teacher_body(settings.model, cache) if teacher_config is None else (teacher_config, None)
+    if model.begins_as_teacher:
+        config, body = teacher_body(model, cache) if config is None else (config, None)
         student = _transplant(settings, cache, frozen, config, body)
     else:
         student = _block_stack(settings, cache, frozen)
@@ -46,15 +53,45 @@ def initial_student(
 
 
 def student_of_run(run: Path, settings: TrainSettings, cache: Cache, device: torch.device) -> Student:
-    """The student of a run's folder, whose parameters are still to be loaded: it needs no teacher's body."""
-    if not settings.model.begins_as_teacher:
-        return initial_student(settings, cache, device)
-    return initial_student(settings, cache, device, teacher_config_of(run))
+    """The student of a run's folder, whose parameters are still to be loaded: it needs no weights from elsewhere."""
+    return initial_student(settings, cache, device, config_of(run, settings.model))
 
 
-def teacher_config_of(run: Path) -> Config:
-    """The teacher's configuration, from the folder of a run whose student begins as its teacher."""
-    file = run / TEACHER_CONFIG_FILE
+def kept_config(student: Student) -> tuple[str, Config] | None:
+    """The file of a run's folder that has the configuration of a student made of layers of transformers, and that."""
+    if isinstance(student, TransplantStudent):
+        return TEACHER_CONFIG_FILE, student.teacher_config
+    return (STUDENT_CONFIG_FILE, student.config) if isinstance(student, CausalLMStudent) else None
+
+
+def config_of(run: Path, settings: StudentSettings) -> Config | None:
+    """The configuration that the folder of a run keeps; None for a block stack, which needs none."""
+    if settings.is_causal_lm:
+        return _read_config(run / STUDENT_CONFIG_FILE)
+    return _read_config(run / TEACHER_CONFIG_FILE) if settings.begins_as_teacher else None
+
+
+def load_trained(student: Student, file: Path) -> None:
+    """Load what a run has trained, every parameter of its student by name; raises `UserError` where it is not that."""
+    names = {name for name, _ in student.named_parameters()}
+    try:
+        stored = load_file(file)
+        if stored.keys() != names:
+            raise ValueError(f"{min(stored.keys() ^ names)} is missing or none of its own")
+        student.load_state_dict(stored, strict=False)
+    except (OSError, SafetensorError, RuntimeError, ValueError) as error:
+        raise UserError(f"{file}: not the parameters of this run's student; run student-train again") from error
+
+
+def teacher_head(
+    settings: StudentSettings, caches: Sequence[Cache], device: torch.device, dtype: torch.dtype
+) -> FrozenHead | None:
+    """The teacher's LM head where targets of a cache are computed with it and the student has another; else None."""
+    exact = [cache for cache in caches if cache.layout.mode == "exact"]
+    return frozen_weights_of(exact[0], device, dtype).head if exact and settings.hf is not None else None
+
+
+def _read_config(file: Path) -> Config:
     try:
         config = parse_json(file.read_bytes())
         if not isinstance(config, dict):

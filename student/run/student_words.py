@@ -9,7 +9,11 @@ PARTS = {"mixers": "the mixers", "body": "the teacher's own weights", "all": "ev
 
 
 def student_words(settings: StudentSettings) -> str:
-    """What stands between the embedding and the LM head."""
+    """What stands between the embedding and the LM head, or what the whole student is."""
+    if settings.hf is not None:
+        return f"{settings.hf}, a model of transformers of which everything is trained"
+    if settings.preset == "transformer":
+        return "untrained blocks of the teacher's kind, between its own embedding and LM head, which are frozen"
     if not settings.begins_as_teacher:
         return "a stack of xLSTM blocks"
     if settings.preset == "transplant":
@@ -21,6 +25,8 @@ def student_words(settings: StudentSettings) -> str:
 def beginning_words(settings: StudentSettings, begun_from: Sequence[Origin]) -> str:
     """Where the weights came from that training began with; `begun_from` are the runs and exports before it."""
     first = "its teacher's weights" if settings.begins_as_teacher else "random weights"
+    if settings.hf is not None and not settings.hf_random:
+        first = f"the weights of {settings.hf}"
     return ", then ".join([first, *(f"{link.steps:,} steps of {link.path}" for link in begun_from)])
 
 

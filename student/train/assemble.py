@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from delta_common.errors import UserError
 from student.data.mix import readers_of
 from student.data.order import BatchReader
 from student.evaluate.caches import open_held_out
@@ -16,6 +17,7 @@ from student.loss.channel_scale import channel_rms
 from student.loss.frobenius import FrobeniusTerm, StateMap
 from student.loss.schedule import cosine_with_warmup
 from student.loss.settings import DistillationSettings, FrobeniusSettings
+from student.model.frozen import FrozenHead
 from student.model.recorded import record_passes
 from student.model.student import STATE_MAP, Student
 from student.model.transplant.families import Config
@@ -23,7 +25,7 @@ from student.run.caches import distillations, require_fit, shares_of, view
 from student.run.checkpoints import MixedCache, Progress, TrainingState
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, Records
 from student.run.stages import Stage, stage_at, stages_of
-from student.run.student import DTYPES, initial_student
+from student.run.student import initial_student, teacher_head
 from student.settings import TrainSettings
 from student.train.engine import deepspeed_config, make_engine, trained_names
 from student.train.processes import Processes
@@ -59,6 +61,8 @@ class Run:
     """By cache; None where that term is off."""
     trained: frozenset[str]
     """Names of the parameters that any stage trains."""
+    teacher_head: FrozenHead | None = None
+    """Where the teacher's targets are computed with its head and the student has another."""
     untrained: dict[str, Tensor] = field(default_factory=dict)
     """What the stage does not train, in float32 by name, as far as it came out of a file; in the first process."""
 
@@ -127,14 +131,14 @@ def assemble(
     others: Sequence[Cache] = (),
     init_from: Path | None = None,
     done: int = 0,
-    teacher_config: Config | None = None,
+    config: Config | None = None,
     window_shards: Sequence[int] | None = None,
 ) -> Run:
     """Build everything the stage of the step behind `done` steps needs, with initial weights.
 
-    `cache` and `others` are those of the settings, or the one they do not name. With `teacher_config` a student that
-    begins as its teacher has random weights, to be loaded over; `window_shards` are those of the run's checkpoint, by
-    cache. Raises `UserError` for settings that do not fit the caches, of later stages too.
+    `cache` and `others` are those of the settings, or the one they do not name. With `config`, as the run's folder
+    keeps it, a student made of layers of transformers has random weights, to be loaded over; `window_shards` are those
+    of the run's checkpoint, by cache. Raises `UserError` for settings that do not fit the caches, of later stages too.
     """
     caches = tuple(view(each, settings.targets) for each in (cache, *others))
     readers = _readers(settings, caches, processes, window_shards)
@@ -143,9 +147,8 @@ def assemble(
     for each in stages:
         require_fit(settings.of_stage(each.settings), each, caches)
     held_out = open_held_out(settings.evaluation.paths, caches)
-    student = initial_student(settings, caches[0], processes.device, teacher_config)
-    if any(settings.of_stage(each.settings).trains_map for each in stages):
-        _put_map_beside(student, caches[0].manifest.hidden_size, processes.device, settings)
+    student = initial_student(settings, caches[0], processes.device, config)
+    _put_map_beside(student, [settings.of_stage(each.settings) for each in stages], caches)
     each_trained = (trained_names(student, settings.of_stage(s.settings), s.settings.train) for s in stages)
     trained = frozenset[str]().union(*each_trained)
     stage = stage_at(stages, done)
@@ -166,12 +169,31 @@ def assemble(
         distillations=wanted,
         frobenius=_frobenius(caches, wanted, student, processes.device),
         trained=trained,
+        teacher_head=teacher_head(settings.model, (*caches, *held_out), processes.device, student.embedding.dtype),
     )
 
 
-def _put_map_beside(student: Student, width: int, device: torch.device, settings: TrainSettings) -> None:
-    """Within the student, so that DeepSpeed and checkpoints treat it as they treat the student's own parameters."""
-    setattr(student, STATE_MAP, StateMap(width).to(device, DTYPES[settings.training.precision]))
+def _require_width(student: Student, stages: Sequence[TrainSettings], caches: Sequence[Cache]) -> None:
+    """Raise `UserError` where a stage would compare states of two widths without a map."""
+    ours, theirs = student.embedding.shape[1], caches[0].manifest.hidden_size
+    for term in (each.frobenius for stage in stages for each in distillations(stage, caches)):
+        if term.enabled and not term.trains_map and ours != theirs:
+            raise UserError(
+                f"distillation.frobenius.channels {term.channels}: the student's hidden states have {ours} channels, "
+                f"the teacher's {theirs}; set channels mapped, or weight_init and weight_final 0"
+            )
+
+
+def _put_map_beside(student: Student, stages: Sequence[TrainSettings], caches: Sequence[Cache]) -> None:
+    """Give the student the map that a stage trains, if one does.
+
+    Within it, so that DeepSpeed and checkpoints treat the map as they treat the student's own parameters.
+    """
+    _require_width(student, stages, caches)
+    if any(stage.trains_map for stage in stages):
+        embedding = student.embedding
+        state_map = StateMap(embedding.shape[1], caches[0].manifest.hidden_size)
+        setattr(student, STATE_MAP, state_map.to(embedding.device, embedding.dtype))
 
 
 def _readers(

@@ -14,14 +14,12 @@ from delta_common.files import write_atomically
 from delta_common.settings_file import FrozenSettings
 from student.loss.frobenius import StateMap
 from student.model.student import STATE_MAP, is_beside
-from student.model.transplant.student import TransplantStudent
 from student.run.caches import open_caches
 from student.run.checkpoints import PARAMETER, Checkpoint, Progress, TrainingState, find_checkpoint
 from student.run.files import (
     PLAN_FILE,
     PROVENANCE_FILE,
     SETTINGS_FILE,
-    TEACHER_CONFIG_FILE,
     TRAINED_FILE,
     Origin,
     Provenance,
@@ -30,7 +28,7 @@ from student.run.files import (
 )
 from student.run.origin import read_beginning, require_same_shapes
 from student.run.stages import planned
-from student.run.student import teacher_config_of
+from student.run.student import config_of, kept_config
 from student.run.student_words import cache_words
 from student.settings import INIT_FROM, TrainSettings
 from student.train.assemble import Run, assemble
@@ -98,11 +96,11 @@ def run_job(
     before = recorded(run, 0) if start.steps else measure(run, 0)
     done, time = train(run, start)
     while not run.stage.is_last:
-        config = run.student.teacher_config if isinstance(run.student, TransplantStudent) else None
+        kept = kept_config(run.student)
         run.engine.destroy()
         del run
         free_memory()
-        run = assembled(done=done.steps, teacher_config=config)
+        run = assembled(done=done.steps, config=None if kept is None else kept[1])
         _load(run, find_checkpoint(out))
         done, more = train(run, done)
         time += more
@@ -131,11 +129,12 @@ def _begin(
         run = assembled()
     else:
         beginning = read_beginning(init_from, settings.model, cache)
-        run, chain = assembled(teacher_config=beginning.teacher_config), beginning.chain
+        run, chain = assembled(config=beginning.config), beginning.chain
         require_same_shapes(beginning, parameter_shapes(run.engine))
         stored = {f"{PARAMETER}/{name}": tensor for name, tensor in beginning.parameters.items()}
         if any(map(is_beside, run.trained)):
-            untrained_map = StateMap(cache.manifest.hidden_size).state_dict()
+            trained_map = getattr(run.student, STATE_MAP)
+            untrained_map = StateMap(trained_map.width, trained_map.teacher_width).state_dict()
             stored |= {f"{PARAMETER}/{STATE_MAP}.{name}": tensor for name, tensor in untrained_map.items()}
         run.untrained.update(load_parameters(run.engine, stored, lambda name: stored[name].float()))
     if run.processes.rank == 0:
@@ -151,8 +150,8 @@ def _begin(
 def _continue(assembled: Callable[..., Run], settings: TrainSettings, folder: Path, state: TrainingState) -> Run:
     """The run at the step of its newest checkpoint, which has all parameters if they came from elsewhere."""
     out, start = folder.parents[1], state.progress
-    has_all = INIT_FROM in state.settings and settings.model.begins_as_teacher
-    run = assembled(done=start.steps, teacher_config=teacher_config_of(out) if has_all else None)
+    has_all = INIT_FROM in state.settings or settings.model.is_causal_lm
+    run = assembled(done=start.steps, config=config_of(out, settings.model) if has_all else None)
     require_same_run(folder, state, run.state(start))
     _load(run, (folder, state))
     if run.processes.rank == 0:
@@ -219,9 +218,10 @@ def _prepare_folder(run: Run, settings: TrainSettings, start: int) -> None:
     plan = RunPlan(total_steps=run.total_steps, stages=tuple(planned(stage) for stage in run.stages))
     _write(run.out / SETTINGS_FILE, settings)
     _write(run.out / PLAN_FILE, plan)
-    if isinstance(run.student, TransplantStudent):
-        config = json.dumps(run.student.teacher_config, indent=1, sort_keys=True)
-        write_atomically(run.out / TEACHER_CONFIG_FILE, config.encode() + b"\n")
+    kept = kept_config(run.student)
+    if kept is not None:
+        file, config = kept
+        write_atomically(run.out / file, json.dumps(config, indent=1, sort_keys=True).encode() + b"\n")
     run.metrics.drop_after(start)
     run.costs.drop_after(start)
     run.measurements.drop_after(start if start else -1)

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.frobenius import zero_through_map
 from student.loss.schedule import Coefficients, distillation_at
 from student.loss.transfer import transfer_sum
+from student.model.student import asked_at_head
 from student.run.checkpoints import Progress
 from student.train.assemble import Run
 from student.train.checkpoint import save_checkpoint
@@ -99,8 +101,10 @@ def loss_of(
     run: Run, batch: Batch, hidden_states: Tensor, coefficients: Coefficients, counts: GlobalCounts
 ) -> DistillationLoss:
     """A batch's part of the loss from hidden states (B, T, d)."""
-    term = run.frobenius[batch.cache]
-    return distillation_loss(hidden_states, run.student.head, batch, coefficients, counts, frobenius=term)
+    head, term = run.student.head, run.frobenius[batch.cache]
+    return distillation_loss(
+        hidden_states, head, batch, coefficients, counts, frobenius=term, teacher_head=run.teacher_head
+    )
 
 
 def take_step(
@@ -116,17 +120,9 @@ def take_step(
     `coefficients` are by cache; those of the first stand in the metrics of the whole step.
     """
 
-    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> tuple[Tensor, Tensor]:
-        hidden_states = run.engine(micro_batch.inputs, micro_batch.document_start)
-        total = _through_maps(run, micro_batch, hidden_states)
-        sums = torch.zeros(len(run.caches), 3, dtype=torch.float64, device=hidden_states.device)
-        for batch, states in micro_batch.with_states(hidden_states):
-            loss = loss_of(run, batch, states, coefficients[batch.cache], counts)
-            total = loss.total if total is None else total + loss.total
-            found = [loss.sums.cross_entropy, loss.sums.kl, loss.sums.frobenius]
-            sums[batch.cache] = torch.stack(found)
-        assert total is not None
-        return total, sums
+    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> Tensor:
+        ask = partial(_loss_and_sums, run, micro_batch, coefficients, counts, loss_of)
+        return asked_at_head(run.engine, run.student, micro_batch.inputs, micro_batch.document_start, ask)
 
     found = _accumulate(run, step_batch, part)
     cross_entropy, kl, frobenius = found.sums.sum(0).tolist()
@@ -139,6 +135,25 @@ def take_step(
         **vars(coefficients[0]),
         by_cache=_by_cache(run, found, coefficients, step) if len(run.caches) > 1 else (),
     )
+
+
+def _loss_and_sums(
+    run: Run,
+    micro_batch: MicroBatch,
+    coefficients: Sequence[Coefficients],
+    counts: GlobalCounts,
+    loss_of: LossOf,
+    hidden_states: Tensor,
+) -> Tensor:
+    """A micro-batch's loss, then for each cache its sums of cross-entropy, KL and F; (1 + 3 caches,) float64."""
+    total = _through_maps(run, micro_batch, hidden_states)
+    sums = torch.zeros(len(run.caches), 3, dtype=torch.float64, device=hidden_states.device)
+    for batch, states in micro_batch.with_states(hidden_states):
+        loss = loss_of(run, batch, states, coefficients[batch.cache], counts)
+        total = loss.total if total is None else total + loss.total
+        sums[batch.cache] = torch.stack([loss.sums.cross_entropy, loss.sums.kl, loss.sums.frobenius])
+    assert total is not None
+    return torch.cat([total.to(torch.float64)[None], sums.flatten()])
 
 
 def _through_maps(run: Run, micro_batch: MicroBatch, hidden_states: Tensor) -> Tensor | None:
@@ -174,9 +189,9 @@ def _by_cache(
 def take_transfer_step(run: Run, step_batch: StepBatch, step: int, epoch: int) -> TransferMetrics:
     """One optimizer step by attention transfer, otherwise as `take_step`."""
 
-    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> tuple[Tensor, Tensor]:
+    def part(micro_batch: MicroBatch, counts: GlobalCounts) -> Tensor:
         errors = run.engine(micro_batch.inputs, micro_batch.document_start, transfer=True)
-        return transfer_sum(errors, micro_batch.loss_mask) / counts.tokens, errors.new_zeros(0)
+        return (transfer_sum(errors, micro_batch.loss_mask) / counts.tokens)[None]
 
     found = _accumulate(run, step_batch, part)
     return TransferMetrics(**vars(_common(run, found, step, epoch)), transfer=found.loss)
@@ -200,10 +215,8 @@ class _Accumulated:
         return _counts(self.counted)
 
 
-def _accumulate(
-    run: Run, step_batch: StepBatch, part: Callable[[MicroBatch, GlobalCounts], tuple[Tensor, Tensor]]
-) -> _Accumulated:
-    """Add up gradients over the micro-batches and step the optimizer; `part` gives a micro-batch's loss and sums.
+def _accumulate(run: Run, step_batch: StepBatch, part: Callable[[MicroBatch, GlobalCounts], Tensor]) -> _Accumulated:
+    """Add up gradients over the micro-batches and step the optimizer; `part` gives a micro-batch's loss, then its sums.
 
     Sums are divided once, by the valid positions and sequences of the whole step over all processes and
     micro-batches. DeepSpeed averages gradients over processes, which the factor `world_size` undoes; its
@@ -216,17 +229,17 @@ def _accumulate(
     norm: float | None = None
     learning_rate, found = 0.0, totals
     for batch in step_batch.on(processes.device):
-        loss, sums = part(batch, counts)
-        backward(engine, loss * processes.world_size)
-        totals = totals + torch.cat([loss.detach().to(torch.float64)[None], sums.flatten().to(torch.float64)])
+        terms = part(batch, counts)
+        backward(engine, terms[0] * processes.world_size)
+        totals = totals + terms.detach().to(torch.float64)
         if engine.is_gradient_accumulation_boundary():
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
             announce_norm(engine, norm)
             # Read before the update, which a GPU then works on while the host prepares the next step.
             found = processes.sum(totals).cpu()
         engine.step()
-    terms = (len(found) - 1) // len(run.caches)
-    return _Accumulated(counted, float(found[0]), found[1:].view(len(run.caches), terms), norm, learning_rate)
+    kinds = (len(found) - 1) // len(run.caches)
+    return _Accumulated(counted, float(found[0]), found[1:].view(len(run.caches), kinds), norm, learning_rate)
 
 
 def _common(run: Run, found: _Accumulated, step: int, epoch: int) -> StepMetrics:

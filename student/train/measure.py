@@ -1,6 +1,7 @@
 """Held-out numbers while training: cross-entropy, perplexity, KL from the teacher at T = 1, agreement, calibration."""
 
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from student.data.batch import Batch
 from student.evaluate.calibration import BINS, bin_sums, calibration_error, equal_width_edges, perplexity
 from student.evaluate.positions import StudentPositions, student_positions
 from student.model.frozen import FrozenHead
+from student.model.student import asked_at_head
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
@@ -84,11 +86,15 @@ def evaluate(run: Run, cache: Cache, rows: int, *, teacher_head: FrozenHead | No
         for first in range(0, rows, size * processes.world_size):
             share = _share(cache, first + processes.rank * size, size, rows)
             batch = Batch.of(share, cache, processes.device)
-            hidden_states = run.engine(batch.inputs, batch.document_start)
-            where = (batch.labels, batch.loss_mask, batch.targets)
-            sums += _sums(student_positions(hidden_states, run.student.head, *where, teacher_head=teacher_head))
+            ask = partial(_sums_at_head, run, batch, teacher_head or run.teacher_head)
+            sums += asked_at_head(run.engine, run.student, batch.inputs, batch.document_start, ask).cpu()
     run.engine.train()
     return _measures(processes.sum(sums.to(processes.device)).cpu())
+
+
+def _sums_at_head(run: Run, batch: Batch, teacher_head: FrozenHead | None, hidden_states: torch.Tensor) -> torch.Tensor:
+    where = (batch.labels, batch.loss_mask, batch.targets)
+    return _sums(student_positions(hidden_states, run.student.head, *where, teacher_head=teacher_head))
 
 
 def _sums(found: StudentPositions) -> torch.Tensor:

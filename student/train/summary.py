@@ -106,7 +106,8 @@ def _teacher_measures(run: Run) -> list[dict[str, float]]:
     size, count = run.settings.training.micro_batch_size, run.settings.evaluation.max_rows
     measures = []
     for cache in run.held_out:
-        scores = teacher_scores(run.student.head, cache, rows_in_order(cache, size, count), run.processes.device)
+        head = run.teacher_head or run.student.head
+        scores = teacher_scores(head, cache, rows_in_order(cache, size, count), run.processes.device)
         found = {name: getattr(scores, name) for name in MEASURE_WORDS}
         measures.append({name: i.value for name, i in found.items() if i and not i.at_least})
     return measures

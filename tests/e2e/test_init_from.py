@@ -160,7 +160,10 @@ def test_another_beginning_is_another_run(paper: Path, alone: Processes, tmp_pat
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--model.preset=heuristic"], "a student of model.preset paper, and these settings say heuristic; set model"),
+        (
+            ["--model.preset=heuristic"],
+            "model.preset paper, and these settings say model.preset heuristic; set model",
+        ),
         (
             ["--model.blocks=3"],
             r"stack.blocks.2\S* is nothing of it there, and \[.*\] in the student",

@@ -34,6 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3": SIZES | {"head_dim": 8},
     "Mistral": SIZES | {"sliding_window": 5},
     "Gemma": SIZES | {"head_dim": 8},
+    "Gemma2": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
     "Gemma3Text": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
     "Phi": SIZES,
     "Phi3": SIZES,

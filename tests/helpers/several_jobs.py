@@ -2,7 +2,7 @@
 
 The file has "stages", DeepSpeed files to check states under, and "jobs", each {"cache", "out", "options", "stop_at"}:
 options as `student-train` takes them, which name the caches where "cache" is null, stop_at the number of steps after
-which the job is broken off, or null.
+which the job is broken off, or null; and "causal" if its student is a model of transformers.
 Starting processes takes seconds, a job of this size takes one.
 """
 
@@ -27,6 +27,7 @@ from student.train.master_states import gathered_states, restore_states
 from student.train.processes import Processes, joined_processes, quiet_deepspeed
 from student.train.step_log import StepMetrics
 from tests.helpers import ROOT
+from tests.helpers.causal_students import causal_settings
 from tests.helpers.small_training import small_settings
 
 
@@ -86,7 +87,8 @@ def run(job: dict[str, Any], processes: Processes) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "next_step", breaking_off)
         with contextlib.suppress(BrokenOff):
-            run_job(small_settings(*job["options"]), job["cache"], Path(job["out"]), processes)
+            settings = causal_settings if job.get("causal") else small_settings
+            run_job(settings(*job["options"]), job["cache"], Path(job["out"]), processes)
 
 
 def check_states_of_odd_sizes(deepspeed: Path, precision: str, processes: Processes) -> None:

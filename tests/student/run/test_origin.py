@@ -45,7 +45,7 @@ def test_a_run_gives_the_parameters_of_its_newest_checkpoint(origin: Path, cache
     (origin / "checkpoints" / "step_00000009" / "state.json").unlink()
     found = read_beginning(origin, PAPER, cache)
     assert_parameters(found, origin / "checkpoints/step_00000006/states.safetensors", "parameter/")
-    assert found.teacher_config is None
+    assert found.config is None
     (link,) = found.chain
     assert (link.kind, link.path, link.steps, link.cache_fingerprint) == ("run", str(origin), 6, cache.fingerprint)
 
@@ -115,7 +115,9 @@ def test_of_another_teacher_it_is_refused(origin: Path, cache: Cache, field: str
 
 
 def test_of_another_preset_it_is_refused(origin: Path, cache: Cache) -> None:
-    with pytest.raises(UserError, match=r"a student of model\.preset paper, and these settings say hybrid; set model"):
+    with pytest.raises(
+        UserError, match=r"a student of model\.preset paper, and these settings say model\.preset hybrid; set model"
+    ):
         read_beginning(origin, StudentSettings(preset="hybrid"), cache)
 
 
