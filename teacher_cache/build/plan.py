@@ -20,6 +20,7 @@ from teacher_cache.build.compute import batches, compute_batch
 from teacher_cache.build.request import make_manifest, require_fit, with_batch_size
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
+from teacher_cache.corpus.chat.template import use_template
 from teacher_cache.corpus.row_stream import CorpusRows
 from teacher_cache.format.codec import describe_arrays, encode_shard
 from teacher_cache.format.manifest import Manifest, TargetLayout
@@ -114,6 +115,14 @@ class BuildPlan:
     teacher_bytes: int
     free_bytes: int | None
     calibration_rows: int
+    bytes_per_text_token: float
+    """Per token that is no padding, whether it counts or not."""
+    counted: float
+    """Share of the positions with a label that count."""
+    padding: float
+    """Share of all positions whose label is padding."""
+    skipped: str
+    """Conversations that give no row, as far as they were read, in words; empty where there are none."""
     gradient_error: dict[str, float]
     """By temperature: relative error, per token, of the gradient in the hidden state of a student that knows nothing (q
     uniform). It is noise: over n tokens divide it by sqrt(n). All 0 in exact mode."""
@@ -127,15 +136,17 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
     """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` as `build` would."""
     started = time.monotonic()
     teacher = load_teacher(settings.teacher)
+    use_template(teacher.tokenizer, settings.corpus)
     load_seconds = time.monotonic() - started
     require_fit(settings, teacher)
     settings = with_batch_size(settings, teacher)
     files = teacher.files()
-    count = settings.rows.count or CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity()).count()
+    corpus_rows = CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity())
+    count = settings.rows.count or corpus_rows.count()
     sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.rows_at_once))
     arrays, read_seconds, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
     encode_seconds, by_key = _encode(arrays)
-    positions, rows = int(arrays.loss_mask.sum()), len(arrays.rows)
+    positions, rows, text = int(arrays.loss_mask.sum()), len(arrays.rows), arrays.text_positions
     costs = Costs(
         read=read_seconds / positions,
         compute=compute_seconds / positions,
@@ -155,6 +166,10 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
         teacher_bytes=costs.teacher_bytes,
         free_bytes=_free_bytes(out),
         calibration_rows=rows,
+        bytes_per_text_token=sum(by_key.values()) / text,
+        counted=positions / text,
+        padding=1 - text / arrays.loss_mask.size,
+        skipped=corpus_rows.skipped(),
         gradient_error=_gradient_errors(teacher, arrays),
     )
 
@@ -249,10 +264,14 @@ def render_plan(plan: BuildPlan) -> Group:
     short = plan.free_bytes is not None and plan.free_bytes < extent.bytes
     shares = ", ".join(f"{name} {share:.1%}" for name, share in extent.shares.items())
     facts.add_row("rows", f"{plan.rows:,} in {extent.shards:,} shards, {extent.tokens:,.0f} counted positions")
+    facts.add_row("of the positions", f"{plan.padding:.1%} are padding; {plan.counted:.1%} of the others count")
+    if plan.skipped:
+        facts.add_row("left out", plan.skipped)
     facts.add_row("time", f"{duration(extent.seconds)} on one device like this, {duration(plan.load_seconds)} to load")
     facts.add_row("speed", f"{extent.tokens_per_second:,.0f} tokens/s, bound by {extent.bound_by}")
     facts.add_row("work", shares)
-    facts.add_row("size", f"{byte_size(extent.bytes)}{room}" + (" — TOO LITTLE" if short else ""))
+    both = f"{plan.bytes_per_token:.1f} bytes per counted token, {plan.bytes_per_text_token:.1f} per token"
+    facts.add_row("size", f"{byte_size(extent.bytes)}{room}" + (" — TOO LITTLE" if short else "") + f"; {both}")
     facts.add_row("disk", f"{extent.objects:,} objects; {byte_size(extent.write_rate)}/s while it runs")
     facts.add_row("a restart", f"{duration(extent.restart_seconds)}: loading, and half a shard again on average")
     facts.add_row("calibrated on", f"{plan.calibration_rows} rows")

@@ -12,7 +12,7 @@ from torch import Tensor
 from teacher_cache.build.finite import require_finite
 from teacher_cache.corpus.rows import TokenRow
 from teacher_cache.device import to_device
-from teacher_cache.format.arrays import row_specs
+from teacher_cache.format.arrays import ROLES, row_specs
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.targets.keep import KeptTargets
 from teacher_cache.targets.quantize import pack, quantize, quantize_rows
@@ -48,6 +48,12 @@ class ShardArrays:
     @property
     def loss_mask(self) -> NDArray[np.bool_]:
         return self.by_name["loss_mask"]
+
+    @property
+    def text_positions(self) -> int:
+        """How many positions have a label that is no padding."""
+        role = self.by_name.get("role")
+        return int(self.loss_mask.sum() if role is None else (role != ROLES.index("padding")).sum())
 
     def put_rows(self, rows: Iterable[TokenRow]) -> None:
         """Fill in the tokens, document starts and loss masks of all rows, and of conversations the roles."""

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from delta_common.progress import byte_size
-from teacher_cache.format.arrays import array_specs
+from teacher_cache.format.arrays import ROLES, array_specs
 from teacher_cache.format.commits import REPORTED_TEMPERATURES, mean_statistics
 from teacher_cache.format.nodes import expected_error
 from teacher_cache.inspect.shards import ShardRange, outlier_sentences, shard_figures, shards_to_json
@@ -64,11 +64,20 @@ class Summary(TypedDict):
     hidden: Identity
     rows_done: int
     tokens: int
+    """Counted positions."""
+    text_tokens: int
+    """Positions whose label is no padding."""
+    padding: float | None
+    """Share of all positions whose label is padding."""
+    roles: dict[str, int] | None
+    """Positions by the role of their label, without padding; None where documents are plain text."""
     shards: ShardCount
     expected_error: float
     """About the largest error of log Z between the cached temperatures, in nats; 0 in exact mode."""
     bytes: int
     bytes_per_token: float | None
+    """Per counted position."""
+    bytes_per_text_token: float | None
     arrays: dict[str, ArraySize]
     retained_mass: dict[str, float | None]
     effective_samples: dict[str, float | None]
@@ -91,6 +100,8 @@ def summarize(cache: Cache) -> Summary:
     means = mean_statistics(commits)
     arrays = _bytes_by_array(cache, positions)
     total = sum(array["bytes"] for array in arrays.values())
+    extent, roles = sum(commit.rows for commit in commits) * manifest.seq_len, _roles(cache)
+    text_tokens = positions if roles is None else sum(roles.values())
     figures = shard_figures(cache)
     return {
         "path": str(cache.path),
@@ -104,10 +115,14 @@ def summarize(cache: Cache) -> Summary:
         "hidden": manifest.hidden.model_dump(mode="json"),
         "rows_done": sum(commit.rows for commit in commits),
         "tokens": positions,
+        "text_tokens": text_tokens,
+        "padding": 1 - text_tokens / extent if extent else None,
+        "roles": roles,
         "shards": {"done": len(cache.commits), "planned": manifest.shard_count},
         "expected_error": expected_error(cache.layout.node_temperatures) if cache.layout.mode == "sparse" else 0.0,
         "bytes": total,
         "bytes_per_token": total / positions if positions else None,
+        "bytes_per_text_token": total / text_tokens if text_tokens else None,
         "arrays": arrays,
         "retained_mass": _by_temperature(means, "retained_mass"),
         "effective_samples": _effective_samples(means),
@@ -118,6 +133,14 @@ def summarize(cache: Cache) -> Summary:
         "by_shard": shards_to_json(figures),
         "unusual": outlier_sentences(cache, figures),
     }
+
+
+def _roles(cache: Cache) -> dict[str, int] | None:
+    """Positions of the committed shards by the role of their label, without padding."""
+    if cache.manifest.rows.conversations is None:
+        return None
+    counted = [commit.roles or {} for commit in cache.commits.values()]
+    return {role: sum(roles.get(role, 0) for roles in counted) for role in ROLES if role != "padding"}
 
 
 def _bytes_by_array(cache: Cache, positions: int) -> dict[str, ArraySize]:
@@ -173,7 +196,8 @@ def identity_facts(summary: Summary) -> dict[str, str]:
         f"({tokenizer['sha256'][:12]})",
         "corpus": corpus_words(summary["corpus"]),
         "rows": f"{summary['rows_done']:,} of {rows['count']:,}, {rows['mode']}, {rows['seq_len']} positions each",
-        "tokens": f"{summary['tokens']:,} counted positions",
+        "tokens": _token_words(summary),
+        **_role_words(summary),
         "targets": _target_words(summary),
         **_error_words(summary),
         "hidden states": _hidden_words(summary["hidden"]),
@@ -199,6 +223,25 @@ def corpus_words(corpus: Identity) -> str:
     words = [str(corpus.get("source", "?"))]
     words += [f"{key} {corpus[key]}" for key in ("subset", "split", "revision") if corpus.get(key)]
     return ", ".join(words)
+
+
+def _token_words(summary: Summary) -> str:
+    if summary["padding"] is None:
+        return "none yet"
+    counted = f"{summary['tokens']:,} counted positions"
+    if summary["roles"] is not None:
+        counted += f" of {summary['text_tokens']:,} ({summary['tokens'] / summary['text_tokens']:.1%})"
+    return f"{counted}, {summary['padding']:.1%} of positions are padding"
+
+
+def _role_words(summary: Summary) -> dict[str, str]:
+    """Who speaks the tokens of conversations, and which of them count."""
+    roles, layout = summary["roles"], summary["rows"].get("conversations")
+    if not roles or layout is None or not summary["text_tokens"]:
+        return {}
+    shares = [f"{role} {count / summary['text_tokens']:.1%}" for role, count in roles.items() if count]
+    counts = {"all": "all count", "assistant": "answers count", "last": "last answers count"}[layout["loss_on"]]
+    return {"roles": f"{', '.join(shares)}; {counts}"}
 
 
 def _target_words(summary: Summary) -> str:
@@ -229,7 +272,12 @@ def _hidden_words(hidden: Identity) -> str:
 def _size_words(summary: Summary) -> str:
     if not summary["tokens"]:
         return "nothing yet"
-    return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes per token"
+    if summary["roles"] is None:
+        return f"{byte_size(summary['bytes'])}, {summary['bytes_per_token']:.1f} bytes per token"
+    per_token = (
+        f"{summary['bytes_per_token']:.1f} bytes per counted token, {summary['bytes_per_text_token']:.1f} per token"
+    )
+    return f"{byte_size(summary['bytes'])}, {per_token}"
 
 
 def _table(first: str, *figures: str) -> Table:
@@ -242,7 +290,8 @@ def _table(first: str, *figures: str) -> Table:
 
 
 def _bytes_table(summary: Summary) -> Table:
-    table = _table("array", "bytes", "bytes per token", "share", "compression")
+    per_token = "bytes per token" if summary["roles"] is None else "bytes per counted token"
+    table = _table("array", "bytes", per_token, "share", "compression")
     for name, array in summary["arrays"].items():
         if array["per_token"] is not None:
             share = f"{array['bytes'] / summary['bytes']:.1%}"

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from delta_common.errors import UserError
+from teacher_cache.format.arrays import ROLES
 from teacher_cache.inspect.curves import spread_rows
 from teacher_cache.inspect.entries import MOST_CERTAIN, RowEntries, fold, highest_unkept_logit, next_logits, row_entries
 from teacher_cache.inspect.rows import checked_span, running_text, token_decoder, usual_temperature
@@ -88,6 +90,7 @@ def _row(cache: Cache, row: int, first: int, last: int, texts: _Texts) -> dict[s
         "row": row,
         "first": first,
         "tokens": [texts.add(int(token)) for token in tokens[first : last + 1]],
+        "roles": _roles(stored.role, first, last),
         "starts": (np.flatnonzero(stored.document_start[first:last])).tolist(),
         "positions": [
             _position(entries, t, float(following[t]), float(ceilings[t]), texts)
@@ -96,6 +99,11 @@ def _row(cache: Cache, row: int, first: int, last: int, texts: _Texts) -> dict[s
             for t in range(last - first)
         ],
     }
+
+
+def _roles(role: NDArray[np.uint8] | None, first: int, last: int) -> list[str] | None:
+    """Who speaks each token behind the first, of conversations."""
+    return None if role is None else [ROLES[code] for code in role[first:last]]
 
 
 def _position(entries: RowEntries, at: int, following: float, ceiling: float, texts: _Texts) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Conversations from a file to a cache, and what becomes of them there."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from rich.console import Console
 from transformers import AutoTokenizer
 
 from delta_common.errors import UserError
 from teacher_cache.build.job import build
+from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.format.arrays import ROLES
+from teacher_cache.inspect.summary import identity_facts, summarize
+from teacher_cache.inspect.tokens import token_data
 from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
@@ -140,3 +145,29 @@ def test_prompts_and_completions(settings: Settings, tmp_path: Path) -> None:
     assert sorted(spoken(open_cache(tmp_path / "cache")).split("<|endoftext|>")[:-1]) == sorted(
         record["completion"] for record in records
     )
+
+
+def test_inspect_and_plan_say_what_counts_and_what_is_padding(settings: Settings, tmp_path: Path) -> None:
+    asked = settings()
+    build(asked, tmp_path / "cache")
+    cache = open_cache(tmp_path / "cache")
+    rows = cache.rows(range(len(cache)))
+    assert rows.role is not None
+    summary = summarize(cache)
+    padding = float((rows.role == ROLES.index("padding")).mean())
+    assert summary["padding"] == pytest.approx(padding)
+    assert summary["text_tokens"] == (rows.role != ROLES.index("padding")).sum()
+    assert summary["bytes_per_text_token"] == summary["bytes"] / summary["text_tokens"]
+    facts = identity_facts(summary)
+    assert f"{padding:.1%} of positions are padding" in facts["tokens"]
+    assert facts["roles"].endswith("answers count")
+    assert "bytes per counted token" in facts["size"]
+    shown = token_data(cache, [0], (0, 40)).json["rows"][0]["roles"]
+    assert shown == [ROLES[code] for code in rows.role[0, :40]]
+    plan = make_plan(asked, None)
+    assert plan.rows == len(cache)
+    assert plan.skipped == ""
+    assert 0 < plan.counted < 1
+    console = Console(width=120, file=io.StringIO())
+    console.print(render_plan(plan))
+    assert f"{plan.padding:.1%} are padding; {plan.counted:.1%} of the others count" in console.file.getvalue()

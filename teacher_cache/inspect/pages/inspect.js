@@ -106,6 +106,7 @@ function makeRow(row) {
     const element = make("span", { ...roles, class: "token" }, textOf(token));
     if (row.starts.includes(at)) element.classList.add("starts");
     if (!position) element.classList.add("uncounted");
+    if (at && row.roles) element.dataset.role = row.roles[at - 1];
     const entry = { element, row, at, token, position };
     element.addEventListener("pointerenter", () => show(entry));
     element.addEventListener("focus", () => choose(entry));
@@ -182,6 +183,10 @@ function makeLegend() {
   LEVEL_WORDS.forEach((words, level) => swatch({ class: "token", "data-level": level }, "  ", words));
   swatch({ class: "token bound" }, "abc", "not kept: less likely than its tint");
   swatch({ class: "token uncounted" }, "abc", "not counted");
+  const roles = new Set(data.rows.flatMap((row) => row.roles ?? []));
+  for (const role of ["system", "user", "assistant", "tool"]) {
+    if (roles.has(role)) swatch({ class: "token", "data-role": role }, "abc", role);
+  }
 }
 
 // The panel.
@@ -193,8 +198,10 @@ function show(entry) {
   const details = document.getElementById("details");
   for (const { element } of tokens) element.classList.toggle("shown", element === entry.element);
   if (!entry.position) {
+    const role = entry.element.dataset.role;
+    const whose = role && role !== "padding" ? ` (${role})` : "";
     const reason = entry.at
-      ? " is not counted: nothing is cached for it."
+      ? `${whose} is not counted: nothing is cached for it.`
       : " comes first: its own distribution is not on this page.";
     headline.replaceChildren(word(entry.token), reason);
     details.replaceChildren();
