@@ -52,7 +52,7 @@ def evaluate(
     if json:
         print_json(_as_json(found, subject))
     else:
-        print_tables(_table(found, subject), *_notes(found))
+        print_tables(_table(found, subject), *_role_tables(found), *_notes(found))
     return 0
 
 
@@ -113,6 +113,24 @@ def _table(found: "HeldOut", subject: str) -> "Table":
         if any(cells):
             table.add_row(words, *(cell or "–" for cell in cells))
     return table
+
+
+def _role_tables(found: "HeldOut") -> list["Table"]:
+    """The student's means by who speaks; none where only one does."""
+    from rich.table import Table
+
+    from student.run.measure_words import MEASURE_WORDS
+
+    if len(found.by_role) < 2:
+        return []
+    table = Table("the student by who speaks", *found.by_role)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    table.add_row("tokens", *(f"{means['tokens']:,}" for means in found.by_role.values()))
+    for name, (words, form) in MEASURE_WORDS.items():
+        if all(name in means for means in found.by_role.values()):
+            table.add_row(words, *(form.format(means[name]) for means in found.by_role.values()))
+    return [table]
 
 
 def _cell(scores: "Scores", name: str, form: str) -> str:

@@ -27,12 +27,13 @@ def generate(
     *,
     prompt: Annotated[tuple[str, ...], Parameter(negative=())] = (),
     prompts: Annotated[Path | None, LOCAL_PATH] = None,
+    chat: Annotated[bool, Parameter(negative=())] = False,
     temperature: float = 1.0,
     top_p: float = 1.0,
     seed: int = 0,
     max_new_tokens: int = 128,
 ) -> int:
-    """Continue prompts with a trained student; text is printed as it is generated.
+    """Continue prompts with a trained student, or talk with it; text is printed as it is generated.
 
     Memory and time per token do not grow with the text. A prompt may have any length.
 
@@ -44,6 +45,8 @@ def generate(
         Text to continue; may be given more than once.
     prompts
         Text file with one prompt per line; empty lines are skipped.
+    chat
+        Talk: each line is a message, answered with the tokenizer's chat template. Ctrl-D ends, Ctrl-C stops an answer.
     temperature
         0 always takes the most likely token. Above 0, tokens are sampled; higher values sample more evenly.
     top_p
@@ -58,10 +61,18 @@ def generate(
     if max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {max_new_tokens}: give 1 or more")
     sampling = Sampling(temperature, top_p, seed)
+    if chat:
+        if prompt or prompts:
+            raise UserError(
+                "--chat and --prompt or --prompts: a conversation begins with what you type; give one of them"
+            )
+        from student.cli.chat import talk
+
+        return talk(_loaded(student), sampling, max_new_tokens)
     groups = _groups(_texts(prompt, prompts))
     first = next(groups, None)
     if first is None:
-        raise UserError("nothing to continue; give --prompt TEXT, or --prompts FILE with a prompt in a line")
+        raise UserError("nothing to continue; give --prompt TEXT, --prompts FILE with a prompt in a line, or --chat")
 
     writer = _loaded(student)
     for group, texts in enumerate(chain([first], groups)):

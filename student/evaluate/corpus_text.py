@@ -2,16 +2,22 @@
 
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 
 from delta_common.errors import UserError
+from teacher_cache.corpus.chat.rows import conversation_rows
+from teacher_cache.corpus.chat.tokens import ConversationTokens
 from teacher_cache.corpus.rows import TokenRow, iter_rows
-from teacher_cache.corpus.source import iter_documents
+from teacher_cache.corpus.source import Corpus, iter_documents
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import CorpusSettings, RowSettings
+
+COLUMNS = ("messages_column", "prompt_column", "completion_column", "tools_column", "special_tokens")
+"""Settings of a corpus of conversations that say where in a record they are, by their names in a manifest."""
 
 
 def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
@@ -24,20 +30,28 @@ def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
         raise UserError(
             f"--corpus {source}: {cache.path} has no tokenizer to read text with; give --cache of a real one"
         )
-    from transformers import AutoTokenizer
-
-    layout, tokenizer = cache.manifest.rows, cache.manifest.tokenizer
-    rows = iter_rows(
-        iter_documents(CorpusSettings(source=source)),
-        AutoTokenizer.from_pretrained(folder),
-        RowSettings(seq_len=layout.seq_len, mode=layout.mode, context=layout.context),
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+    rows = _token_rows(source, folder, cache.manifest)
     while group := list(islice(rows, size)):
         yield _stacked(group, cache.manifest)
 
 
+def _token_rows(source: str, folder: Path, manifest: Manifest) -> Iterator[TokenRow]:
+    """Rows of text, or of conversations where the cache has them, in the same columns."""
+    from transformers import AutoTokenizer
+
+    layout, corpus, identity = manifest.rows, CorpusSettings(source=source), manifest.tokenizer
+    rows = RowSettings(seq_len=layout.seq_len, mode=layout.mode, context=layout.context)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    if layout.conversations is None:
+        eos, pad = identity.eos_token_id, identity.pad_token_id
+        return iter_rows(iter_documents(corpus), tokenizer, rows, eos_token_id=eos, pad_token_id=pad)
+    corpus = corpus.model_copy(update={name: manifest.corpus[name] for name in COLUMNS if name in manifest.corpus})
+    rows = rows.model_copy(update=layout.conversations.model_dump())
+    conversations = ConversationTokens(tokenizer, corpus, rows, identity.eos_token_id)
+    tokenized = conversations.tokenize(Corpus(corpus).documents())
+    return (row for row, _ in conversation_rows(tokenized, rows, identity.pad_token_id))
+
+
 def _stacked(rows: list[TokenRow], manifest: Manifest) -> CachedRows:
-    names = ("tokens", "document_start", "loss_mask")
+    names = ("tokens", "document_start", "loss_mask", *(["role"] if rows[0].role is not None else []))
     return CachedRows(manifest, {name: np.stack([getattr(row, name) for row in rows]) for name in names})

@@ -1,7 +1,7 @@
 """A student on held-out rows, by document, beside its teacher: what `student-eval` measures."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,7 @@ from student.evaluate.calibration import (
 )
 from student.evaluate.positions import student_positions, teacher_positions
 from student.model.frozen import FrozenHead
+from teacher_cache.format.arrays import ROLES
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
@@ -73,6 +74,8 @@ class HeldOut:
     rows: int
     by_document: list[dict[str, float]]
     """For each document in order, its tokens and the student's means over them."""
+    by_role: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The same by who speaks the next token; empty where documents are plain text."""
 
 
 def measure_held_out(
@@ -93,7 +96,7 @@ def measure_held_out(
     teacher_head = teacher_head or student.head
     for part in rows:
         batch = Batch.of(part, cache, device)
-        document = {"document": documents.of(part.document_start)[part.loss_mask]}
+        document = {"document": documents.of(part.document_start)[part.loss_mask], **_role_column(part)}
         known = part.ids is not None or part.final_hidden is not None
         ours.append(_student_columns(student, batch, teacher_head, known=known) | document)
         if known:
@@ -104,7 +107,7 @@ def measure_held_out(
     columns = _joined(ours)
     scores = scores_of(columns, lower_bounds={"kl"} if theirs and _is_bucketed(cache) else set())
     teacher = _teacher_scores(_joined(theirs), cache) if theirs else None
-    return HeldOut(scores, teacher, len(columns["document"]), count, by_document(columns))
+    return HeldOut(scores, teacher, len(columns["document"]), count, by_document(columns), by_role(columns))
 
 
 def teacher_scores(head: FrozenHead, cache: Cache, rows: Iterable[CachedRows], device: torch.device) -> Scores:
@@ -171,6 +174,18 @@ def by_document(columns: Columns) -> list[dict[str, float]]:
     counts = np.bincount(document)
     means = {name: _totals(columns[key], document) / counts for name, key in MEANS.items() if key in columns}
     return [{"tokens": int(n), **{name: float(mean[d]) for name, mean in means.items()}} for d, n in enumerate(counts)]
+
+
+def by_role(columns: Columns) -> dict[str, dict[str, float]]:
+    """Each role's tokens and means, of conversations."""
+    if "role" not in columns:
+        return {}
+    names = [ROLES[code] for code in np.unique(columns["role"])]
+    return dict(zip(names, by_document(columns | {"document": columns["role"]}), strict=True))
+
+
+def _role_column(rows: CachedRows) -> Columns:
+    return {} if rows.role is None else {"role": rows.role[rows.loss_mask]}
 
 
 def _totals(column: NDArray[Any], document: NDArray[np.int64]) -> NDArray[np.float64]:

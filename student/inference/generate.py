@@ -78,7 +78,7 @@ def continue_prompts(
     hidden_states, state = read_prompts(student, prompts)
     for left in reversed(range(max_new_tokens)):
         logits = student.logits(hidden_states)
-        chosen = [_choose(logits[place], sampling, randoms[row]) for place, row in enumerate(rows)]
+        chosen = [choose(logits[place], sampling, randoms[row]) for place, row in enumerate(rows)]
         going = [place for place, token in enumerate(chosen) if token != stop_token]
         yield {rows[place]: chosen[place] for place in going}
         if not going or not left:
@@ -117,7 +117,8 @@ def _right_aligned(prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return tokens, starts
 
 
-def _choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+def choose(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """The next token, of logits (V,)."""
     if sampling.temperature == 0:
         return int(logits.argmax())
     wide = logits.double()

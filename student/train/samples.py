@@ -27,7 +27,9 @@ def write_samples(run: Run) -> list[Sample]:
 
 def _sample(run: Run, tokenizer: Decoder, cache: Cache, row: int) -> Sample:
     cached = cache[row]
-    beginning = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1)
+    first_label = int(cached.loss_mask.argmax()) + 1
+    # Of a conversation all up to its first answer.
+    beginning = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1) if cached.role is None else first_label
     prompt = [int(token) for token in cached.tokens[:beginning]]
 
     def continued(temperature: float) -> str:

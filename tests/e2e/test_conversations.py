@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,10 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
 from delta_common.errors import UserError
+from student.cli import evaluate as eval_cli
+from student.cli import train as train_cli
+from student.export.write import export_student
+from student.inference.chat import Chat
+from student.inference.generate import Sampling
+from student.inference.load import load_export
 from teacher_cache.build.job import build
 from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.format.arrays import ROLES
@@ -24,6 +32,7 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
 from teacher_cache.verify.content import verify_bytes_and_content
 from tests.helpers.chat_families import FAMILIES, conversations
+from tests.helpers.small_training import SMALL
 from tests.helpers.tiny_teacher import save_tiny_teacher
 
 CHATS = conversations(FAMILIES["ChatML"], 40)
@@ -99,6 +108,44 @@ def test_packed_rows_hold_the_same_answers_and_may_be_begun_anywhere(settings: S
     assert {n: commit.objects for n, commit in parts.commits.items()} == {
         n: commit.objects for n, commit in whole.commits.items()
     }
+
+
+def run_command(program: Any, *words: str) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [program.app.name[0], *words])
+        with pytest.raises(SystemExit) as stop:
+            program.main()
+    return int(stop.value.code or 0)
+
+
+def test_a_student_learns_talks_and_is_measured_by_role(
+    settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the cache to an export that carries the template, with a mask that counts answers alone."""
+    build(settings(rows={"count": 8}), tmp_path / "cache")
+    build(settings(rows={"loss_on": "all", "count": 4}), tmp_path / "all")
+    words = ["--cache", str(tmp_path / "cache"), "--out", str(tmp_path / "run")]
+    assert run_command(train_cli, *words, *SMALL) == 0
+    samples = json.loads((tmp_path / "run" / "summary.json").read_text())["samples"]
+    assert all(sample["prompt"].endswith("<|im_start|>assistant\n") for sample in samples)
+    capsys.readouterr()
+    assert run_command(eval_cli, str(tmp_path / "run"), "--cache", str(tmp_path / "all"), "--json") == 0
+    found = json.loads(capsys.readouterr().out)["by_role"]
+    assert {"user", "assistant", "template"} <= found.keys()
+    rows = open_cache(tmp_path / "all").rows(range(4))
+    assert rows.role is not None
+    for role in found:
+        counted = (rows.role == ROLES.index(role)) & rows.loss_mask
+        assert found[role]["tokens"] == counted.sum()
+    source = str(tmp_path / "chats.jsonl")
+    assert run_command(eval_cli, str(tmp_path / "run"), "--corpus", source, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["by_role"].keys() == {"assistant"}
+    assert run_command(eval_cli, str(tmp_path / "run"), "--cache", str(tmp_path / "all")) == 0
+    assert "by who speaks" in capsys.readouterr().out
+    export_student(tmp_path / "run", tmp_path / "export")
+    assert AutoTokenizer.from_pretrained(tmp_path / "export").chat_template == FAMILIES["ChatML"].template
+    writer = load_export(tmp_path / "export", torch.device("cpu"))
+    assert "".join(Chat(writer, Sampling(), 3).answer("Hello"))
 
 
 def test_another_template_is_another_cache(settings: Settings, tmp_path: Path) -> None:
