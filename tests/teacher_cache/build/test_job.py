@@ -208,6 +208,15 @@ def test_an_error_in_computing_keeps_the_shard_before(
     assert set(open_cache(tmp_path / "cache", allow_unfinished=True).commits) == {0, 1}
 
 
+@pytest.fixture
+def ctrl_c_interrupts() -> Iterator[None]:
+    """A shell that starts tests in the background has SIGINT ignored in them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c_interrupts")
 def test_an_interrupt_ends_a_build_and_keeps_what_is_committed(
     wanted: BuildSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
