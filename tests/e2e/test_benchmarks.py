@@ -50,6 +50,20 @@ def test_what_trust_costs_is_measured(tmp_path: Path) -> None:
     assert {"verify_over_sha256sum", "digests_share_of_read"} <= figures.keys()
 
 
+def test_students_of_transformers_are_measured_in_both_trainers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)  # which trainings in this process leave behind
+    output = tmp_path / "figures.json"
+    printed = run("gpu.trainer", "--tiny", "--device", "cpu", "--repeats", "1", "--epochs", "1", "--json", str(output))
+    figures = json.loads(output.read_text())
+    assert figures["feed_tokens_per_second"] > 0
+    for name, cases in (("student_train", {"ce", "cached"}), ("trainer", {"ce", "cached", "own"})):
+        assert set(figures[name]["seconds"]) == cases
+        assert figures[name]["time_cached_over_ce"] > 0
+        assert f"{name}, cached" in printed
+
+
 def test_all_that_a_gpu_is_asked_runs_small_here(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     script = ["bash", str(ROOT / "benchmarks" / "gpu" / "all.sh"), str(tmp_path), "--tiny"]

@@ -177,6 +177,16 @@ def test_two_processes_in_every_stage_train_to_the_trace_of_one(
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
 
 
+def test_a_run_under_zero_3_is_finished_and_exported(made: Path, alone: Processes, tmp_path: Path) -> None:
+    options = [f"--evaluation.cache={made / 'cache'}", f"--deepspeed={stage_file(tmp_path, 3)}"]
+    wanted = causal_settings(*student_options(made, "hf"), *options, "--training.max_steps=2")
+    finish(run_job(wanted, made / "cache", tmp_path / "run", alone))
+    assert read_summary(tmp_path / "run").trainable_parameters > 10_000
+    export_student(tmp_path / "run", tmp_path / "export")
+    stored = load_file(tmp_path / "run" / "trained.safetensors")
+    assert all(tensor.dim() > 0 and tensor.numel() for tensor in stored.values())
+
+
 def small_width(folder: Path) -> Path:
     return save_llama(folder, hidden_size=16, initializer_range=0.02)
 
