@@ -132,7 +132,7 @@ def _by_cache(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup | None:
             strict=True,
         )
         rows += [[cache if len(runs) == 1 else f"{name}, {cache}", *cells] for cache, cells in each]
-    caption = f"Caches trained on together; means over the last {LAST_STEPS} steps"
+    caption = f"Caches trained on together; means over up to {LAST_STEPS} last steps"
     return table(caption, ["", *TRAINED_CACHE_WORDS], rows) if rows else None
 
 

@@ -67,7 +67,7 @@ def _by_cache(run: Run) -> Iterator[Table]:
     if not caches:
         return
     means = means_by_cache(run.metrics.read())
-    table = Table(title=f"trained on, means over the last {LAST_STEPS} steps", title_justify="left")
+    table = Table(title=f"trained on, means over up to {LAST_STEPS} last steps", title_justify="left")
     table.add_column("")
     for words in TRAINED_CACHE_WORDS:
         table.add_column(words, justify="right")

@@ -181,7 +181,7 @@ def test_the_command_says_what_it_reads_and_what_came_of_it(
     assert "9 rows, 1.22 passes, no averaged hidden states, so trained without the Frobenius term" in said.err
     for path in paths[:2]:
         assert f"held out: {path}" in said.out
-    assert "trained on, means over the last 100 steps" in said.out
+    assert "trained on, means over up to 100 last steps" in said.out
     assert "50.00%" in said.out
     provenance = read_provenance(out)
     assert provenance is not None

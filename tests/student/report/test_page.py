@@ -142,7 +142,7 @@ def test_a_page_is_the_same_for_the_same_run_and_written_whole(tmp_path: Path) -
 def test_several_caches_have_their_figures_each(tmp_path: Path) -> None:
     mixed, single = a_run_on_two_caches(tmp_path / "mixed"), a_run(tmp_path / "single")
     page = text_of(mixed)
-    for words in ("Caches trained on together; means over the last 100 steps", "60.00%", "1.20"):
+    for words in ("Caches trained on together; means over up to 100 last steps", "60.00%", "1.20"):
         assert words in page
     for words in ("f00d, after 40 steps", "cafe, after 0 steps", "the teacher, on the text of cafe", "2.2500"):
         assert words in page
