@@ -109,7 +109,9 @@ def first_line(error: Exception) -> str:
 def _named(name: str, cache: Cache, *, seed: int | None) -> CausalLMStudent:
     """A model by its Hub id or folder, with its own weights or, with `seed`, random ones."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     where = f"model.hf {name}"
     config, vocab_size = without_dropout(_config(name, where)), cache.manifest.vocab_size
     if getattr(config, "quantization_config", None):
