@@ -222,6 +222,10 @@ class StepBatch:
     """Each of the parts that its caches have in it."""
     counted: tuple[Counted, ...]
     """By cache."""
+    begun: Iterator[MicroBatch] | None = None
+    """What `on` gives, where it has been asked for already."""
+    begin_next: Callable[[], None] = lambda: None
+    """To be called when the step's own work is under way, see `BegunBatches`."""
 
     @classmethod
     def of(
@@ -246,6 +250,9 @@ class StepBatch:
 
     def on(self, device: torch.device) -> Iterator[MicroBatch]:
         """The micro-batches on a device, widened there; on CUDA each is copied while the one before it is used."""
+        if self.begun is not None:
+            yield from self.begun
+            return
         if device.type != "cuda":
             for parts in self.micro_batches:
                 yield _widened([part.map(lambda tensor: tensor.to(device)) for part in parts])

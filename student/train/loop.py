@@ -12,6 +12,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from student.data.batch import Batch, GlobalCounts, MicroBatch, StepBatch
+from student.data.begun import BegunBatches
 from student.data.feed import Parts, batches_ahead
 from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.frobenius import zero_through_map
@@ -42,13 +43,12 @@ def train(run: Run, start: Progress) -> tuple[Progress, StepTime]:
     Raises `UserError` after `MOST_SKIPPED` steps in a row whose gradient was not finite, or if no step had another.
     """
     done = start
-    with step_log(run, start) as log, step_batches(run, start.steps) as batches:
+    with step_log(run, start) as log, step_batches(run, start.steps) as made:
+        batches = BegunBatches(made, run.processes.device)
         while done.steps < run.stage.stop:
-            began = time.perf_counter()
-            batch = next(batches)
-            waiting = time.perf_counter() - began
-            metrics = next_step(run, batch, done)
-            seconds = time.perf_counter() - began
+            began, waited = time.perf_counter(), batches.waited
+            metrics = next_step(run, next(batches), done)
+            seconds, waiting = time.perf_counter() - began, batches.waited - waited
             done = done.after_step(applied=metrics.applied, ends_epoch=_stage_place(run, done.steps + 1)[1] == 0)
             log.add(metrics, StepTime(seconds, waiting), done)
             if log.skipped_in_a_row >= MOST_SKIPPED:
@@ -233,9 +233,10 @@ def _accumulate(run: Run, step_batch: StepBatch, part: Callable[[MicroBatch, Glo
         backward(engine, terms[0] * processes.world_size)
         totals = totals + terms.detach().to(torch.float64)
         if engine.is_gradient_accumulation_boundary():
+            step_batch.begin_next()
             norm, learning_rate = gradient_norm(engine), engine.get_lr()[0]
             announce_norm(engine, norm)
-            # Read before the update, which a GPU then works on while the host prepares the next step.
+            # Read before the update, which a GPU works on while the host goes on to the next step.
             found = processes.sum(totals).cpu()
         engine.step()
     kinds = (len(found) - 1) // len(run.caches)

@@ -1,7 +1,6 @@
 """Samples of a student's text, which continue held-out beginnings."""
 
-from student.inference.generate import generate_tokens
-from student.inference.text_stream import Decoder
+from student.inference.generate import Sampling, continue_prompts
 from student.run.files import Sample
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
@@ -22,21 +21,29 @@ def write_samples(run: Run) -> list[Sample]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
-    return [_sample(run, tokenizer, cache, row) for row in range(0, len(cache), -(-len(cache) // SAMPLES))]
+    prompts = [_beginning(cache, row) for row in range(0, len(cache), -(-len(cache) // SAMPLES))]
+    likeliest, drawn = (map(tokenizer.decode, _continued(run, cache, prompts, t)) for t in (0.0, 1.0))
+    beginnings = map(tokenizer.decode, prompts)
+    return [
+        Sample(prompt=prompt, likeliest=first, drawn=second)
+        for prompt, first, second in zip(beginnings, likeliest, drawn, strict=True)
+    ]
 
 
-def _sample(run: Run, tokenizer: Decoder, cache: Cache, row: int) -> Sample:
+def _beginning(cache: Cache, row: int) -> list[int]:
     cached = cache[row]
     first_label = int(cached.loss_mask.argmax()) + 1
     # Of a conversation all up to its first answer.
-    beginning = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1) if cached.role is None else first_label
-    prompt = [int(token) for token in cached.tokens[:beginning]]
+    length = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1) if cached.role is None else first_label
+    return [int(token) for token in cached.tokens[:length]]
 
-    def continued(temperature: float) -> str:
-        stop = cache.manifest.eos_token_id
-        written = generate_tokens(
-            run.student, prompt, max_new_tokens=WRITTEN_TOKENS, temperature=temperature, seed=row, stop_token=stop
-        )
-        return tokenizer.decode(written)
 
-    return Sample(prompt=tokenizer.decode(prompt), likeliest=continued(0.0), drawn=continued(1.0))
+def _continued(run: Run, cache: Cache, prompts: list[list[int]], temperature: float) -> list[list[int]]:
+    """What the student writes behind each prompt, all of them at once."""
+    written: list[list[int]] = [[] for _ in prompts]
+    stop, sampling = cache.manifest.eos_token_id, Sampling(temperature)
+    steps = continue_prompts(run.student, prompts, max_new_tokens=WRITTEN_TOKENS, sampling=sampling, stop_token=stop)
+    for step in steps:
+        for number, token in step.items():
+            written[number].append(token)
+    return written

@@ -209,6 +209,6 @@ def _as_tensor(weights: Iterable[float], like: Tensor) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _constant(weights: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Cached: copying even a few numbers to a GPU waits for all its queued work."""
+    """Cached, and copied without waiting: to copy even a few numbers to a GPU waits for all its queued work."""
     with torch.inference_mode(mode=False):  # tensors made in inference mode cannot take part in training
-        return torch.tensor(weights, dtype=dtype, device=device)
+        return torch.tensor(weights, dtype=dtype).to(device, non_blocking=True)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from student.model.kernels import mlstm_torch
-from student.model.kernels.chunks import Memory
+from student.model.kernels.chunks import LONGEST_CHUNK, Memory
 from student.model.kernels.headwise import normalise_heads
 from student.model.kernels.mlstm_torch import HeadInputs
 from student.model.kernels.wide_product import wide_product
@@ -89,7 +89,9 @@ def _recurrence(kernels: str, dtype: torch.dtype, inputs: HeadInputs, memory: Me
     # The kernels' products are TF32, finer than bfloat16 and float16 are coarse. Not so for float32, whatever the
     # caller allows its products: the forget gates' gradients are twice as far off as TF32 alone makes them.
     fine_enough = dtype in (torch.bfloat16, torch.float16)
-    if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough):
+    # A few tokens are faster in plain torch, and every length below a chunk would be compiled by itself.
+    long_enough = inputs.q.shape[2] >= LONGEST_CHUNK
+    if kernels == "triton" or (kernels == "auto" and inputs.q.is_cuda and fits and fine_enough and long_enough):
         from student.model.kernels import mlstm_triton
 
         return mlstm_triton.run
