@@ -57,7 +57,8 @@ def require_tokenizer(path: str | Path, cache: Cache, where: str) -> None:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path)
     except UNREADABLE as error:
-        raise UserError(f"{where}: its tokenizer cannot be loaded: {first_line(error)}") from error
+        said = first_line(error).rstrip(":")
+        raise UserError(f"{where}: its tokenizer cannot be loaded ({said}); put its own beside it") from error
     if not is_digest_of(tokenizer, cache.manifest.tokenizer_sha256):
         raise UserError(
             f"{where}: another tokenizer than that of {cache.path}; name a student with the tokenizer of its teacher, "

@@ -26,7 +26,7 @@ from student.train.summary import finish
 from teacher_cache.read.cache import open_cache
 from tests.helpers.causal_students import causal_settings, save_llama
 from tests.helpers.families import save_family
-from tests.helpers.several_jobs import launch, stage_file
+from tests.helpers.several_jobs import launch, let_fp16_run_on_a_cpu, stage_file
 from tests.helpers.small_llama import COEFFICIENTS, assert_same_gradients, naive_step
 from tests.helpers.small_training import stop_at, trace, weights
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
@@ -175,6 +175,22 @@ def test_two_processes_in_every_stage_train_to_the_trace_of_one(
         ours, theirs = (load_file(tmp_path / name / "trained.safetensors") for name in (f"two {stage}", "one"))
         assert ours.keys() == theirs.keys()
         assert all(torch.allclose(ours[name], theirs[name], atol=1e-4) for name in ours)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_sixteen_bits_have_one_trace_without_zero_and_under_zero_3(
+    made: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    let_fp16_run_on_a_cpu(monkeypatch)
+    traces = []
+    for stage in (0, 3):
+        options = [f"--training.precision={precision}", f"--deepspeed={stage_file(tmp_path, stage)}"]
+        wanted = causal_settings(*student_options(made, "hf"), *options, "--training.max_steps=3")
+        run_job(wanted, made / "cache", tmp_path / str(stage), alone)
+        traces.append(trace(tmp_path / str(stage)))
+    for ours, theirs in zip(*traces, strict=True):
+        assert ours["applied"]
+        assert ours == pytest.approx(theirs, rel=2**-8)
 
 
 def test_a_run_under_zero_3_is_finished_and_exported(made: Path, alone: Processes, tmp_path: Path) -> None:

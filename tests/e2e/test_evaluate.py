@@ -97,7 +97,7 @@ class Truth:
                 row = cache[index]
                 tokens = torch.from_numpy(row.tokens.astype(np.int64))[None]
                 hidden = student(tokens[:, :-1])[0].double()
-                ours = (hidden @ student.head.weight.double().T).log_softmax(-1)
+                ours = (hidden @ student.head.weight[:VOCAB].double().T).log_softmax(-1)
                 theirs = online(tokens[:, :-1]).logits[0, :, :VOCAB].double().log_softmax(-1)
                 parts.append([x[row.loss_mask].numpy() for x in (ours, theirs)] + [row.tokens[1:][row.loss_mask]])
                 for starts, counts in zip(row.document_start, row.loss_mask, strict=True):
@@ -253,10 +253,7 @@ def prepare(folder: Path) -> None:
             ["runs/student", "--corpus", "empty.txt"],
             "no position counts in the rows of --cache or --corpus; give more text",
         ),
-        (
-            ["another_model", "--cache", "exact"],
-            "another_model/config.json: a model of type 'llama'; give a folder of student-export",
-        ),
+        (["another_model", "--cache", "exact"], "another_model: its tokenizer cannot be loaded ("),
         (["another_model", "--corpus", "texts"], "give --cache"),
     ],
 )

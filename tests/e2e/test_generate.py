@@ -124,7 +124,7 @@ BAD_EXPORTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no token map": (_without("tokenizer.json"), "its tokenizer is not"),
     "cut weights": (_cut_weights, "its weights or configuration are damaged"),
     "a tensor less": (_tensor_less, "student.embedding is missing or not the student's; run student-export again"),
-    "another type": (_other_type, "config.json: a model of type 'llama'; give a folder of student-export"),
+    "another type": (_other_type, "is missing or not the model's; give a folder with all of its weights"),
     "no JSON": (_no_json, "config.json: not a model's configuration"),
     "another tokenizer": (change_tokenizer, "its tokenizer is not the one the student was trained with"),
 }
