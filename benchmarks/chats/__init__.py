@@ -1,0 +1,1 @@
+"""Benchmarks of caches of conversations."""
