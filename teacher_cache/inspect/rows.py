@@ -10,6 +10,7 @@ from rich.text import Text
 from transformers import AutoTokenizer
 
 from delta_common.errors import UserError
+from teacher_cache.format.arrays import ROLES
 from teacher_cache.read.cache import Cache
 
 CHOICES_SHOWN = 5
@@ -27,6 +28,8 @@ class PositionView:
     temperature: float
     choices: list[tuple[str, float]]
     remaining_mass: float
+    role: str | None = None
+    """Whose token the next one is, of conversations."""
 
     def to_json(self) -> dict[str, object]:
         return vars(self)
@@ -51,6 +54,7 @@ def view_row(cache: Cache, row: int, first: int = 0, last: int | None = None) ->
             temperature=temperature,
             choices=[(decode(int(targets.ids[0, t, k])), float(chances[t, k])) for k in range(shown)],
             remaining_mass=max(0.0, 1 - float(chances[t].sum())),
+            role=None if stored.role is None else ROLES[stored.role[t]],
         )
         for t in range(first, last)
     ]
@@ -116,7 +120,7 @@ def render_row(views: list[PositionView]) -> Table:
     for view in views:
         words = [Text(str(view.position)), Text(visible_text(view.token)), Text(visible_text(view.following))]
         if not view.counted:
-            table.add_row(*words, "masked", "")
+            table.add_row(*words, "masked" if view.role is None else f"masked: {view.role}", "")
             continue
         choices = Text("  ").join(
             Text(f"{visible_text(word)} {p:.2f}", style="bold green" if word == view.following else "")

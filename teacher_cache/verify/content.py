@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from teacher_cache.format.arrays import LOG_MASS_FLOOR
+from teacher_cache.format.arrays import LOG_MASS_FLOOR, ROLES
 from teacher_cache.format.errors import CacheError
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache, open_cache
@@ -80,6 +80,8 @@ def row_problems(rows: CachedRows, manifest: Manifest) -> Iterator[str]:
         array = getattr(rows, name)
         if array is not None and array[~mask].any():
             yield f"{name}: not zero where loss_mask is false"
+    if rows.role is not None:
+        yield from _role_problems(rows.role, mask, manifest)
     for name in ("final_hidden", "hidden_mean"):
         array = getattr(rows, name)
         if array is not None and not np.isfinite(array).all():
@@ -87,6 +89,18 @@ def row_problems(rows: CachedRows, manifest: Manifest) -> Iterator[str]:
     if rows.ids is not None and rows.values is not None and rows.log_mass is not None and mask.any():
         yield from _entry_problems(rows.ids[mask], rows.values[mask], manifest, vocab)
         yield from _mass_problems(rows.values[mask], rows.log_mass[mask], manifest)
+
+
+def _role_problems(role: NDArray[np.uint8], mask: NDArray[np.bool_], manifest: Manifest) -> Iterator[str]:
+    """Problems of whose tokens labels are, (n, T)."""
+    layout = manifest.rows.conversations
+    if role.max() >= len(ROLES):
+        yield f"role: {role.max()} is none of the {len(ROLES)} roles"
+    if (mask & (role == ROLES.index("padding"))).any():
+        yield "role: padding counts"
+    others = mask & ~np.isin(role, [ROLES.index("assistant"), ROLES.index("template")])
+    if layout is not None and layout.loss_on != "all" and others.any():
+        yield f"role: counts what others than the assistant say, of answers alone ({layout.loss_on})"
 
 
 def _entry_problems(

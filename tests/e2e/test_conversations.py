@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from cached_distillation import CacheDataset
 from delta_common.errors import UserError
 from student.cli import evaluate as eval_cli
 from student.cli import train as train_cli
@@ -25,12 +26,14 @@ from student.inference.load import load_export
 from teacher_cache.build.job import build
 from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.format.arrays import ROLES
+from teacher_cache.inspect.rows import view_row
 from teacher_cache.inspect.summary import identity_facts, summarize
 from teacher_cache.inspect.tokens import token_data
 from teacher_cache.read.cache import open_cache
+from teacher_cache.read.decode import CachedRows
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.open import open_store
-from teacher_cache.verify.content import verify_bytes_and_content
+from teacher_cache.verify.content import row_problems, verify_bytes_and_content
 from tests.helpers.chat_families import FAMILIES, conversations
 from tests.helpers.small_training import SMALL
 from tests.helpers.tiny_teacher import save_tiny_teacher
@@ -89,6 +92,13 @@ def test_only_what_the_assistant_says_is_computed_and_counted(settings: Settings
     assert not rows.ids[~rows.loss_mask].any()
     assert rows.role is not None
     assert (rows.role[rows.loss_mask] == ROLES.index("assistant")).all()
+    assert not list(row_problems(rows, cache.manifest))
+    wrong = {**rows.arrays, "role": np.where(rows.loss_mask, ROLES.index("user"), rows.role).astype(np.uint8)}
+    [problem] = row_problems(CachedRows(cache.manifest, wrong), cache.manifest)
+    assert problem.startswith("role: counts what others than the assistant say")
+    assert {view.role for view in view_row(cache, 0) if view.counted} == {"assistant"}
+    labels = CacheDataset(cache.path)[0]["labels"].numpy()
+    assert (labels != -100).tolist() == rows.loss_mask[0].tolist()
     counts = sum(int(n) for commit in cache.commits.values() for n in (commit.roles or {}).values())
     assert counts == rows.loss_mask.size
     assert verify_bytes_and_content(open_store(tmp_path / "cache")).is_sound
