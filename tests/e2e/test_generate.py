@@ -147,7 +147,7 @@ def test_what_is_no_export_is_refused_in_one_line(
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "nothing to continue; give --prompt TEXT, or --prompts FILE"),
+        ((), "nothing to continue; give --prompt TEXT, --prompts FILE"),
         (("--prompt", ""), "the prompt is empty; give at least one token"),
         (("--prompts", "no-such-file"), "--prompts no-such-file: not readable as text"),
         (("--prompt", "a", "--temperature", "-1"), "temperature -1 is negative"),
