@@ -3,7 +3,14 @@
 import pytest
 
 from delta_common.errors import UserError
-from teacher_cache.corpus.documents import BEGINNING, Document, make_document, require_column
+from teacher_cache.corpus.documents import (
+    BEGINNING,
+    Document,
+    columns_to_read,
+    content_of,
+    make_document,
+    require_column,
+)
 from teacher_cache.settings import CorpusSettings
 
 SETTINGS = CorpusSettings(source="x", text_column="body")
@@ -39,3 +46,27 @@ def test_a_missing_column_names_those_there_are() -> None:
 
 def test_reading_begins_at_the_first_document() -> None:
     assert (BEGINNING.document, BEGINNING.file) == (0, 0)
+
+
+CHATS = CorpusSettings(source="x", messages_column="talk")
+PROMPTS = CorpusSettings(source="x", prompt_column="ask", completion_column="say")
+
+
+def test_conversations_are_read_from_their_columns() -> None:
+    assert columns_to_read(CHATS, ["text", "tools", "talk", "id"]) == ["talk", "id", "tools"]
+    assert columns_to_read(PROMPTS, ["say", "ask"]) == ["ask", "say"]
+    assert columns_to_read(SETTINGS, ["id", "body", "tools"]) == ["body", "id"]
+    for settings, column, option in [(CHATS, "talk", "messages_column"), (PROMPTS, "say", "completion_column")]:
+        with pytest.raises(UserError, match=rf"no column '{column}'; set corpus.{option} to one it has: ask, text"):
+            require_column(settings, ["ask", "text"], "a.jsonl:1")
+
+
+def test_a_conversation_becomes_a_document_and_half_a_surrogate_pair_none() -> None:
+    record = {"talk": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]}
+    found = make_document(content_of(record, CHATS), None, CHATS, place="a.jsonl:3", where="folder/a.jsonl:3")
+    assert found.id == "a.jsonl:3"
+    assert found.conversation is not None
+    assert found.conversation.fault is None
+    record["talk"][0]["content"] = "\ud800"
+    with pytest.raises(UserError, match=r"the conversation a\.jsonl:3 has half a surrogate pair"):
+        make_document(content_of(record, CHATS), None, CHATS, place="a.jsonl:3", where="folder/a.jsonl:3")
