@@ -72,9 +72,18 @@ def _slider(data: dict[str, Any]) -> dict[str, str]:
 
 def _key_figures(summary: Summary) -> Markup:
     retained, entropy = summary["retained_mass"], summary["entropy"]
-    candidates: dict[str, tuple[float | None, str]] = {
+    sizes: dict[str, tuple[float | None, str]] = {
         "tokens": (summary["tokens"], "{:,}"),
         "bytes per token": (summary["bytes_per_token"], "{:.1f}"),
+    }
+    if summary["roles"] is not None:
+        sizes = {
+            "tokens that count": (summary["tokens"], "{:,}"),
+            "of all tokens": (summary["tokens"] / max(1, summary["text_tokens"]), "{:.1%}"),
+            "bytes per counted token": (summary["bytes_per_token"], "{:.1f}"),
+        }
+    candidates = {
+        **sizes,
         "retained mass, T = 1": (retained["1"], "{:.1%}"),
         "retained mass, T = 2": (retained["2"], "{:.1%}"),
         "entropy, T = 1, nats": (entropy["1"], "{:.2f}"),
@@ -124,7 +133,8 @@ def _bytes_section(summary: Summary) -> Markup:
         per_token = f"{array['per_token']:.2f}" if known else ""
         ratio = f"{array['ratio']:.1f} ×" if array["ratio"] else ""
         rows.append([name, share_bar(share), f"{share:.1%}", per_token, f"{array['bytes']:,}", ratio])
-    headings = ["array", "", "share", "bytes per token", "bytes", "compression"]
+    per_token = "bytes per token" if summary["roles"] is None else "bytes per counted token"
+    headings = ["array", "", "share", per_token, "bytes", "compression"]
     return table(f"{byte_size(summary['bytes'])} in {summary['shards']['done']:,} shards", headings, rows, "drawn")
 
 

@@ -26,6 +26,7 @@ from student.inference.load import load_export
 from teacher_cache.build.job import build
 from teacher_cache.build.plan import make_plan, render_plan
 from teacher_cache.format.arrays import ROLES
+from teacher_cache.inspect.page import render_page
 from teacher_cache.inspect.rows import view_row
 from teacher_cache.inspect.summary import identity_facts, summarize
 from teacher_cache.inspect.tokens import token_data
@@ -221,6 +222,9 @@ def test_inspect_and_plan_say_what_counts_and_what_is_padding(settings: Settings
     assert "bytes per counted token" in facts["size"]
     shown = token_data(cache, [0], (0, 40)).json["rows"][0]["roles"]
     assert shown == [ROLES[code] for code in rows.role[0, :40]]
+    page = render_page(cache, token_data(cache, [0], (0, 40)))
+    assert "tokens that count" in page
+    assert "bytes per counted token" in page
     plan = make_plan(asked, None)
     assert plan.rows == len(cache)
     assert plan.skipped == ""
