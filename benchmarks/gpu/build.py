@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.gpu.build [--batch 16] [--batches 24] [--json FILE] [--tiny]
 
 `teacher` is the forward pass with its LM head over batches of rows of 512, nothing kept; `build` is what
-`teacher-cache build` does with the `default` targets and averaged states in int8, without the time to load the teacher:
+`teacher-cache build` does with the presets `default` of targets and states, without the time to load the teacher:
 the difference of two builds of different lengths. `naive` is the teacher with float32 logits, their top_k and one
 logsumexp. `peak` is the share of the matrix rate measured on 8,192² bfloat16 products. Text is random letters.
 """
@@ -108,7 +108,7 @@ def settings(
             "teacher": {"model": str(teacher), "device": arguments.device, "compile": arguments.compile},
             "corpus": {"source": str(corpus)},
             "rows": {"seq_len": size.seq_len, "count": batches * arguments.batch},
-            "hidden": {"mean": "int8"},
+            "hidden": {"preset": "default"},
             "compute": {"batch_size": arguments.batch, "rows_per_shard": BATCHES_PER_SHARD * arguments.batch},
         }
     )

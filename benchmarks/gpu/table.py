@@ -1,4 +1,4 @@
-"""What `all.sh` has measured, as a table.
+"""What `gpu.sh` has measured, as a table.
 
 Usage: python -m benchmarks.gpu.table FOLDER
 """
@@ -8,15 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-STEP = [
-    "time_cached_over_ce",
-    "memory_cached_over_ce",
-    "time_exact_over_ce",
-    "time_online_over_cached",
-    "memory_online_over_cached",
-    "data_wait_share",
-]
 SHOWN = {
+    "commands": ["cached over ce, 32 rows", "cached over ce, 8 rows"],
     "build": ["build_over_teacher", "computed_over_teacher", "teacher_share_of_peak", "peak_bytes"],
     "blocks": [
         "slstm_speedup",
@@ -27,8 +20,7 @@ SHOWN = {
         "mlstm_error",
     ],
     "compiled": ["speedup_over_compiled", "error", "error_compiled"],
-    "step": STEP,
-    "large": STEP,
+    "online": ["time_exact_over_ce", "time_online_over_cached", "memory_online_over_cached"],
 }
 
 
@@ -40,7 +32,20 @@ def rows(folder: Path) -> list[tuple[str, str, str]]:
         path = folder / f"{name}.json"
         values: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
         found += [(name, figure, f"{values[figure]:,.4g}") for figure in figures if values.get(figure) is not None]
-    return found
+    return found + command_rows(folder / "commands.json")
+
+
+def command_rows(path: Path) -> list[tuple[str, str, str]]:
+    """(command, figure, value) of `student-train`'s runs."""
+    commands = json.loads(path.read_text())["commands"] if path.is_file() else {}
+    return [
+        (
+            name,
+            "step, tokens per second, share of the peak",
+            f"{1000 * each['seconds']:.1f} ms, {each['tokens_per_second']:,.0f}, {each['peak']:.1%}",
+        )
+        for name, each in commands.items()
+    ]
 
 
 def main() -> None:
