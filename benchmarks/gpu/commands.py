@@ -127,14 +127,16 @@ def measure_commands(arguments: argparse.Namespace, folder: Path) -> dict[str, A
     if arguments.tiny:
         commands = {name: replace(each, rows=8, precision="fp32") for name, each in list(COMMANDS.items())[:2]}
     cache = make_cache(folder, size, 32 * (arguments.steps + 1), device)
-    found = {name: train(cache, each, arguments.steps, folder / "run") for name, each in commands.items()}
+    found = {}
+    for name, each in commands.items():
+        found[name] = train(cache, each, arguments.steps, folder / "run")
+        print(f"{name}: {words(found[name])}", file=sys.stderr, flush=True)
     summary = json.loads((folder / "run" / "summary.json").read_text())
     operations = operations_per_token(summary, size)
     for each in found.values():
         each["peak"] = operations * each["tokens_per_second"] / PEAK
-    figures: dict[str, Any] = {
-        name: found[one]["seconds"] / found[other]["seconds"] for name, (one, other) in RATIOS.items()
-    }
+    pairs = {name: pair for name, pair in RATIOS.items() if pair[0] in found}
+    figures = {name: found[one]["seconds"] / found[other]["seconds"] for name, (one, other) in pairs.items()}
     known = setup(torch.device(device), steps=arguments.steps, seed=0, sizes=vars(size))
     return {"setup": known, "commands": found, **figures}
 
