@@ -82,6 +82,8 @@ def make_case(
     student_scale: float = 1.0,
     teacher_scale: float = 3.0,
     valid: float = 0.7,
+    rows: int = 3,
+    length: int = 5,
 ) -> Case:
     """Everything in float64; sampled and bucket targets of a random teacher, or its final states."""
     random = torch.Generator().manual_seed(seed)
@@ -89,7 +91,6 @@ def make_case(
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=random, dtype=torch.float64)
 
-    rows, length = 3, 5
     final_hidden = None
     entries: list[Tensor | None] = [None, None, None]
     kept_as: TargetLayout = layout(min(top_k, vocab), samples if kind == "sampled" else 0)
