@@ -1,6 +1,7 @@
 """Loads a teacher from a Hub id, a folder, a GGUF file or an installed package, and refuses what would be random."""
 
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -39,7 +40,7 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
     device = _device(settings.device)
     transformers.utils.logging.disable_progress_bar()
     try:
-        with _no_chatter():
+        with _no_chatter(), _gguf_read_once() if "gguf_file" in arguments else contextlib.nullcontext():
             tokenizer = load_tokenizer(where, settings.model, **NO_OWN_CODE, **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
                 where,
@@ -59,6 +60,22 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
     for name, value in PLAIN_OUTPUT.items():
         setattr(model.config, name, value)
     return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
+
+
+@contextlib.contextmanager
+def _gguf_read_once() -> Iterator[None]:
+    """transformers opens a GGUF file, and lists its tensors' names, anew for configuration, tokenizer and weights.
+
+    Each time takes seconds, for every token of the vocabulary is an object.
+    """
+    import gguf
+
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    gguf.GGUFReader, gguf.get_tensor_name_map = map(functools.cache, before)
+    try:
+        yield
+    finally:
+        gguf.GGUFReader, gguf.get_tensor_name_map = before
 
 
 def _unpacked(arguments: Mapping[str, str]) -> dict[str, GgufConfig]:

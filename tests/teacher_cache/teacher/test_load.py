@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher.load import _device, _source, load_teacher
+from teacher_cache.teacher.load import _device, _gguf_read_once, _source, load_teacher
 from tests.helpers.families import family_model, save_family
 
 Tensors = dict[str, Tensor]
@@ -169,3 +170,13 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LOCAL_RANK", "6")
     assert _device("cuda") == torch.device("cuda", 2)
     assert _device("cpu") == torch.device("cpu")
+
+
+def test_a_gguf_file_is_read_once_while_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[str] = []
+    monkeypatch.setattr(gguf, "GGUFReader", lambda path: read.append(path) or object())
+    before = gguf.GGUFReader, gguf.get_tensor_name_map
+    with _gguf_read_once():
+        assert gguf.GGUFReader("a") is gguf.GGUFReader("a") is not gguf.GGUFReader("b")
+    assert read == ["a", "b"]
+    assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
