@@ -17,6 +17,7 @@ from student.report.series import MOST_POINTS, Chart, charts
 from student.run.by_cache import LAST_STEPS, TRAINED_CACHE_WORDS, cells_by_cache, means_by_cache
 from student.run.files import Provenance, RunFiles, Sample
 from student.run.measure_words import MEASURE_WORDS
+from student.run.records import StepCost
 from student.run.student_words import beginning_words, cache_names, stage_words, student_words
 
 REPORT_FILE = "report.html"
@@ -176,23 +177,33 @@ def _one_line(text: str) -> str:
 
 
 def _costs(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:
-    rows = [[name, *_cost_words(run)] for run, name in zip(runs, names, strict=True) if run.costs]
-    if not rows:
+    timed = [(name, _cost_words(run)) for run, name in zip(runs, names, strict=True) if run.costs]
+    if not timed:
         return element("p", "No step has been timed.")
-    headings = ["", "steps timed", "time of the steps", "tokens per second", "waiting for data", "peak memory", "on"]
+    shown = [heading for heading in timed[0][1] if heading != "MFU" or any(words["MFU"] != NONE for _, words in timed)]
+    headings, rows = ["", *shown], [[name, *(words[heading] for heading in shown)] for name, words in timed]
     return table("Steps alone, without evaluations and checkpoints; memory of the first process", headings, rows)
 
 
-def _cost_words(run: RunFiles) -> list[str]:
+def _cost_words(run: RunFiles) -> dict[str, str]:
+    """By heading."""
     tokens, seconds, waiting = (sum(getattr(cost, name) for cost in run.costs) for name in COST_SUMS)
-    return [
-        f"{len(run.costs):,} of {_steps(run):,}",
-        duration(seconds),
-        f"{tokens / seconds:,.0f}",
-        f"{waiting / seconds:.1%}",
-        byte_size(max(cost.peak_bytes for cost in run.costs)),
-        "; ".join(dict.fromkeys(cost.machine for cost in run.costs)),
-    ]
+    return {
+        "steps timed": f"{len(run.costs):,} of {_steps(run):,}",
+        "time of the steps": duration(seconds),
+        "tokens per second": f"{tokens / seconds:,.0f}",
+        "MFU": _mfu(run.costs),
+        "waiting for data": f"{waiting / seconds:.1%}",
+        "peak memory": byte_size(max(cost.peak_bytes for cost in run.costs)),
+        "on": "; ".join(dict.fromkeys(cost.machine for cost in run.costs)),
+    }
+
+
+def _mfu(costs: Sequence[StepCost]) -> str:
+    """Over the steps that it is known of."""
+    known = [(cost.mfu * cost.seconds, cost.seconds) for cost in costs if cost.mfu is not None]
+    used, seconds = (sum(column) for column in zip(*known, strict=True)) if known else (0.0, 0.0)
+    return f"{used / seconds:.1%}" if seconds else NONE
 
 
 def _settings(runs: Sequence[RunFiles], names: Sequence[str]) -> Markup:

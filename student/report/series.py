@@ -31,6 +31,8 @@ FROBENIUS_NOTE = (
     "with `channels: raw` this may hardly fall, whatever is learnt."
 )
 
+MFU_NOTE = "Operations in products with weights over what the cards could do; attention's own products are left out."
+
 TRANSFER_NOTE = "What the mixers miss of softmax attention on the same input; 0 is attention itself."
 
 MEASURES = (
@@ -48,6 +50,7 @@ MEASURES = (
     Measure("kl", "Held-out KL at T = 1, nats per token", "evaluations"),
     Measure("calibration_error", "Held-out calibration error", "evaluations"),
     Measure("tokens_per_second", "Tokens per second", "costs"),
+    Measure("mfu", "MFU, share of the cards' matrix peak", "costs", MFU_NOTE),
 )
 
 
@@ -129,7 +132,9 @@ def _lines(sources: Sequence[list[JsonObject]], measure: Measure, *, by_cache: b
 
 def _records(run: RunFiles, measure: Measure) -> list[JsonObject]:
     if measure.source == "costs":
-        return [{"step": cost.step, "tokens_per_second": cost.tokens / cost.seconds} for cost in run.costs]
+        return [
+            {"step": cost.step, "tokens_per_second": cost.tokens / cost.seconds, "mfu": cost.mfu} for cost in run.costs
+        ]
     return run.metrics if measure.source == "metrics" else run.evaluations
 
 

@@ -53,3 +53,5 @@ class StepCost:
     peak_bytes: int
     """The most memory the process has held so far: the GPU's where there is one, else the host's."""
     machine: str
+    mfu: float | None = None
+    """Share of the matrix peak of all its cards; None on a CPU, in float32, or where peak or operations are unknown."""

@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 
 import torch
 
+from delta_common.machine.matrix_work import MatrixWork
 from delta_common.progress import ProgressLine
+from student.model.operations import training_operations
 from student.run.checkpoints import Progress
 from student.run.records import StepCost
 from student.train.assemble import Run
@@ -107,6 +109,8 @@ class StepLog:
 
     run: Run
     line: ProgressLine
+    work: MatrixWork | None = None
+    """Of a step; None where it is not known."""
     time: StepTime = StepTime(0.0, 0.0)
     """Of all steps."""
     skipped_in_a_row: int = 0
@@ -121,15 +125,30 @@ class StepLog:
         self.skipped_in_a_row = 0 if metrics.applied else self.skipped_in_a_row + 1
         if self.run.processes.rank == 0:
             record(self.run, metrics)
-            self.run.costs.append(vars(step_cost(metrics, time, self.run.processes)))
-            self.line.update(done.steps, progress_words(metrics, time, done))
+            mfu = None if self.work is None else self.work.mfu(_positions(self.run), metrics.tokens, time.seconds)
+            self.run.costs.append(vars(step_cost(metrics, time, self.run.processes, mfu)))
+            self.line.update(done.steps, progress_words(metrics, time, done, mfu))
 
 
 @contextmanager
 def step_log(run: Run, start: Progress) -> Iterator[StepLog]:
     """A log of the steps from `start` on, with a progress line while it is open."""
     with ProgressLine(run.stage.words, run.total_steps, start.steps, shown=run.processes.rank == 0) as line:
-        yield StepLog(run, line)
+        yield StepLog(run, line, _matrix_work(run))
+
+
+def _matrix_work(run: Run) -> MatrixWork | None:
+    """Of distillation alone: attention transfer runs each layer twice, and of some of it takes no gradient."""
+    if run.stage.settings.loss == "transfer":
+        return None
+    processes = run.processes
+    operations = training_operations(run.student)
+    return MatrixWork.of(operations, processes.device, run.student.embedding.dtype, processes.world_size)
+
+
+def _positions(run: Run) -> int:
+    """Of a step, over all processes; the student runs over those too that do not count."""
+    return run.settings.training.global_batch(run.processes.world_size) * run.cache.manifest.seq_len
 
 
 def record(run: Run, metrics: StepMetrics) -> None:
@@ -144,7 +163,7 @@ def record(run: Run, metrics: StepMetrics) -> None:
         run.engine.monitor.write_events([(f"train/{name}", value, metrics.step) for name, value in values.items()])
 
 
-def step_cost(metrics: StepMetrics, time: StepTime, processes: Processes) -> StepCost:
+def step_cost(metrics: StepMetrics, time: StepTime, processes: Processes, mfu: float | None = None) -> StepCost:
     """The cost of a step that has just been taken."""
     device = processes.device
     if device.type == "cuda":
@@ -153,15 +172,16 @@ def step_cost(metrics: StepMetrics, time: StepTime, processes: Processes) -> Ste
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
         name = f"CPU with {torch.get_num_threads()} threads"
     machine = f"{processes.world_size} × {name}, torch {torch.__version__}"
-    return StepCost(metrics.step, metrics.tokens, time.seconds, time.waiting, peak, machine)
+    return StepCost(metrics.step, metrics.tokens, time.seconds, time.waiting, peak, machine, mfu)
 
 
-def progress_words(metrics: StepMetrics, time: StepTime, done: Progress) -> str:
+def progress_words(metrics: StepMetrics, time: StepTime, done: Progress, mfu: float | None = None) -> str:
     """What the progress line says of a step."""
+    share = "" if mfu is None else f"MFU {mfu:.1%} "
     skipped = f" skipped {done.skipped:,}" if done.skipped else ""
     return (
         f"{_terms(metrics)} lr {metrics.learning_rate:.2e} {metrics.tokens / time.seconds:,.0f} tok/s "
-        f"wait {time.waiting / time.seconds:.1%}{skipped}"
+        f"{share}wait {time.waiting / time.seconds:.1%}{skipped}"
     )
 
 

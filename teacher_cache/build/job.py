@@ -93,7 +93,7 @@ def build_shards(settings: BuildSettings, teacher: Teacher, writer: CacheWriter,
 
     While one shard is computed, the rows of the next are read, and the one before is encoded and written.
     """
-    manifest, progress = writer.manifest, BuildProgress(writer.manifest, pending)
+    manifest, progress = writer.manifest, BuildProgress(writer.manifest, pending, teacher.matrix_work)
     corpus_rows = CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, writer.bookmarks())
     with (
         Background(read_shards(manifest, corpus_rows, pending), SHARDS_AHEAD) as read,

@@ -114,6 +114,8 @@ class BuildPlan:
     """Per token."""
     teacher_bytes: int
     free_bytes: int | None
+    mfu: float | None
+    """The teacher's share of its device's matrix peak, over the whole build; None where it is not known."""
     calibration_rows: int
     bytes_per_text_token: float
     """Per token that is no padding, whether it counts or not."""
@@ -157,9 +159,12 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
     )
     shards = -(-count // settings.compute.rows_per_shard)
     overlapping = teacher.device.type == "cuda"
+    extent = BuildEstimate.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping)
+    work, seconds = teacher.matrix_work, positions / extent.tokens_per_second
     return BuildPlan(
         rows=count,
-        extent=BuildEstimate.of(costs, tokens=positions / rows * count, shards=shards, overlapping=overlapping),
+        extent=extent,
+        mfu=None if work is None else work.mfu(arrays.loss_mask.size, positions, seconds),
         load_seconds=load_seconds,
         bytes_per_token=sum(costs.bytes_by_array.values()),
         bytes_by_array=dict(costs.bytes_by_array),
@@ -268,7 +273,8 @@ def render_plan(plan: BuildPlan) -> Group:
     if plan.skipped:
         facts.add_row("left out", plan.skipped)
     facts.add_row("time", f"{duration(extent.seconds)} on one device like this, {duration(plan.load_seconds)} to load")
-    facts.add_row("speed", f"{extent.tokens_per_second:,.0f} tokens/s, bound by {extent.bound_by}")
+    share = "" if plan.mfu is None else f", MFU {plan.mfu:.1%}"
+    facts.add_row("speed", f"{extent.tokens_per_second:,.0f} tokens/s{share}, bound by {extent.bound_by}")
     facts.add_row("work", shares)
     both = f"{plan.bytes_per_token:.1f} bytes per counted token, {plan.bytes_per_text_token:.1f} per token"
     facts.add_row("size", f"{byte_size(extent.bytes)}{room}" + (" — TOO LITTLE" if short else "") + f"; {both}")

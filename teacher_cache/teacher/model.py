@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
+from delta_common.machine.matrix_work import MatrixWork, Operations, has_experts, product_parameters
 from delta_common.tokenizer import tokenizer_digest
 from delta_common.weights import weights_sha256
 from teacher_cache.device import to_device
@@ -93,6 +94,18 @@ class Teacher:
         config = self._config
         wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
         return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
+
+    @property
+    def operations(self) -> Operations | None:
+        """Of a forward pass: 2 per entry of its matrices; None for a teacher with experts."""
+        if has_experts(self._model):
+            return None
+        return Operations(2 * sum(p.numel() for _, p in product_parameters(self._body)), 2 * self._head.weight.numel())
+
+    @property
+    def matrix_work(self) -> MatrixWork | None:
+        """The operations against the peak of its device; None where either is not known."""
+        return MatrixWork.of(self.operations, self.device, self._head.weight.dtype)
 
     @property
     def hidden_size(self) -> int:

@@ -47,7 +47,7 @@ def a_run(
         teacher_measures={"cross_entropy": 2.5, "perplexity": 12.2},
         samples=[Sample(prompt=words, likeliest=words, drawn=words)],
     )
-    costs = [StepCost(s, 100, 0.5, 0.1, 10**9, "1 × " + words) for s in range(1, steps + 1)]
+    costs = [StepCost(s, 100, 0.5, 0.1, 10**9, "1 × " + words, mfu=0.251) for s in range(1, steps + 1)]
     settings = small_settings(f"--optimizer.learning_rate={factor}")
     return RunFiles(path, settings, metrics, evaluations, costs, summary if finished else None)
 

@@ -64,6 +64,11 @@ class CausalLMStudent(nn.Module):
         return cast(Tensor, self.model.get_input_embeddings().weight)
 
     @property
+    def own_head(self) -> Tensor | None:
+        """The weight of the LM head where it is the student's own, None where it is the teacher's."""
+        return self._head[0].weight if self.trains_head else None
+
+    @property
     def head(self) -> FrozenHead:
         """The LM head, views of its matrices where they have the rows; trained where it is the student's own.
 

@@ -92,8 +92,17 @@ def test_it_names_the_stages_of_a_run(tmp_path: Path) -> None:
 def test_costs_are_sums_over_steps(tmp_path: Path) -> None:
     """40 steps of 100 tokens in half a second, a fifth of it waiting."""
     page = text_of(a_run(tmp_path / "a"))
-    for words in ("20 s", "200", "20.0%", "953.7 MiB", "1 × text"):
+    for words in ("20 s", "200", "20.0%", "25.1%", "953.7 MiB", "1 × text"):
         assert words in page
+
+
+def test_the_share_of_the_peak_is_over_the_time_it_is_known_of(tmp_path: Path) -> None:
+    """Half a second at 0.2, one and a half at 0.4; the rest was trained on another machine."""
+    run = a_run(tmp_path / "a")
+    known = [replace(run.costs[0], mfu=0.2), replace(run.costs[1], mfu=0.4, seconds=1.5)]
+    unknown = [replace(cost, mfu=None) for cost in run.costs[2:]]
+    assert "35.0%" in text_of(replace(run, costs=known + unknown))
+    assert "MFU" not in text_of(replace(run, costs=unknown))
 
 
 def test_runs_of_one_name_go_by_their_paths(tmp_path: Path) -> None:

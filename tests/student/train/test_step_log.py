@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from delta_common.machine import matrix_work
+from student.model.operations import training_operations
 from student.run.checkpoints import Progress
 from student.train.assemble import Run, assemble
 from student.train.processes import Processes
@@ -88,7 +90,35 @@ def test_the_line_names_speed_waiting_and_skipped_updates() -> None:
     words = progress_words(METRICS, TIME, Progress(steps=3, updates=3))
     assert words.startswith("loss 0.3333 CE 4.0000 KL 0.2500 F 0.500 |g| 2.000 α 0.800 T 1.500 lr 1.00e-03")
     assert words.endswith("1,800 tok/s wait 20.0%")
+    shown = progress_words(METRICS, TIME, Progress(steps=3, updates=3), mfu=0.3314)
+    assert shown.endswith("1,800 tok/s MFU 33.1% wait 20.0%")
     assert progress_words(METRICS, TIME, Progress(steps=3, updates=1)).endswith(" skipped 2")
+
+
+def test_the_share_of_the_peak_is_of_all_positions_through_the_body_and_of_those_that_count_through_the_head(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with step_log(run, Progress()) as log:
+        assert log.work is None, "a CPU has no peak"
+        log.add(METRICS, TIME, Progress(3, 3, 3))
+    monkeypatch.setattr(matrix_work, "matrix_peak", lambda device, dtype: 1e9)
+    with step_log(run, Progress()) as log:
+        log.add(METRICS, TIME, Progress(4, 4, 4))
+    without, cost = run.costs.read()
+    operations = training_operations(run.student)
+    assert operations is not None
+    positions = run.settings.training.global_batch(1) * run.cache.manifest.seq_len
+    assert positions != METRICS.tokens
+    expected = (positions * operations.position + METRICS.tokens * operations.counted) / (1e9 * TIME.seconds)
+    assert without["mfu"] is None
+    assert cost["mfu"] == pytest.approx(expected)
+
+
+def test_attention_transfer_has_no_share_of_the_peak(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrix_work, "matrix_peak", lambda device, dtype: 1e9)
+    stage = replace(run.stage, settings=run.stage.settings.model_copy(update={"loss": "transfer"}))
+    with step_log(replace(run, stage=stage), Progress()) as log:
+        assert log.work is None
 
 
 def test_a_cost_names_the_machine(alone: Processes) -> None:

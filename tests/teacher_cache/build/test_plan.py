@@ -6,11 +6,13 @@ from pathlib import Path
 import pytest
 
 from delta_common.errors import UserError
+from delta_common.machine import matrix_work
 from teacher_cache import open_cache
 from teacher_cache.build.job import build
 from teacher_cache.build.plan import BuildEstimate, Costs, make_plan, render_plan
 from teacher_cache.inspect.summary import summarize
 from teacher_cache.settings import BuildSettings
+from teacher_cache.teacher.load import load_teacher
 from tests.helpers.e2e_corpus import write_text_corpus
 
 
@@ -39,6 +41,24 @@ def test_a_plan_foresees_the_bytes_of_the_build_and_writes_nothing(settings: Bui
     assert plan.bytes_per_token == pytest.approx(summary["bytes_per_token"], rel=0.1)
     assert plan.bytes_by_array.keys() == summary["arrays"].keys()
     assert plan.free_bytes is not None
+
+
+def test_a_plan_foresees_the_share_of_the_peak_where_there_is_one(
+    settings: BuildSettings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from rich.console import Console
+
+    assert make_plan(settings, None).mfu is None
+    monkeypatch.setattr(matrix_work, "matrix_peak", lambda device, dtype: 1e12)
+    plan = make_plan(settings, None)
+    operations = load_teacher(settings.teacher).operations
+    assert operations is not None
+    assert plan.mfu is not None
+    by_hand = plan.extent.tokens_per_second * operations.total(1 / plan.counted, 1) / 1e12
+    assert plan.padding == 0
+    assert plan.mfu == pytest.approx(by_hand)
+    Console(width=200).print(render_plan(plan))
+    assert f"tokens/s, MFU {plan.mfu:.1%}, bound by" in capsys.readouterr().out
 
 
 def test_more_samples_mean_less_error(settings: BuildSettings) -> None:

@@ -9,10 +9,12 @@ from safetensors.torch import load
 from transformers import Gemma2Config, Gemma2ForCausalLM
 
 from delta_common.errors import UserError
+from delta_common.machine.matrix_work import Operations
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS, position_ids
+from tests.helpers.families import save_family
 from tests.helpers.tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
@@ -100,3 +102,13 @@ def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path: Path) -> None:
     save_tiny_teacher(tmp_path, vocab_size=200, eos_token_id=None, pad_token_id=None)
     with pytest.raises(UserError, match="tokenizer has 257 tokens but its LM head only 200 rows"):
         load_teacher(settings_for(tmp_path))
+
+
+def test_its_operations_are_two_per_entry_of_its_matrices(tiny_teacher: Path, tmp_path: Path) -> None:
+    teacher = load_teacher(settings_for(tiny_teacher))
+    operations = teacher.operations
+    assert operations is not None
+    layers = sum(weight.numel() for name, weight in teacher._body.state_dict().items() if "proj.weight" in name)
+    assert operations == Operations(2 * layers, 2 * PADDED_VOCAB * teacher.hidden_size)
+    assert teacher.matrix_work is None, "a CPU has no peak"
+    assert load_teacher(settings_for(save_family("Qwen2Moe", tmp_path))).operations is None
