@@ -89,7 +89,7 @@ def student_positions(
         logits = head.logits(states)
         parts = _of_logits(logits, following)
         if teacher is not None:
-            parts |= {"kl": teacher.kl(logits), "agreement": logits.argmax(dim=-1) == teacher.first_choices()}
+            parts |= {"kl": teacher.measured_kl(logits), "agreement": logits.argmax(dim=-1) == teacher.first_choices()}
         for name, values in parts.items():
             found.setdefault(name, []).append(values)
     whole: dict[str, Any] = {name: torch.cat(values) for name, values in found.items()}

@@ -106,6 +106,26 @@ def test_sampled_kl_equals_its_definition(
         assert torch.allclose(single, theirs, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+@pytest.mark.parametrize("distance", [0.2, 1.5])
+def test_measured_kl_is_unbiased_and_sharp(distance: float, temperature: float) -> None:
+    """Near the teacher ten times as sharp as the loss's own; adding to all logits changes nothing."""
+    teacher, kept_as = zipf_logits(8, 400).double(), layout(4, 12)
+    student = teacher + distance * torch.randn(8, 400, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    exact = dense_kl(teacher, student, temperature)
+    measured, of_loss = [], []
+    for seed in range(60):
+        targets = targets_of(keep(teacher.float(), kept_as, seed), kept_as)
+        found = divergence_at(temperature, targets, torch.arange(8), NO_HEAD, torch.float64)
+        measured.append(found.measured_kl(student))
+        of_loss.append(found.kl(student))
+        assert torch.allclose(found.measured_kl(student + 20), measured[-1], rtol=0, atol=1e-9)
+    errors, others = torch.stack(measured) - exact, torch.stack(of_loss) - exact
+    assert errors.mean().abs() < 4 * errors.std() / errors.numel() ** 0.5 + 5e-4  # log Z between nodes is not exact
+    if distance < 1:
+        assert errors.std() < 0.3 * others.std()
+
+
 def test_chunks_of_a_divergence_are_the_divergence_of_chunks() -> None:
     kept_as = layout(4, 12)
     targets = targets_of(keep(zipf_logits(11, VOCAB), kept_as), kept_as)
