@@ -27,8 +27,9 @@ class TeacherSettings(FrozenSettings):
     """`auto` takes a GPU where there is one."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel; another one rounds differently, so it makes another cache."""
-    compile: bool = False
-    """Fuse the layers' small operations with `torch.compile`: a quarter less time on a GPU, different rounding."""
+    compile: Literal[True, False, "auto"] = False
+    """Fuse the layers' small operations with `torch.compile`: a quarter less time on a GPU, different rounding. `auto`
+    does so on a GPU where a cache is long enough to save more time than compiling takes; the cache records it."""
     carry: Literal["head", "body"] = "head"
     """What the cache carries of the teacher: embedding and LM head, or its decoder layers too, with which students of
     `model.preset: transplant` and `hybrid` begin."""

@@ -20,7 +20,7 @@ from teacher_cache.build.progress_words import BuildProgress
 from teacher_cache.build.request import (
     is_already_built,
     open_writer,
-    recorded_batch_size,
+    recorded_choices,
     require_fit,
     say_what_students_miss,
 )
@@ -63,7 +63,7 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     """
     started = time.monotonic()
     store = open_store(out)
-    settings = recorded_batch_size(settings, read_manifest(store))
+    settings = recorded_choices(settings, read_manifest(store))
     if is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
     teacher = load_teacher(settings.teacher)

@@ -17,7 +17,7 @@ from torch import Tensor
 from delta_common.files import expand_home
 from delta_common.progress import byte_size, duration
 from teacher_cache.build.compute import batches, compute_batch
-from teacher_cache.build.request import make_manifest, require_fit, with_batch_size
+from teacher_cache.build.request import make_manifest, require_fit, with_batch_size, with_compile
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.corpus.chat.template import use_template
@@ -141,10 +141,12 @@ def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
     use_template(teacher.tokenizer, settings.corpus)
     load_seconds = time.monotonic() - started
     require_fit(settings, teacher)
-    settings = with_batch_size(settings, teacher)
     files = teacher.files()
     corpus_rows = CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity())
     count = settings.rows.count or corpus_rows.count()
+    settings = with_compile(with_batch_size(settings, teacher), teacher, count)
+    if settings.teacher.compile:
+        teacher.compile_layers()
     sample = _calibration_settings(settings, min(count, CALIBRATION_BATCHES * settings.compute.rows_at_once))
     arrays, read_seconds, compute_seconds = _compute(sample, teacher, make_manifest(sample, teacher, files))
     encode_seconds, by_key = _encode(arrays)
@@ -190,12 +192,16 @@ def _calibration_settings(settings: BuildSettings, rows: int) -> BuildSettings:
 
 
 def _compute(settings: BuildSettings, teacher: Teacher, manifest: Manifest) -> tuple[ShardArrays, float, float]:
-    """The calibration's shard, and the seconds to read and to compute it; one row warms up before time is taken."""
+    """The calibration's shard, and the seconds to read and to compute it.
+
+    Before time is taken one row warms up, or a whole batch, for whose shape layers are compiled.
+    """
     arrays = ShardArrays.empty(manifest, manifest.shard_rows(0))
     started = time.monotonic()
     arrays.put_rows(CorpusRows(settings, teacher.tokenizer, teacher.tokenizer_identity()).take(arrays.rows))
     reading = time.monotonic() - started
-    compute_batch(teacher, arrays, slice(0, 1), ShardStatistics(manifest.targets))
+    warming_up = slice(0, min(len(arrays.rows), settings.compute.rows_at_once) if settings.teacher.compile else 1)
+    compute_batch(teacher, arrays, warming_up, ShardStatistics(manifest.targets))
     started = time.monotonic()
     for batch in batches(len(arrays.rows), settings.compute.rows_at_once):
         compute_batch(teacher, arrays, batch, ShardStatistics(manifest.targets))

@@ -1,5 +1,6 @@
 """What settings ask for: whether it is there already, whether the teacher can give it, the manifest and the writer."""
 
+import os
 import sys
 from contextlib import ExitStack
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from delta_common.errors import UserError
+from delta_common.machine.matrix_work import Operations
 from teacher_cache.build.writer import METADATA_PATIENCE, CacheWriter, manifest_differences
 from teacher_cache.corpus.bookmarks import Bookmarks
 from teacher_cache.corpus.chat.template import read_template, template_digest
@@ -37,6 +39,15 @@ from teacher_cache.teacher.model import Teacher
 PILOT_POSITIONS = 4096
 """Positions that channels are sized over; a little text will do, as sizes only decide how often each is drawn."""
 
+COMPILING_SECONDS = 15.0
+"""What compiling a teacher's layers takes at a start; 6 s where the compiler finds its own cache."""
+COMPILING_SAVES = 0.25
+"""Of the layers' time on a GPU."""
+SHARE_OF_PEAK = 0.5
+"""Of a card's matrix peak, what layers that are not compiled come to."""
+UNKNOWN_PEAK = 100e12
+"""Operations per second, for cards whose peak is not known, and for float32."""
+
 
 def is_already_built(store: Store, settings: BuildSettings) -> bool:
     """Whether a finished cache made with these settings is there; found out without loading the teacher."""
@@ -48,34 +59,66 @@ def is_already_built(store: Store, settings: BuildSettings) -> bool:
 
 
 def open_writer(store: Store, settings: BuildSettings, teacher: Teacher) -> tuple[BuildSettings, CacheWriter]:
-    """The cache's writer, and the settings with a batch size.
+    """The cache's writer, and the settings with a batch size; the teacher is compiled if the manifest says so.
 
-    If several builders start at once with batch size `auto`, one of them finds it, and the others take what it found.
+    If several builders start at once with a choice left to `auto`, one of them makes it, and the others take it over.
     """
     with ExitStack() as stack:
         if read_manifest(store) is None and _needs_a_pilot(settings, teacher):
             held = stack.enter_context(store.lock("pilot", patience=METADATA_PATIENCE))
-            settings = recorded_batch_size(settings, existing := read_manifest(store))
+            settings = recorded_choices(settings, existing := read_manifest(store))
             if not held and existing is None:
                 raise UserError(f"{store.where('')}: another builder tries the teacher; run the same command again")
         settings = with_batch_size(settings, teacher)
         files = teacher.files()
         writer = CacheWriter.open(store, make_manifest(settings, teacher, files, store), files)
+    if writer.manifest.compute.get("compiled"):
+        teacher.compile_layers()
     if settings.rows.count is None:
         writer.bookmarks().save_length(writer.manifest.rows.count)
     return settings, writer
 
 
 def _needs_a_pilot(settings: BuildSettings, teacher: Teacher) -> bool:
-    """Whether the teacher has to be tried before the manifest is known: several builders must come to the same."""
-    return settings.compute.batch_size == "auto" or settings.hidden.drawn(teacher.hidden_size) is not None
+    """Whether it takes this machine or the teacher to know the manifest: several builders must come to the same."""
+    left_open = "auto" in (settings.compute.batch_size, settings.teacher.compile)
+    return left_open or settings.hidden.drawn(teacher.hidden_size) is not None
 
 
-def recorded_batch_size(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
-    """The settings; `auto` is replaced by the batch size that the existing cache was begun with."""
-    if existing is None or settings.compute.batch_size != "auto":
+def recorded_choices(settings: BuildSettings, existing: Manifest | None) -> BuildSettings:
+    """The settings; `auto` is replaced by what the existing cache was begun with."""
+    if existing is None:
         return settings
-    return _with_rows_at_once(settings, int(existing.compute["batch_size"]))
+    if settings.teacher.compile == "auto":
+        settings = _with_compile(settings, bool(existing.compute.get("compiled", False)))
+    if settings.compute.batch_size == "auto":
+        settings = _with_rows_at_once(settings, int(existing.compute["batch_size"]))
+    return settings
+
+
+def with_compile(settings: BuildSettings, teacher: Teacher, rows: int) -> BuildSettings:
+    """The settings; `auto` is replaced by whether compiling pays for so many rows, divided among builders."""
+    if settings.teacher.compile != "auto":
+        return settings
+    work, builders = teacher.matrix_work, int(os.environ.get("WORLD_SIZE", "1"))
+    positions = rows * settings.rows.seq_len / builders
+    peak = UNKNOWN_PEAK if work is None else work.peak
+    return _with_compile(settings, compiling_pays(teacher.device, teacher.operations, peak, positions))
+
+
+def compiling_pays(device: torch.device, operations: Operations | None, peak: float, positions: float) -> bool:
+    """Whether a builder of so many positions saves more time than compiling takes.
+
+    Never on a CPU, nor for a teacher whose operations are not known.
+    """
+    if device.type != "cuda" or operations is None:
+        return False
+    layers = operations.total(positions, counted=0) / (SHARE_OF_PEAK * peak)
+    return COMPILING_SAVES * layers > COMPILING_SECONDS
+
+
+def _with_compile(settings: BuildSettings, compiled: bool) -> BuildSettings:
+    return settings.model_copy(update={"teacher": settings.teacher.model_copy(update={"compile": compiled})})
 
 
 def with_batch_size(settings: BuildSettings, teacher: Teacher) -> BuildSettings:
@@ -95,6 +138,7 @@ def make_manifest(
     """The manifest of the cache that these settings and this teacher make; `files` are the teacher's, by key.
 
     Without rows.count the rows of the corpus are counted, unless an earlier build into `store` has left their number.
+    Whether to compile is decided behind that, where it is left to `auto`.
     """
     manifest = Manifest(
         format=FORMAT_NAME,
@@ -115,7 +159,8 @@ def make_manifest(
         count = kept or CorpusRows(settings, teacher.tokenizer, manifest.tokenizer, bookmarks).count()
         manifest = manifest.model_copy(update={"rows": _row_layout(settings, count)})
     channels = _channels(settings, teacher, manifest, None if store is None else read_manifest(store))
-    return manifest.model_copy(update={"hidden": settings.hidden.layout(channels)})
+    compute = _compute(with_compile(settings, teacher, manifest.rows.count))
+    return manifest.model_copy(update={"hidden": settings.hidden.layout(channels), "compute": compute})
 
 
 def _channels(
@@ -166,13 +211,13 @@ def _conversations(settings: BuildSettings) -> ConversationLayout | None:
 
 
 def _compute(settings: BuildSettings) -> dict[str, int | bool]:
-    compiled = {"compiled": True} if settings.teacher.compile else {}
+    compiled = {"compiled": True} if settings.teacher.compile is True else {}
     return {"batch_size": settings.compute.rows_at_once, **compiled}
 
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:
     """How a cache built with these settings would differ from the existing one, as far as the teacher is not needed."""
-    settings = recorded_batch_size(settings, existing)
+    settings = recorded_choices(settings, existing)
     template = existing.corpus.get("chat_template", {}).get("sha256")
     if settings.corpus.chat_template is not None:
         template = template_digest(read_template(settings.corpus.chat_template))

@@ -66,14 +66,23 @@ class Teacher:
         self._head = output_head(model, settings.model)
         self._layers = decoder_layers(self._body, self._config.num_hidden_layers, settings.model)
         self.vocab_size = real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
-        self._records = self.device.type == "cuda" and not settings.compile
+        self._records = self.device.type == "cuda"
+        self._compiled = False
         self.forget_shapes()
         subject = Subject(model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size)
         require_teacher(subject)
         self._embedding_scale = embedding_scale(subject)
-        if settings.compile:
-            for layer in self._layers:
-                layer.forward = torch.compile(layer.forward)
+        if settings.compile is True:
+            self.compile_layers()
+
+    def compile_layers(self) -> None:
+        """Run the layers compiled from now on; `teacher.compile: auto` is decided when the teacher is loaded."""
+        if self._compiled:
+            return
+        self._compiled, self._records = True, False
+        self.forget_shapes()
+        for layer in self._layers:
+            layer.forward = torch.compile(layer.forward)
 
     def forget_shapes(self) -> None:
         """Free the GPU memory kept for the batch shapes seen so far."""
