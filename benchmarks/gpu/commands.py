@@ -6,8 +6,7 @@ The teacher has Qwen2.5-1.5B's sizes and random weights, 151,665 real of 151,936
 cache, in memory where there is `/dev/shm`. Then `student-train` with the paper's preset, each time a process of its
 own: 32 and 8 rows of 512 per step in bfloat16, the paper's 4 × 8 in float16, and 32 and 8 rows with the next token's
 cross-entropy alone (`ce`), for which the loss is replaced in that process. Seconds per step are medians of
-`costs.jsonl` without the first ten; `peak` is the share of 989 TFLOP/s, with 6 operations per trained parameter and
-token and 4 per entry of the frozen head.
+`costs.jsonl` without the first ten, and so is MFU, which it has on a card whose peak is known.
 """
 
 import argparse
@@ -30,8 +29,6 @@ from benchmarks.gpu.build import QWEN, TINY, TeacherSize, make_corpus, save_rand
 from benchmarks.harness import figures_parser, print_figures, setup, words, write_json
 
 ROOT = Path(__file__).parents[2]
-PEAK = 989e12
-"""Dense bfloat16 operations per second of an H100 SXM, as its maker states them."""
 SETTLING = 10
 """Steps before those that count."""
 
@@ -92,8 +89,8 @@ def run_module(name: str, *arguments: str) -> None:
     )
 
 
-def train(cache: Path, command: Command, steps: int, out: Path) -> dict[str, float]:
-    """Seconds per step, tokens per second, seconds to the first step's end and from the last, and peak memory."""
+def train(cache: Path, command: Command, steps: int, out: Path) -> dict[str, Any]:
+    """Seconds per step, tokens per second, MFU, seconds to the first step's end and from the last, and peak memory."""
     shutil.rmtree(out, ignore_errors=True)
     module = ["benchmarks.gpu.commands", "--next-token"] if command.next_token else ["student"]
     config = ["--config", str(ROOT / "configs" / "paper-student.yaml"), "--training.epochs", "1"]
@@ -103,20 +100,17 @@ def train(cache: Path, command: Command, steps: int, out: Path) -> dict[str, flo
     costs = [json.loads(line) for line in (out / "costs.jsonl").read_text().splitlines()]
     settled = costs[min(SETTLING, len(costs) // 2) :]
     step = statistics.median(cost["seconds"] for cost in settled)
+    shares = [cost["mfu"] for cost in settled if cost["mfu"] is not None]
     stepping = sum(cost["seconds"] for cost in costs)
     return {
         "seconds": step,
         "tokens_per_second": statistics.median(cost["tokens"] for cost in settled) / step,
+        "mfu": statistics.median(shares) if shares else None,
         "waiting": sum(cost["waiting"] for cost in settled) / sum(cost["seconds"] for cost in settled),
         "first_step": costs[0]["seconds"],
         "around_steps": ended - began - stepping,
         "peak_bytes": max(cost["peak_bytes"] for cost in costs),
     }
-
-
-def operations_per_token(summary: dict[str, Any], size: TeacherSize) -> float:
-    """6 per trained parameter, 4 per entry of the frozen head."""
-    return 6.0 * summary["trainable_parameters"] + 4.0 * size.hidden * size.real_vocab
 
 
 def measure_commands(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -131,10 +125,6 @@ def measure_commands(arguments: argparse.Namespace, folder: Path) -> dict[str, A
     for name, each in commands.items():
         found[name] = train(cache, each, arguments.steps, folder / "run")
         print(f"{name}: {words(found[name])}", file=sys.stderr, flush=True)
-    summary = json.loads((folder / "run" / "summary.json").read_text())
-    operations = operations_per_token(summary, size)
-    for each in found.values():
-        each["peak"] = operations * each["tokens_per_second"] / PEAK
     pairs = {name: pair for name, pair in RATIOS.items() if pair[0] in found}
     figures = {name: found[one]["seconds"] / found[other]["seconds"] for name, (one, other) in pairs.items()}
     known = setup(torch.device(device), steps=arguments.steps, seed=0, sizes=vars(size))
@@ -144,13 +134,13 @@ def measure_commands(arguments: argparse.Namespace, folder: Path) -> dict[str, A
 def print_commands(figures: dict[str, Any]) -> None:
     """Print the figures as a table."""
     print(f"setup: {words(figures['setup'])}\n")
-    heads = ("ms per step", "tokens/s", "peak", "waiting", "first step s", "around steps s", "GiB")
+    heads = ("ms per step", "tokens/s", "MFU", "waiting", "first step s", "around steps s", "GiB")
     print(f"{'command':18} " + " ".join(f"{head:>14}" for head in heads))
     for name, each in figures["commands"].items():
         shown = (
             f"{1000 * each['seconds']:.1f}",
             f"{each['tokens_per_second']:,.0f}",
-            f"{each['peak']:.1%}",
+            "–" if each["mfu"] is None else f"{each['mfu']:.1%}",
             f"{each['waiting']:.2%}",
             f"{each['first_step']:.1f}",
             f"{each['around_steps']:.1f}",
