@@ -34,7 +34,6 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3": SIZES | {"head_dim": 8},
     "Mistral": SIZES | {"sliding_window": 5},
     "Gemma": SIZES | {"head_dim": 8},
-    "Gemma2": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
     "Gemma3Text": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
     "Phi": SIZES,
     "Phi3": SIZES,
@@ -67,6 +66,10 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"interleave_moe_layer_step": 1, "intermediate_size_mlp": 64},
 }
 """Configurations by the name of their class, without `Config`; sizes where a family's fields are called otherwise."""
+CHANGES_ITS_LOGITS: dict[str, dict[str, Any]] = {
+    "Gemma2": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
+}
+"""No teachers: what they do behind the head no cache follows."""
 
 WITHOUT_SDPA = {"GPTJ", "CodeGen", "Bloom", "Mpt", "Mamba", "Mamba2"}
 """Families whose attention transformers computes in its eager form only."""
@@ -75,7 +78,7 @@ WITHOUT_SDPA = {"GPTJ", "CodeGen", "Bloom", "Mpt", "Mamba", "Mamba2"}
 def family_model(name: str, **fields: Any) -> PreTrainedModel:
     """A model of a family with seeded random weights, its norms and biases too."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**{**FAMILIES[name], **fields})
+    config = getattr(transformers, f"{name}Config")(**{**(FAMILIES | CHANGES_ITS_LOGITS)[name], **fields})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():
