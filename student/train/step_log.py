@@ -15,6 +15,8 @@ from student.run.records import StepCost
 from student.train.assemble import Run
 from student.train.processes import Processes
 
+COMPILING = "compiling kernels: up to a minute, a few seconds where they were compiled before"
+"""What is said while a student that runs compiled takes its first step."""
 NO_CURVES = {"step", "epoch", "stage", "tokens", "applied", "by_cache"}
 """Metrics that monitors are not sent; those by cache they are sent one by one."""
 
@@ -134,6 +136,8 @@ class StepLog:
 def step_log(run: Run, start: Progress) -> Iterator[StepLog]:
     """A log of the steps from `start` on, with a progress line while it is open."""
     with ProgressLine(run.stage.words, run.total_steps, start.steps, shown=run.processes.rank == 0) as line:
+        if run.student.can_compile:
+            line.update(start.steps, COMPILING)
         yield StepLog(run, line, _matrix_work(run))
 
 

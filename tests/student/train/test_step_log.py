@@ -61,6 +61,16 @@ def test_the_first_process_writes_metrics_and_costs(run: Run) -> None:
     }
 
 
+def test_what_is_compiled_is_said_before_the_first_step(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with step_log(run, Progress()):
+        assert "compiling" not in capsys.readouterr().err
+    monkeypatch.setattr(type(run.student), "can_compile", True)
+    with step_log(run, Progress()):
+        assert "compiling kernels: up to a minute" in capsys.readouterr().err
+
+
 def test_a_line_has_each_cache_where_there_are_several(run: Run) -> None:
     first = CacheMetrics(
         rows=3, tokens=700, cross_entropy=4.5, kl=0.2, frobenius=None, alpha=0.8, temperature=1.5, beta=0.0
