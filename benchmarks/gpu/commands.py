@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.build import QWEN, TINY, TeacherSize, make_corpus, save_random_teacher
+from benchmarks.gpu.table import share_words
 from benchmarks.harness import figures_parser, print_figures, setup, words, write_json
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +141,7 @@ def print_commands(figures: dict[str, Any]) -> None:
         shown = (
             f"{1000 * each['seconds']:.1f}",
             f"{each['tokens_per_second']:,.0f}",
-            "–" if each["mfu"] is None else f"{each['mfu']:.1%}",
+            share_words(each["mfu"]),
             f"{each['waiting']:.2%}",
             f"{each['first_step']:.1f}",
             f"{each['around_steps']:.1f}",

@@ -41,11 +41,16 @@ def command_rows(path: Path) -> list[tuple[str, str, str]]:
     return [
         (
             name,
-            "step, tokens per second, share of the peak",
-            f"{1000 * each['seconds']:.1f} ms, {each['tokens_per_second']:,.0f}, {each['peak']:.1%}",
+            "step, tokens per second, MFU",
+            f"{1000 * each['seconds']:.1f} ms, {each['tokens_per_second']:,.0f}, {share_words(each['mfu'])}",
         )
         for name, each in commands.items()
     ]
+
+
+def share_words(mfu: float | None) -> str:
+    """MFU in words: a dash where the card's peak is not known."""
+    return "–" if mfu is None else f"{mfu:.1%}"
 
 
 def main() -> None:
