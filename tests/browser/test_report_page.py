@@ -33,7 +33,7 @@ EACH = pytest.mark.parametrize("page", ["one", "three"])
 def test_it_asks_for_nothing_and_complains_of_nothing(visit: Open, pages: dict[str, Path], page: str) -> None:
     seen = visit(pages[page])
     charts = seen.page.locator("figure[data-chart]")
-    assert charts.count() == len(NAMES) + 3 + 1
+    assert charts.count() == len(NAMES) + 3 + 2
     charts.first.locator("svg").hover()
     seen.page.keyboard.press("Tab")
     assert seen.requests == [pages[page].as_uri()]
@@ -87,11 +87,11 @@ def test_pointing_reads_a_chart_at_a_step(visit: Open, pages: dict[str, Path]) -
 def test_all_can_be_reached_by_tab(visit: Open, pages: dict[str, Path]) -> None:
     seen = visit(pages["one"])
     reached = []
-    for _ in range(len(NAMES) + 6):
+    for _ in range(len(NAMES) + 7):
         seen.page.keyboard.press("Tab")
         reached.append(seen.page.evaluate("document.activeElement.getAttribute('aria-label')"))
     assert [name for name in reached if name][:2] == ["Loss over steps", "Cross-entropy, nats per token over steps"]
-    assert len([name for name in reached if name]) == len(NAMES) + 4
+    assert len([name for name in reached if name]) == len(NAMES) + 5
 
 
 @EACH
