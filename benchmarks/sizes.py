@@ -41,6 +41,34 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class QwenSize:
+    """A model of Qwen2's kind: its dimensions, the rows of its head, those that are tokens, and a row's length."""
+
+    hidden: int
+    inner: int
+    layers: int
+    heads: int
+    kv_heads: int
+    vocab: int
+    real_vocab: int
+    seq_len: int
+
+    def config(self, **more: Any) -> transformers.Qwen2Config:
+        """Its configuration, and what else the configuration is to say."""
+        return transformers.Qwen2Config(
+            vocab_size=self.vocab,
+            hidden_size=self.hidden,
+            intermediate_size=self.inner,
+            num_hidden_layers=self.layers,
+            num_attention_heads=self.heads,
+            num_key_value_heads=self.kv_heads,
+            tie_word_embeddings=True,
+            max_position_embeddings=32_768,
+            **more,
+        )
+
+
 def add_size(parser: argparse.ArgumentParser, paper_help: str) -> None:
     """`--paper` and `--tiny`, which name one of `SIZES` in place of the demo's."""
     size = parser.add_mutually_exclusive_group()

@@ -21,9 +21,10 @@ import torch
 import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
 
 from benchmarks.harness import as_json, figures_parser, median_seconds, seconds, write_json
+from benchmarks.sizes import QwenSize
 from teacher_cache.build.compute import compute_batch
 from teacher_cache.build.job import build
 from teacher_cache.build.request import make_manifest
@@ -36,17 +37,9 @@ from teacher_cache.teacher.model import Teacher
 
 
 @dataclass(frozen=True)
-class TeacherSize:
-    """Dimensions of a teacher, length of its rows, and the width of the matrices its rate is measured on."""
+class TeacherSize(QwenSize):
+    """A teacher, and the width of the matrices its rate is measured on."""
 
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    vocab: int
-    real_vocab: int
-    seq_len: int
     matrix: int
 
 
@@ -60,19 +53,8 @@ BATCHES_PER_SHARD = 16
 def save_random_teacher(folder: Path, size: TeacherSize, device: str) -> Path:
     """A teacher of random weights, and a tokenizer with as many tokens."""
     torch.manual_seed(0)
-    config = Qwen2Config(
-        vocab_size=size.vocab,
-        hidden_size=size.hidden,
-        intermediate_size=size.inner,
-        num_hidden_layers=size.layers,
-        num_attention_heads=size.heads,
-        num_key_value_heads=size.kv_heads,
-        tie_word_embeddings=True,
-        max_position_embeddings=32_768,
-        bos_token_id=None,
-        eos_token_id=size.real_vocab - 1,
-        pad_token_id=size.real_vocab - 1,
-    )
+    last = size.real_vocab - 1
+    config = size.config(bos_token_id=None, eos_token_id=last, pad_token_id=last)
     with torch.device(device):
         model = Qwen2ForCausalLM(config).to(torch.bfloat16)
     model.save_pretrained(folder)

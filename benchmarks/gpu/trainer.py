@@ -40,6 +40,7 @@ from benchmarks.harness import (
     words,
     write_json,
 )
+from benchmarks.sizes import QwenSize
 from cached_distillation import CacheDataset, CachedDistillation, CacheLoader
 from cached_distillation.causal_lm import at_head
 from cached_distillation.head import real_head
@@ -61,17 +62,9 @@ WARM_UP = 3
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of the student, its head and its rows."""
+class Sizes(QwenSize):
+    """Of the student, its head and its rows, and the rows of its cache."""
 
-    hidden: int
-    inner: int
-    layers: int
-    heads: int
-    kv_heads: int
-    padded: int
-    real: int
-    seq_len: int
     cached_rows: int
     rows_per_shard: int
 
@@ -88,7 +81,7 @@ def make_cache(folder: Path, sizes: Sizes, device: torch.device) -> Path:
         rows=sizes.cached_rows,
         rows_per_shard=sizes.rows_per_shard,
         seq_len=sizes.seq_len,
-        vocab_size=sizes.real,
+        vocab_size=sizes.real_vocab,
         top_k=preset.top_k,
         samples=preset.samples,
         hidden="none",
@@ -98,17 +91,7 @@ def make_cache(folder: Path, sizes: Sizes, device: torch.device) -> Path:
 
 def save_student(folder: Path, sizes: Sizes) -> Path:
     """A folder with a configuration alone; its weights are random."""
-    config = Qwen2Config(
-        hidden_size=sizes.hidden,
-        intermediate_size=sizes.inner,
-        num_hidden_layers=sizes.layers,
-        num_attention_heads=sizes.heads,
-        num_key_value_heads=sizes.kv_heads,
-        vocab_size=sizes.padded,
-        max_position_embeddings=32768,
-        tie_word_embeddings=True,
-    )
-    config.save_pretrained(folder / "student")
+    sizes.config().save_pretrained(folder / "student")
     return folder / "student"
 
 

@@ -102,11 +102,12 @@ def product_parameters(model: "nn.Module") -> Iterator[tuple[str, "nn.Parameter"
 
 def has_experts(model: "nn.Module") -> bool:
     """Whether a position meets some of the parameters only, so that their number does not tell the operations."""
-    return any(
-        "expert" in words or "moe" in words
-        for name, module in model.named_modules()
-        for words in (f"{name.rpartition('.')[2]} {type(module).__name__}".lower(),)
-    )
+    return any(_is_of_experts(name, module) for name, module in model.named_modules())
+
+
+def _is_of_experts(name: str, module: "nn.Module") -> bool:
+    words = f"{name.rpartition('.')[2]} {type(module).__name__}".lower()
+    return "expert" in words or "moe" in words
 
 
 def whole_size(parameter: "Tensor") -> int:

@@ -50,8 +50,25 @@ def generate_tokens(
     Raises `UserError` for an empty prompt or a negative temperature.
     """
     sampling = Sampling(temperature, seed=seed)
-    steps = continue_prompts(student, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token)
-    return [step[0] for step in steps if 0 in step]
+    return generate_all(student, [prompt], max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token)[0]
+
+
+def generate_all(
+    student: Student,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    sampling: Sampling,
+    stop_token: int | None = None,
+) -> list[list[int]]:
+    """What `continue_prompts` writes after each prompt, all of it."""
+    written: list[list[int]] = [[] for _ in prompts]
+    for step in continue_prompts(
+        student, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token
+    ):
+        for number, token in step.items():
+            written[number].append(token)
+    return written
 
 
 @torch.no_grad()

@@ -130,7 +130,8 @@ class SampledDivergence(Divergence):
     ids: Tensor  # (n, K)
     weights: Tensor  # (n, K), p_i(T) / pi_i
     entropy: Tensor  # (n,), of p(T)
-    log_likelihood: Tensor  # (n,), Σ w log p(T), w the weights
+    values: Tensor  # (n, K), raw logits
+    log_partition: Tensor  # (n,), log Z(T) relative to the largest logit
 
     def kl(self, student_logits: Tensor) -> Tensor:
         scaled = student_logits / self.temperature
@@ -144,7 +145,8 @@ class SampledDivergence(Divergence):
         """
         scaled = student_logits / self.temperature
         log_q = scaled.gather(1, self.ids) - scaled.logsumexp(dim=-1, keepdim=True)
-        return self.log_likelihood - (self.weights * log_q).sum(dim=-1)
+        log_p = estimate.relative_logits(self.values) / self.temperature - self.log_partition[:, None]
+        return (self.weights * (log_p - log_q).masked_fill(self.weights == 0, 0.0)).sum(dim=-1)
 
     def write_gradient(self, logits: Tensor, weights: TermWeights, passes: SoftmaxPasses) -> tuple[Tensor, Tensor]:
         """`T dKL/ds = q_T - p̂_T`: a softmax, and the entries' weights taken off."""
@@ -228,9 +230,7 @@ def divergence_at(
     values, log_mass = values.to(dtype), log_mass.to(dtype)
     if layout.samples:
         found = estimate.estimate_at(values, log_mass, layout, temperature)
-        log_p = estimate.relative_logits(values) / temperature - found.log_partition[:, None]
-        log_likelihood = (found.weights * log_p.masked_fill(found.weights == 0, 0.0)).sum(dim=-1)
-        return SampledDivergence(temperature, ids, found.weights, found.entropy, log_likelihood)
+        return SampledDivergence(temperature, ids, found.weights, found.entropy, values, found.log_partition)
     return BucketDivergence(temperature, ids, values, estimate.log_rest(log_mass, layout, temperature))
 
 

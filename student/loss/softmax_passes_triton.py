@@ -181,28 +181,48 @@ def _write_kernel(
     log_z_teacher = tl.load(log_teacher + row)
     factor_one, factor_temperature = tl.load(at_one + row), tl.load(at_temperature + row)
     whole: tl.constexpr = vocab - vocab % block
+    teacher_row = teacher + row * teacher_stride
     for first in range(0, whole, block):
         place = logits + row * stride + first + columns
         s = tl.load(place).to(tl.float32)
-        at_own = tl.exp(s - log_z_one)
-        difference = at_own
-        if not same:
-            difference = tl.exp(s * inverse_temperature - log_z_temperature)
+        t = s
         if with_teacher:
-            t = tl.load(teacher + row * teacher_stride + first + columns).to(tl.float32)
-            difference -= tl.exp(t * inverse_temperature - log_z_teacher)
-        gradient = factor_one * at_own + factor_temperature * difference
+            t = tl.load(teacher_row + first + columns).to(tl.float32)
+        own, difference = _softmaxes(
+            s, t, log_z_one, log_z_temperature, log_z_teacher, inverse_temperature, same, with_teacher
+        )
+        gradient = factor_one * own + factor_temperature * difference
         tl.store(place, gradient.to(logits.dtype.element_ty))
     if whole < vocab:
         inside = whole + columns < vocab
         place = logits + row * stride + whole + columns
         s = tl.load(place, mask=inside, other=0.0).to(tl.float32)
-        at_own = tl.exp(s - log_z_one)
-        difference = at_own
-        if not same:
-            difference = tl.exp(s * inverse_temperature - log_z_temperature)
+        t = s
         if with_teacher:
-            t = tl.load(teacher + row * teacher_stride + whole + columns, mask=inside, other=0.0).to(tl.float32)
-            difference -= tl.exp(t * inverse_temperature - log_z_teacher)
-        gradient = factor_one * at_own + factor_temperature * difference
+            t = tl.load(teacher_row + whole + columns, mask=inside, other=0.0).to(tl.float32)
+        own, difference = _softmaxes(
+            s, t, log_z_one, log_z_temperature, log_z_teacher, inverse_temperature, same, with_teacher
+        )
+        gradient = factor_one * own + factor_temperature * difference
         tl.store(place, gradient.to(logits.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _softmaxes(
+    s,
+    t,
+    log_z_one,
+    log_z_temperature,
+    log_z_teacher,
+    inverse_temperature,
+    same: tl.constexpr,
+    with_teacher: tl.constexpr,
+):
+    """`softmax(s)` of a block, and `softmax(s / T)` less the teacher's `softmax(t / T)` where there is one."""
+    own = tl.exp(s - log_z_one)
+    difference = own
+    if not same:
+        difference = tl.exp(s * inverse_temperature - log_z_temperature)
+    if with_teacher:
+        difference -= tl.exp(t * inverse_temperature - log_z_teacher)
+    return own, difference

@@ -8,7 +8,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn import functional
-from torch.nn.functional import pad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from delta_common.errors import UserError
@@ -82,7 +81,7 @@ def head_over(weight: Tensor, bias: Tensor | None, vocab_size: int) -> FrozenHea
     rows = _head_rows(vocab_size, len(weight))
     lacking = max(0, rows - len(weight))
     if lacking:
-        weight, bias = _extended(weight, lacking), None if bias is None else pad(bias, (0, lacking))
+        weight, bias = _extended(weight, lacking), None if bias is None else functional.pad(bias, (0, lacking))
     return FrozenHead(weight[:rows], None if bias is None else bias[:rows], vocab_size)
 
 
@@ -92,10 +91,10 @@ _extensions = WeakIdKeyDictionary()
 
 def _extended(weight: Tensor, lacking: int) -> Tensor:
     if weight.requires_grad or weight.is_inference():
-        return pad(weight, (0, 0, 0, lacking))
+        return functional.pad(weight, (0, 0, 0, lacking))
     version, copy = _extensions.get(weight, (None, None))  # type: ignore[no-untyped-call]
     if version != weight._version or len(copy) != len(weight) + lacking:
-        copy = pad(weight, (0, 0, 0, lacking))
+        copy = functional.pad(weight, (0, 0, 0, lacking))
         _extensions[weight] = weight._version, copy
     found: Tensor = copy
     return found

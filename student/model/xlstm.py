@@ -98,9 +98,10 @@ class XLSTMStudent(nn.Module):
             # torch's older way to checkpoint gives gradients only where an input asks for one, and the first block
             # would be compiled apart from the others.
             embedded = embedded.detach().requires_grad_()
-        return run_stack(self.stack, embedded, document_start=document_start, checkpoint=checkpoint, compiled=compiled)[
-            0
-        ]
+        hidden_states, _ = run_stack(
+            self.stack, embedded, document_start=document_start, checkpoint=checkpoint, compiled=compiled
+        )
+        return hidden_states
 
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None

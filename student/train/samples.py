@@ -1,6 +1,6 @@
 """Samples of a student's text, which continue held-out beginnings."""
 
-from student.inference.generate import Sampling, continue_prompts
+from student.inference.generate import Sampling, generate_all
 from student.run.files import Sample
 from student.train.assemble import Run
 from teacher_cache.read.cache import Cache
@@ -22,11 +22,11 @@ def write_samples(run: Run) -> list[Sample]:
 
     tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
     prompts = [_beginning(cache, row) for row in range(0, len(cache), -(-len(cache) // SAMPLES))]
-    likeliest, drawn = (map(tokenizer.decode, _continued(run, cache, prompts, t)) for t in (0.0, 1.0))
-    beginnings = map(tokenizer.decode, prompts)
+    asked = {"max_new_tokens": WRITTEN_TOKENS, "stop_token": cache.manifest.eos_token_id}
+    written = [generate_all(run.student, prompts, sampling=Sampling(t), **asked) for t in (0.0, 1.0)]
+    texts = [[tokenizer.decode(tokens) for tokens in each] for each in (prompts, *written)]
     return [
-        Sample(prompt=prompt, likeliest=first, drawn=second)
-        for prompt, first, second in zip(beginnings, likeliest, drawn, strict=True)
+        Sample(prompt=prompt, likeliest=likeliest, drawn=drawn) for prompt, likeliest, drawn in zip(*texts, strict=True)
     ]
 
 
@@ -36,14 +36,3 @@ def _beginning(cache: Cache, row: int) -> list[int]:
     # Of a conversation all up to its first answer.
     length = min(PROMPT_TOKENS, int(cached.loss_mask.sum()) + 1) if cached.role is None else first_label
     return [int(token) for token in cached.tokens[:length]]
-
-
-def _continued(run: Run, cache: Cache, prompts: list[list[int]], temperature: float) -> list[list[int]]:
-    """What the student writes behind each prompt, all of them at once."""
-    written: list[list[int]] = [[] for _ in prompts]
-    stop, sampling = cache.manifest.eos_token_id, Sampling(temperature)
-    steps = continue_prompts(run.student, prompts, max_new_tokens=WRITTEN_TOKENS, sampling=sampling, stop_token=stop)
-    for step in steps:
-        for number, token in step.items():
-            written[number].append(token)
-    return written

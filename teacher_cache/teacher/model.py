@@ -249,11 +249,3 @@ def position_ids(document_start: Tensor) -> Tensor:
 
 _INCIDENTAL_CONFIG_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
 """Keys of a configuration that do not change what the model computes in the manifest's dtype."""
-
-
-def _weights_sha256(model: nn.Module) -> str:
-    sha = hashlib.sha256()
-    for name, weight in sorted(model.state_dict().items()):
-        sha.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        sha.update(weight.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return sha.hexdigest()

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from cached_distillation.dataset import CacheDataset
 from tests.helpers.small_training import make_uneven_cache
@@ -22,9 +21,5 @@ def dataset(uneven_path: Path) -> CacheDataset:
 
 @pytest.fixture(autouse=True)
 def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """student-train says its rank in the environment; accelerate would look for other processes by it.
-
-    And DeepSpeed leaves a `linear` of its own behind where ZeRO 3 has run, which does not compile.
-    """
+    """student-train says its rank in the environment; accelerate would look for other processes by it."""
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    monkeypatch.setattr(torch.nn.functional, "linear", torch._C._nn.linear)

@@ -30,7 +30,9 @@ def divergence(kind: str, head: FrozenHead, temperature: float) -> Divergence:
     wide = values.to(torch.promote_types(head.weight.dtype, torch.float32))
     if kind == "bucket":
         return BucketDivergence(temperature, ids, wide, torch.full_like(wide[:, 0], 0.4))
-    return SampledDivergence(temperature, ids, torch.softmax(wide, -1), *torch.ones_like(wide[:, :2]).unbind(1))
+    return SampledDivergence(
+        temperature, ids, torch.softmax(wide, -1), torch.ones_like(wide[:, 0]), wide, torch.logsumexp(wide, -1)
+    )
 
 
 def naive(hidden: Tensor, head: FrozenHead, labels: Tensor, teacher: Divergence, weights: TermWeights) -> Tensor:
@@ -76,7 +78,7 @@ def test_peak_memory_is_a_chunk_and_the_states() -> None:
     labels = torch.randint(0, vocab, (1, tokens), device="cuda")
     ids = torch.randint(0, vocab, (tokens, 32), device="cuda")
     zeros = torch.zeros(tokens, device="cuda")
-    teacher = SampledDivergence(1.3, ids, torch.full(ids.shape, 1 / 32, device="cuda"), zeros, zeros)
+    teacher = SampledDivergence(1.3, ids, torch.full(ids.shape, 1 / 32, device="cuda"), zeros, ids.float(), zeros)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     weights = TermWeights(0.5 / tokens, 0.5 / tokens)

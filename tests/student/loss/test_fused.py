@@ -119,10 +119,10 @@ torch.set_num_threads(1)
 hidden, head = torch.randn(1, tokens, 16, requires_grad=True), FrozenHead(torch.randn(vocab, 16))
 labels, places = torch.zeros(1, tokens, dtype=torch.int64), torch.arange(tokens)
 ids, entries = torch.arange(8).expand(tokens, 8), torch.full((tokens, 8), 0.125)
-teacher = SampledDivergence(1.3, ids, entries, torch.zeros(tokens), torch.zeros(tokens))
+teacher = SampledDivergence(1.3, ids, entries, torch.zeros(tokens), entries, torch.zeros(tokens))
 
 def step(few):
-    part = SampledDivergence(1.3, ids[:few], entries[:few], teacher.entropy[:few], teacher.log_likelihood[:few])
+    part = next(teacher.split(few))
     batch = hidden[:, :few], head, labels[:, :few], places[:few]
     found = fused_loss(*batch, part, TermWeights(1.0, 1.0), chunk_tokens=64)
     found.value.backward()
