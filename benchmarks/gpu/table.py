@@ -9,7 +9,12 @@ from pathlib import Path
 from typing import Any
 
 SHOWN = {
-    "commands": ["cached over ce, 32 rows", "cached over ce, 8 rows"],
+    "commands": [
+        "cached over ce, 32 rows",
+        "cached over ce, 8 rows",
+        "online over cached, 8 rows",
+        "online in chunks over cached, 32 rows",
+    ],
     "build": ["build_over_teacher", "computed_over_teacher", "teacher_share_of_peak", "peak_bytes"],
     "blocks": [
         "slstm_speedup",
@@ -20,7 +25,6 @@ SHOWN = {
         "mlstm_error",
     ],
     "compiled": ["speedup_over_compiled", "error", "error_compiled"],
-    "online": ["time_exact_over_ce", "time_online_over_cached", "memory_online_over_cached"],
 }
 
 
