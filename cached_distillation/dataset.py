@@ -89,6 +89,7 @@ class CacheDataset(Dataset[CachedRow]):
             padded_vocab_size=manifest.padded_vocab_size,
             vocab_size=manifest.vocab_size,
             hidden_size=manifest.hidden_size,
+            logit_transform=manifest.teacher.logit_transform,
         ).head
 
     def __getstate__(self) -> dict[str, object]:

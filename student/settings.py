@@ -218,6 +218,8 @@ class TrainSettings(FrozenSettings):
         del kept["model"]["kernels"]
         if self.model.hf is None:  # Earlier versions had none.
             del kept["model"]["hf"], kept["model"]["hf_random"]
+        if self.model.head_transform == "teacher":
+            del kept["model"]["head_transform"]
         kept["training"]["global_batch"] = self.training.global_batch(world_size)
         stages = kept.pop("stages")
         if stages:  # Earlier versions had none, and their checkpoints do not name them.

@@ -28,6 +28,7 @@ def _require_comparable(path: str, cache: Cache, trained_on: Sequence[Cache]) ->
     same = {
         "tokenizer": ours.tokenizer_sha256 == theirs.tokenizer_sha256,
         "teacher": any(each.manifest.teacher.weights_sha256 == theirs.teacher.weights_sha256 for each in trained_on),
+        "transform of the logits": ours.teacher.logit_transform == theirs.teacher.logit_transform,
         "rows.context": ours.rows.context == theirs.rows.context,
     }
     for name, is_same in same.items():

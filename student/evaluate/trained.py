@@ -11,7 +11,6 @@ from student.inference.hf_config import StudentConfig
 from student.inference.load import CONFIG_FILE, Writer, is_export, is_ours, load_model, read_config
 from student.inference.plain import load_plain
 from student.model.frozen import FrozenHead
-from student.model.shape import StudentSettings
 from student.model.student import Student
 from student.run.causal_lm import require_fit_to, require_tokenizer
 from student.run.files import TRAINED_FILE, RunSummary, read_plain_provenance, read_settings, read_summary
@@ -68,10 +67,10 @@ def _of_run(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     _require_same_teacher(path, summary, cache)
     student = student_of_run(path, _computable(settings, device), cache, device)
     # As trained: a cache of an earlier version does not say how its teacher scales the embedding.
-    student.embedding_scale = summary.embedding_scale
+    student.embedding_scale, student.logit_transform = summary.embedding_scale, summary.logit_transform
     load_trained(student, path / TRAINED_FILE)
     student.eval().requires_grad_(False)
-    head = teacher_head(settings.model, [cache], device, student.embedding.dtype)
+    head = teacher_head(student, [cache], device, student.embedding.dtype)
     return TrainedStudent(student, settings.training.micro_batch_size, head)
 
 
@@ -105,7 +104,9 @@ def _exported(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
         return _plain(path, cache, device)
     _require_fit(path, read_config(path), cache)
     student = load_model(path, torch.float32 if device.type == "cpu" else "auto").student
-    return TrainedStudent(student.to(device).eval().requires_grad_(False), EXPORT_ROWS)
+    student.to(device).eval().requires_grad_(False)
+    head = teacher_head(student, [cache], device, student.embedding.dtype)
+    return TrainedStudent(student, EXPORT_ROWS, head)
 
 
 def _plain(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
@@ -117,8 +118,7 @@ def _plain(path: Path, cache: Cache, device: torch.device) -> TrainedStudent:
     student = load_plain(path, cache.manifest.vocab_size)
     require_fit_to(student, cache, str(path))
     student.to(device).eval().requires_grad_(False)
-    own = StudentSettings(hf=str(path))
-    return TrainedStudent(student, EXPORT_ROWS, teacher_head(own, [cache], device, torch.float32))
+    return TrainedStudent(student, EXPORT_ROWS, teacher_head(student, [cache], device, torch.float32))
 
 
 def _require_fit(path: Path, config: StudentConfig, cache: Cache) -> None:

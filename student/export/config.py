@@ -63,6 +63,7 @@ def _shared(files: RunFiles, summary: RunSummary, cache: Cache, frozen: Mapping[
         "vocab_size": manifest.vocab_size,
         "padded_vocab_size": manifest.padded_vocab_size,
         "embedding_scale": summary.embedding_scale,
+        "logit_transform": None if summary.logit_transform is None else summary.logit_transform.model_dump(),
         "tie_word_embeddings": "lm_head" not in frozen,
         "head_bias": "lm_head_bias" in frozen,
         "eos_token_id": manifest.eos_token_id,

@@ -88,7 +88,10 @@ class StudentForCausalLM(PreTrainedModel, GenerationMixin):
         return StudentBackbone(self)
 
     def get_output_embeddings(self) -> nn.Linear:
-        """The LM head over real tokens: a view of the frozen matrix, for reading only."""
+        """The LM head over real tokens: a view of the frozen matrix, for reading only.
+
+        Logits are what `config.logit_transform`, where there is one, makes of its product.
+        """
         head = self.student.head
         with torch.device("meta"):
             view = nn.Linear(head.weight.shape[1], head.vocab_size, bias=head.bias is not None)
@@ -207,4 +210,5 @@ def _frozen_matrices(config: StudentConfig) -> FrozenWeights:
         lm_head_bias=torch.zeros(config.padded_vocab_size) if config.head_bias else None,
         vocab_size=config.vocab_size,
         embedding_scale=config.embedding_scale,
+        logit_transform=config.transform,
     )

@@ -3,9 +3,11 @@
 from dataclasses import fields
 from typing import Any, ClassVar
 
+from pydantic import ValidationError
 from transformers.configuration_utils import PreTrainedConfig
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from student.model.shape import StudentShape
 from student.model.transplant.families import FAMILIES
 from student.model.transplant.options import MixerShape
@@ -36,6 +38,8 @@ class StudentConfig(PreTrainedConfig):
     """Whether the embedding is also the LM head."""
     embedding_scale: float | None = None
     """What the first block or layer reads over the embedding, as the teacher's does; None for the embedding."""
+    logit_transform: Fields | None = None
+    """The numbers of `LogitTransform`: what lies behind the LM head; None for nothing."""
     head_bias: bool = False
     """Whether the LM head has a bias."""
     use_cache: bool = True
@@ -47,6 +51,16 @@ class StudentConfig(PreTrainedConfig):
     """`delta_common.tokenizer.tokenizer_digest` of the tokenizer the student was trained with."""
     provenance: Fields | None = None
     """Teacher, cache and settings the student comes from."""
+
+    @property
+    def transform(self) -> LogitTransform | None:
+        """What lies behind the LM head. Raises `UserError` where this version knows no such thing."""
+        try:
+            return None if self.logit_transform is None else LogitTransform.model_validate(self.logit_transform)
+        except ValidationError as error:
+            raise UserError(
+                f"logit_transform: {self.logit_transform!r} is not known to this version; {OTHER_VERSION}"
+            ) from error
 
 
 class DistilXLSTMConfig(StudentConfig):

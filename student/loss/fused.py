@@ -5,12 +5,12 @@ the weighted sum, and multiplied by the head: that is the gradient of the hidden
 The backward pass multiplies it by the incoming gradient. No logits are computed twice or kept, and no gradient is
 computed for a head that needs none.
 
-Memory for n valid positions and a head (V, d): one chunk of logits (two in exact mode), a block of `BLOCK_LOGITS` on a
-CPU, and 4 n d bytes.
+Memory for n valid positions and a head (V, d): one chunk of logits (one more in exact mode, and one where a soft cap
+follows the head), a block of `BLOCK_LOGITS` on a CPU, and 4 n d bytes.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
 
@@ -64,7 +64,7 @@ def fused_loss(
     kept gradient is multiplied by the incoming one, such as a loss scale, before it is rounded to the hidden states'
     dtype.
     """
-    job = _Job(positions, labels.flatten()[positions], divergence, weights, head.vocab_size, chunk_tokens)
+    job = _Job(positions, labels.flatten()[positions], divergence, weights, head, chunk_tokens)
     found = _Function.apply(hidden_states, head.weight, head.bias, job)  # type: ignore[no-untyped-call]
     return FusedLoss(*found)
 
@@ -77,7 +77,7 @@ class _Job:
     labels: Tensor
     divergence: Divergence | None
     weights: TermWeights
-    vocab_size: int
+    head: FrozenHead
     chunk_tokens: int | None
 
 
@@ -91,7 +91,7 @@ class _Function(torch.autograd.Function):
             torch.zeros_like(tensor, dtype=_wide(tensor)) if tensor is not None and needed else None
             for tensor, needed in zip((flat, weight, bias), ctx.needs_input_grad[:3], strict=True)
         ]
-        sums = _sums_and_gradients(flat, FrozenHead(weight, bias, job.vocab_size), job, *kept)
+        sums = _sums_and_gradients(flat, replace(job.head, weight=weight, bias=bias), job, *kept)
         ctx.save_for_backward(*kept)
         ctx.shape, ctx.dtypes = hidden_states.shape, (hidden_states.dtype, weight.dtype, weight.dtype)
         cross_entropy, kl = sums.to(_wide(hidden_states)).unbind()
@@ -121,15 +121,17 @@ def _sums_and_gradients(
     weights = TermWeights(job.weights.cross_entropy / unit, job.weights.kl / unit)
     size = _chunk_size(head, job.chunk_tokens)
     rows = min(size, len(job.positions))
-    workspace = head.workspace(rows)
+    workspace, slopes = head.workspace(rows), head.slope_workspace(rows)
     teacher_workspace = None if job.divergence is None else job.divergence.workspace(rows)
     sums = torch.zeros(2, dtype=torch.float64, device=flat.device)
     for positions, labels, divergence in _split(size, job.positions, job.labels, job.divergence):
         states = flat.index_select(0, positions).to(head.weight.dtype)
         with_padding = workspace[: len(labels)]
-        logits = head.logits_into(with_padding, states)
+        slope = None if slopes is None else slopes[: len(labels)]
+        logits = head.logits_into(with_padding, states, slope)
         teacher = None if divergence is None else divergence.with_logits(teacher_workspace)
         sums += _write_gradient(logits, labels, teacher, weights)
+        head.pull_back(logits, slope)
         if hidden_gradient is not None:
             hidden_gradient[positions] = (with_padding @ head.weight).to(hidden_gradient.dtype).mul_(unit)
         if weight_gradient is not None:

@@ -11,6 +11,7 @@ from torch.nn import functional
 from torch.utils.weak import WeakIdKeyDictionary
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 
 FROZEN_NAMES = {"embedding.weight": "embedding", "lm_head.weight": "lm_head", "lm_head.bias": "lm_head_bias"}
 """Names in a cache, and in the student."""
@@ -25,7 +26,10 @@ gradient of 1,760 positions over 151,665 logits takes an H100 seven times as lon
 
 @dataclass(frozen=True)
 class FrozenHead:
-    """The LM head: rows for the V real tokens, and behind them padding, which takes part in products alone."""
+    """The LM head: rows for the V real tokens, and behind them padding, which takes part in products alone.
+
+    Logits are the product with what the transform makes of it.
+    """
 
     weight: Tensor
     """(R, d), R ≥ V"""
@@ -33,6 +37,8 @@ class FrozenHead:
     """(R,)"""
     real: int | None = None
     """V, where it is less than R."""
+    transform: LogitTransform | None = None
+    """What the model does behind its head, such as a soft cap; None for nothing."""
 
     @property
     def vocab_size(self) -> int:
@@ -40,22 +46,27 @@ class FrozenHead:
         return len(self.weight) if self.real is None else self.real
 
     def logits(self, hidden_states: Tensor) -> Tensor:
-        """Logits (..., V) of states (..., d): computed in the head's dtype, returned in float32 or wider."""
-        logits = self.raw_logits(hidden_states.to(self.weight.dtype))
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
+        """Logits (..., V) of states (..., d): the product in the head's dtype, returned in float32 or wider."""
+        product = self._product(hidden_states.to(self.weight.dtype))
+        return self._transformed(product.to(torch.promote_types(product.dtype, torch.float32)))
 
     def raw_logits(self, hidden_states: Tensor) -> Tensor:
         """Logits (..., V) of states (..., d), both in the head's dtype."""
-        return functional.linear(hidden_states, self.weight, self.bias)[..., : self.vocab_size]
+        return self._transformed(self._product(hidden_states))
 
     def workspace(self, positions: int) -> Tensor:
         """Memory (positions, R) for `logits_into`."""
         return self.weight.new_empty(positions, len(self.weight))
 
-    def logits_into(self, workspace: Tensor, hidden_states: Tensor) -> Tensor:
+    def slope_workspace(self, positions: int) -> Tensor | None:
+        """Memory (positions, V) for the slope of `logits_into`; None where that is the same for all logits."""
+        capped = self.transform is not None and self.transform.cap is not None
+        return self.weight.new_empty(positions, self.vocab_size) if capped else None
+
+    def logits_into(self, workspace: Tensor, hidden_states: Tensor, slope: Tensor | None = None) -> Tensor:
         """Logits (n, V) of states (n, d), a view of the workspace (n, R), in the head's dtype and without a gradient.
 
-        What the workspace holds for padding is 0.
+        What the workspace holds for padding is 0. With `slope` (n, V) that becomes what `pull_back` needs.
         """
         with torch.no_grad():
             states = hidden_states.to(self.weight.dtype)
@@ -64,15 +75,31 @@ class FrozenHead:
             else:
                 torch.addmm(self.bias, states, self.weight.T, out=workspace)
             workspace[:, self.vocab_size :] = 0
-        return workspace[:, : self.vocab_size]
+            logits = workspace[:, : self.vocab_size]
+            if self.transform is not None:
+                self.transform.write(logits, slope)
+        return logits
+
+    def pull_back(self, gradient: Tensor, slope: Tensor | None) -> None:
+        """Replace a gradient (n, V) in logits by that in the head's product; `slope` is that of `logits_into`."""
+        if self.transform is not None:
+            self.transform.write_gradient(gradient, slope)
 
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "FrozenHead":
         """The head elsewhere, or in another dtype."""
         bias = None if self.bias is None else self.bias.to(device, dtype)
-        return FrozenHead(self.weight.to(device, dtype), bias, self.real)
+        return FrozenHead(self.weight.to(device, dtype), bias, self.real, self.transform)
+
+    def _product(self, hidden_states: Tensor) -> Tensor:
+        return functional.linear(hidden_states, self.weight, self.bias)[..., : self.vocab_size]
+
+    def _transformed(self, logits: Tensor) -> Tensor:
+        return logits if self.transform is None else self.transform.of(logits)
 
 
-def head_over(weight: Tensor, bias: Tensor | None, vocab_size: int) -> FrozenHead:
+def head_over(
+    weight: Tensor, bias: Tensor | None, vocab_size: int, transform: LogitTransform | None = None
+) -> FrozenHead:
     """The head whose real tokens are the first of a weight (V_padded, d) and a bias (V_padded,).
 
     Views of them where they have the rows. Where they do not, a copy with zeros behind them: differentiable, and kept
@@ -82,7 +109,7 @@ def head_over(weight: Tensor, bias: Tensor | None, vocab_size: int) -> FrozenHea
     lacking = max(0, rows - len(weight))
     if lacking:
         weight, bias = _extended(weight, lacking), None if bias is None else functional.pad(bias, (0, lacking))
-    return FrozenHead(weight[:rows], None if bias is None else bias[:rows], vocab_size)
+    return FrozenHead(weight[:rows], None if bias is None else bias[:rows], vocab_size, transform)
 
 
 _extensions = WeakIdKeyDictionary()
@@ -119,11 +146,14 @@ class FrozenWeights:
     """Real tokens V: ids 0 .. V - 1."""
     embedding_scale: float | None = None
     """What the teacher's first layer reads over its embedding; None for the embedding itself."""
+    logit_transform: LogitTransform | None = None
+    """What the student does behind the LM head, as its teacher does; None for nothing."""
 
     @property
     def head(self) -> FrozenHead:
         """The LM head; a copy only where the teacher's has too few rows, see `head_over`."""
-        return head_over(self.embedding if self.lm_head is None else self.lm_head, self.lm_head_bias, self.vocab_size)
+        weight = self.embedding if self.lm_head is None else self.lm_head
+        return head_over(weight, self.lm_head_bias, self.vocab_size, self.logit_transform)
 
 
 CPU = torch.device("cpu")
@@ -136,6 +166,7 @@ def read_frozen_weights(
     vocab_size: int,
     hidden_size: int,
     embedding_scale: float | None = None,
+    logit_transform: LogitTransform | None = None,
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
 ) -> FrozenWeights:
@@ -160,6 +191,7 @@ def read_frozen_weights(
         lm_head_bias=tensors.get("lm_head.bias"),
         vocab_size=vocab_size,
         embedding_scale=embedding_scale,
+        logit_transform=logit_transform,
     )
 
 

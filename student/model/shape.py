@@ -41,6 +41,10 @@ class StudentSettings(FrozenSettings):
     """For `transplant`, `hybrid` and `transformer`: where the teacher is, a Hub id or folder, if the cache does not
     carry its body."""
 
+    head_transform: Literal["teacher", "none"] = "teacher"
+    """What the student does behind the LM head: `teacher`, what its teacher does there, such as a soft cap or a factor
+    of the logits; `none`, nothing."""
+
     blocks: int | None = Field(default=None, ge=1, le=10_000)
     """Blocks in the stack."""
 

@@ -23,7 +23,7 @@ from xlstm import (
 )
 
 from student.model.blocks import RecurrentState, run_stack
-from student.model.frozen import FrozenHead, FrozenWeights
+from student.model.frozen import FrozenHead, FrozenWeights, head_over
 from student.model.recorded import can_compile
 from student.model.shape import StudentShape
 from student.model.state import forget_rows
@@ -68,7 +68,7 @@ class XLSTMStudent(nn.Module):
         self.stack = stack
         self.kernels = kernels
         self.vocab_size = frozen.vocab_size
-        self.embedding_scale = frozen.embedding_scale
+        self.embedding_scale, self.logit_transform = frozen.embedding_scale, frozen.logit_transform
         self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
         self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
         self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
@@ -76,7 +76,8 @@ class XLSTMStudent(nn.Module):
     @property
     def head(self) -> FrozenHead:
         """The LM head, views of the frozen matrices where they have the rows."""
-        return FrozenWeights(self.embedding, self.lm_head, self.lm_head_bias, self.vocab_size).head
+        weight = self.embedding if self.lm_head is None else self.lm_head
+        return head_over(weight, self.lm_head_bias, self.vocab_size, self.logit_transform)
 
     def embed(self, tokens: Tensor) -> Tensor:
         """What the first block reads (B, T, d) of tokens (B, T): what the teacher's first layer does."""

@@ -48,6 +48,7 @@ def _what_agrees(manifest: Manifest) -> dict[str, object]:
         "hidden size": manifest.hidden_size,
         "embedding or LM head": manifest.files[FROZEN_WEIGHTS_KEY],
         "scale of the embedding": manifest.teacher.embedding_scale,
+        "transform of the logits": manifest.teacher.logit_transform,
         "rows.seq_len": manifest.seq_len,
         "rows.context": manifest.rows.context,
     }

@@ -8,6 +8,7 @@ from pydantic import BaseModel, Field
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
+from delta_common.logits.transform import LogitTransform
 from delta_common.settings_file import FrozenSettings
 from student.run.records import COSTS_FILE, EVALUATION_FILE, METRICS_FILE, JsonObject, Records, StepCost
 from student.settings import Part, TrainSettings
@@ -88,6 +89,8 @@ class Provenance(FrozenSettings):
     """`rows.context` of the cache trained on."""
     embedding_scale: float | None = None
     """What the student's first block read over the embedding; None for the embedding itself."""
+    logit_transform: LogitTransform | None = None
+    """What the student does behind the LM head; None for nothing."""
     begun_from: tuple[Origin, ...] = ()
     """The chain of runs and exports before this run, oldest first; empty where it began by itself."""
     caches: tuple[TrainedCache, ...] = ()

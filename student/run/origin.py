@@ -13,6 +13,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
+from delta_common.logits.transform import LogitTransform
 from student.inference.load import CONFIG_FILE, STUDENT_PREFIX, WEIGHTS_FILE, is_export, is_ours, read_config
 from student.model.frozen import FROZEN_NAMES
 from student.model.shape import StudentSettings
@@ -20,7 +21,7 @@ from student.model.student import is_beside
 from student.model.transplant.families import Config
 from student.run.checkpoints import PARAMETER, TENSORS_FILE, Checkpoint, digest_of, find_checkpoint
 from student.run.files import SETTINGS_FILE, TRAINED_FILE, Origin, read_provenance, read_settings, read_summary
-from student.run.student import config_of
+from student.run.student import config_of, transform_of
 from teacher_cache.read.cache import Cache
 
 
@@ -74,6 +75,7 @@ def _of_run(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
             provenance.teacher_weights_sha256,
             provenance.tokenizer_sha256,
             provenance.embedding_scale,
+            provenance.logit_transform,
         )
         _require_same(path, said, wanted, cache)
     elif found is None or found[1].cache_fingerprint != cache.fingerprint:
@@ -130,7 +132,8 @@ def _of_export(path: Path, wanted: StudentSettings, cache: Cache) -> Beginning:
         raise UserError(
             f"{path / CONFIG_FILE}: its provenance does not say what it is; run student-export again"
         ) from error
-    _require_same(path, _Identity(kind, teacher, config.tokenizer_sha256, config.embedding_scale), wanted, cache)
+    found = _Identity(kind, teacher, config.tokenizer_sha256, config.embedding_scale, config.transform)
+    _require_same(path, found, wanted, cache)
     tensors = _loaded(path / WEIGHTS_FILE)
     names = {name: name.removeprefix(STUDENT_PREFIX) for name in tensors}
     parameters = {names[name]: tensor for name, tensor in tensors.items() if names[name] not in FROZEN_NAMES.values()}
@@ -153,6 +156,7 @@ class _Identity(NamedTuple):
     teacher: str
     tokenizer: str | None
     embedding_scale: float | None
+    logit_transform: LogitTransform | None
 
 
 def _require_same(path: Path, found: _Identity, wanted: StudentSettings, cache: Cache) -> None:
@@ -166,6 +170,7 @@ def _require_same(path: Path, found: _Identity, wanted: StudentSettings, cache: 
         "teacher": own or found.teacher == manifest.teacher.weights_sha256,
         "tokenizer": found.tokenizer == manifest.tokenizer_sha256,
         "scale of the embedding": own or found.embedding_scale == manifest.teacher.embedding_scale,
+        "transform of the logits": own or found.logit_transform == transform_of(wanted, cache),
     }
     for name, is_same in same.items():
         if not is_same:

@@ -1,6 +1,7 @@
 """A student for a cache, with initial weights, its teacher's or its own."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from delta_common.files import parse_json
+from delta_common.logits.transform import LogitTransform
 from delta_common.weights import weights_sha256
 from student.model.causal_lm.student import CausalLMStudent
 from student.model.frozen import CPU, FrozenHead, FrozenWeights, read_frozen_weights
@@ -43,7 +45,7 @@ def initial_student(
     if model.is_causal_lm:
         frozen = frozen_weights_of(cache) if model.hf is None else None
         return causal_lm(settings, cache, frozen, config).to(device=device, dtype=dtype)
-    frozen = frozen_weights_of(cache, device, dtype)
+    frozen = replace(frozen_weights_of(cache, device, dtype), logit_transform=transform_of(model, cache))
     if model.begins_as_teacher:
         config, body = teacher_body(model, cache) if config is None else (config, None)
         student = _transplant(settings, cache, frozen, config, body)
@@ -84,11 +86,23 @@ def load_trained(student: Student, file: Path) -> None:
 
 
 def teacher_head(
-    settings: StudentSettings, caches: Sequence[Cache], device: torch.device, dtype: torch.dtype
+    student: Student, caches: Sequence[Cache], device: torch.device, dtype: torch.dtype
 ) -> FrozenHead | None:
-    """The teacher's LM head where targets of a cache are computed with it and the student has another; else None."""
-    exact = [cache for cache in caches if cache.layout.mode == "exact"]
-    return frozen_weights_of(exact[0], device, dtype).head if exact and settings.hf is not None else None
+    """The teacher's LM head where targets of a cache are computed with it and the student has another; else None.
+
+    Another is also the teacher's without what the teacher does behind it.
+    """
+    exact = next((cache for cache in caches if cache.layout.mode == "exact"), None)
+    if exact is None:
+        return None
+    owns = isinstance(student, CausalLMStudent) and student.trains_head
+    same = not owns and student.logit_transform == exact.manifest.teacher.logit_transform
+    return None if same else frozen_weights_of(exact, device, dtype).head
+
+
+def transform_of(settings: StudentSettings, cache: Cache) -> LogitTransform | None:
+    """What a student around its teacher's head does behind it."""
+    return cache.manifest.teacher.logit_transform if settings.head_transform == "teacher" else None
 
 
 def _read_config(file: Path) -> Config:
@@ -122,6 +136,7 @@ def frozen_weights_of(cache: Cache, device: torch.device = CPU, dtype: torch.dty
         vocab_size=manifest.vocab_size,
         hidden_size=manifest.hidden_size,
         embedding_scale=manifest.teacher.embedding_scale,
+        logit_transform=manifest.teacher.logit_transform,
         device=device,
         dtype=dtype,
     )

@@ -169,7 +169,7 @@ def assemble(
         distillations=wanted,
         frobenius=_frobenius(caches, wanted, student, processes.device),
         trained=trained,
-        teacher_head=teacher_head(settings.model, (*caches, *held_out), processes.device, student.embedding.dtype),
+        teacher_head=teacher_head(student, (*caches, *held_out), processes.device, student.embedding.dtype),
     )
 
 

@@ -179,6 +179,7 @@ def provenance(run: Run, begun_from: tuple[Origin, ...] = ()) -> Provenance:
         tokenizer_sha256=manifest.tokenizer_sha256,
         context=manifest.rows.context,
         embedding_scale=run.student.embedding_scale,
+        logit_transform=run.student.logit_transform,
         begun_from=begun_from,
         caches=_trained_caches(run) if len(run.caches) > 1 else (),
     )

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
+from delta_common.logits.transform import LogitTransform
 from teacher_cache.format.errors import REPAIR, CacheCorruptError, CacheFormatError
 from teacher_cache.format.keys import is_metadata_key, is_plain_key
 from teacher_cache.format.nodes import FINEST_STEP, log_mass_step
@@ -45,13 +46,16 @@ class TeacherIdentity(Record):
     padded_vocab_size: int
     embedding_scale: float | None = None
     """What the first layer reads over the token embedding, such as √d for Gemma; None for the embedding itself."""
+    logit_transform: LogitTransform | None = None
+    """What lies between the LM head's product and the logits, as in Gemma 2 or Granite; None for nothing."""
 
     @model_serializer(mode="wrap")
     def _without_what_older_caches_lack(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """An absent scale is left out: fingerprints of caches from before it was known stay what they are."""
+        """What is absent is left out: fingerprints of caches from before it was known stay what they are."""
         content: dict[str, Any] = write(self)
-        if self.embedding_scale is None:
-            del content["embedding_scale"]
+        for name in ("embedding_scale", "logit_transform"):
+            if content[name] is None:
+                del content[name]
         return content
 
 

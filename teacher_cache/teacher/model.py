@@ -70,7 +70,7 @@ class Teacher:
         self._compiled = False
         self.forget_shapes()
         subject = Subject(model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size)
-        require_teacher(subject)
+        self._transform = require_teacher(subject)
         self._embedding_scale = embedding_scale(subject)
         if settings.compile is True:
             self.compile_layers()
@@ -164,14 +164,18 @@ class Teacher:
     def logits_in_chunks(self, final: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Logits (chunk, V_real) in the teacher's dtype of final states (n, d), each with its slice of the n positions.
 
-        The size of a chunk depends on the vocabulary and the kind of device alone, so memory does not grow with the
-        batch or the sequence. Logits of padding rows of the vocabulary are left out.
+        They are what the model itself gives, with what it does behind its head, such as a soft cap. Logits of padding
+        rows of the vocabulary are left out. The size of a chunk depends on the vocabulary and the kind of device alone,
+        so memory does not grow with the batch or the sequence.
         """
         elements = GPU_HEAD_CHUNK_ELEMENTS if self.device.type == "cuda" else HEAD_CHUNK_ELEMENTS
         size = max(1, elements // self._head.weight.shape[0])
         for start in range(0, len(final), size):
             where = slice(start, min(start + size, len(final)))
-            yield where, self._head(final[where])[:, : self.vocab_size]
+            logits = self._head(final[where])[:, : self.vocab_size]
+            if self._transform is not None:
+                self._transform.write(logits)
+            yield where, logits
 
     def identity(self) -> TeacherIdentity:
         """What the manifest says of the teacher; the weights' digest covers every tensor in the dtype it runs in."""
@@ -190,7 +194,8 @@ class Teacher:
             num_layers=len(self._layers),
             num_heads=head_count(config),
             padded_vocab_size=self._head.weight.shape[0],
-            embedding_scale=None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-2) else scale,
+            embedding_scale=None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-4) else scale,
+            logit_transform=self._transform,
         )
 
     @property

@@ -4,22 +4,25 @@ A model that fails one of these would give a wrong cache without any sign of it,
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from delta_common.errors import UserError
+from delta_common.logits.configured import UnknownTransformError, factors, injected_logits, transform_behind
+from delta_common.logits.transform import LogitTransform
+from teacher_cache.teacher.parts import text_config
 
 LENGTH = 16
 """Tokens of a probe."""
-INJECTED = 60.0
-"""Logits from minus this to this are put in place of the head's output. They are larger than any soft cap, so a
-transform of the logits shows whatever the weights are."""
 SAME = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 2e-2, torch.float16: 4e-3}
 """Largest difference of states that should be equal, relative to the largest state. Kernels round differently for
 other shapes; a model that looks ahead or has other layers is off by a tenth or more."""
-MULTIPLE = 0.02
+FACTOR = {torch.float32: 1e-5, torch.float64: 1e-5, torch.bfloat16: 1e-3, torch.float16: 1e-3}
+"""Largest relative difference of two factors that are one: each is taken from many states, whose rounding averages."""
+MULTIPLE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 """Share of the first layer's input that may not be a multiple of the embedding: bfloat16 rounds by 0.004."""
 
 
@@ -48,17 +51,18 @@ class Subject:
 
 
 @torch.inference_mode()
-def require_teacher(subject: Subject) -> None:
-    """Raise `UserError` naming the model and the remedy if it cannot serve as a teacher.
+def require_teacher(subject: Subject) -> LogitTransform | None:
+    """What the model does to its LM head's logits; raises `UserError` if it cannot serve as a teacher.
 
-    It must be a causal decoder with finite logits, return its linear head's output unchanged, and have the layers that
-    were found in it.
+    It must be a causal decoder with finite logits, do nothing to its linear head's output but what its configuration
+    names, and have the layers that were found in it. The error names the model and the remedy.
     """
     _require_decoder(subject)
     _require_finite(subject)
-    _require_plain_head(subject)
+    transform = _logit_transform(subject)
     _require_causal(subject)
     _require_layers(subject)
+    return transform
 
 
 @torch.inference_mode()
@@ -72,9 +76,9 @@ def embedding_scale(subject: Subject) -> float | None:
     stored = embedding.weight[tokens].float()
     if read is None or read.shape != stored.shape:
         return None
-    read = read.float()
+    share, read = MULTIPLE[read.dtype], read.float()
     scale = (read * stored).sum() / stored.square().sum()
-    if float((read - scale * stored).norm()) > MULTIPLE * float(read.norm()):
+    if float((read - scale * stored).norm()) > share * float(read.norm()):
         return None
     return float(scale)
 
@@ -114,27 +118,54 @@ def _require_finite(subject: Subject) -> None:
         )
 
 
-def _require_plain_head(subject: Subject) -> None:
-    """The model returns its head's output unchanged, and the head reads the state after the final norm."""
+def _logit_transform(subject: Subject) -> LogitTransform | None:
+    """What lies between the state after the final norm and the logits, beside the head; None for nothing."""
+    given, injected, logits = _with_injected_logits(subject)
+    config = text_config(subject.model)
+    try:
+        behind = transform_behind(config, injected[: logits.shape[-1]].expand_as(logits), logits)
+        before = _factor_before_head(config, given, subject.final(subject.tokens))
+        if before != 1 and subject.head.bias is not None:
+            raise UnknownTransformError
+    except UnknownTransformError as error:
+        raise UserError(
+            f"teacher.model {subject.name}: changes its logits after the LM head in a way that its configuration does "
+            "not name (known are a factor and a soft cap); not supported"
+        ) from error
+    if before == 1:
+        return behind
+    return (
+        LogitTransform(scale=before) if behind is None else behind.model_copy(update={"scale": before * behind.scale})
+    )
+
+
+def _with_injected_logits(subject: Subject) -> tuple[list[Tensor], Tensor, Tensor]:
+    """What the head was given, the logits (V_padded,) put in place of its output, and what the model made of them."""
     given: list[Tensor] = []
-    spread = torch.linspace(-INJECTED, INJECTED, len(subject.head.weight), device=subject.head.weight.device)
+    injected = injected_logits(len(subject.head.weight), subject.head.weight.device)
 
     def inject(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         given.append(inputs[0])
-        return spread.to(output.dtype).expand_as(output)
+        return injected.expand_as(output)
 
     hook = subject.head.register_forward_hook(inject)
     try:
         logits = subject.model(input_ids=subject.tokens, use_cache=False).logits
     finally:
         hook.remove()
-    wanted = spread[: logits.shape[-1]].to(subject.head.weight.dtype).float().expand_as(logits)
-    same = bool(given) and torch.equal(logits.float(), wanted)
-    if not same or not _equal(given[0], subject.final(subject.tokens)):
-        raise UserError(
-            f"teacher.model {subject.name}: transforms its logits after the LM head (soft-capping, scaling); "
-            "not supported"
-        )
+    return given, injected, logits
+
+
+def _factor_before_head(config: Any, given: list[Tensor], final: Tensor) -> float:
+    """The factor that a configuration names between the final states and what the head was given; 1 for most."""
+    if not given or given[0].shape != final.shape:
+        raise UnknownTransformError
+    states, theirs = final.double(), given[0].double()
+    measured = float((theirs * states).sum() / states.square().sum())
+    for factor in factors(config):
+        if abs(measured / factor - 1) <= FACTOR[final.dtype] and _equal(theirs / factor, states, final.dtype):
+            return factor
+    raise UnknownTransformError
 
 
 def _require_causal(subject: Subject) -> None:
@@ -173,8 +204,9 @@ def _require_layers(subject: Subject) -> None:
         )
 
 
-def _equal(ours: Tensor, theirs: Tensor) -> bool:
+def _equal(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Up to the rounding of `dtype`, by default theirs."""
     if ours.shape != theirs.shape:
         return False
     largest = float(theirs.abs().max())
-    return float((ours.float() - theirs.float()).abs().max()) <= SAME.get(theirs.dtype, 1e-4) * largest
+    return float((ours.float() - theirs.float()).abs().max()) <= SAME[dtype or theirs.dtype] * largest

@@ -34,6 +34,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Qwen3": SIZES | {"head_dim": 8},
     "Mistral": SIZES | {"sliding_window": 5},
     "Gemma": SIZES | {"head_dim": 8},
+    "Gemma2": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5, "final_logit_softcapping": 3.0},
     "Gemma3Text": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
     "Phi": SIZES,
     "Phi3": SIZES,
@@ -43,8 +44,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "Mixtral": SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2},
     "Olmo2": SIZES,
     "Olmoe": SIZES | EXPERTS,
-    "Cohere": SIZES | {"logit_scale": 1.0},
-    "Granite": SIZES | {"logits_scaling": 1.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
+    "Cohere": SIZES | {"logit_scale": 0.0625},
+    "Granite": SIZES | {"logits_scaling": 8.0, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
     "GPT2": GPT2 | ENDS,
     "GPTJ": GPT2 | ENDS | {"rotary_dim": 8},
     "GPTBigCode": GPT2 | ENDS,
@@ -66,19 +67,15 @@ FAMILIES: dict[str, dict[str, Any]] = {
     | {"interleave_moe_layer_step": 1, "intermediate_size_mlp": 64},
 }
 """Configurations by the name of their class, without `Config`; sizes where a family's fields are called otherwise."""
-CHANGES_ITS_LOGITS: dict[str, dict[str, Any]] = {
-    "Gemma2": SIZES | {"head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 5},
-}
-"""No teachers: what they do behind the head no cache follows."""
 
-WITHOUT_SDPA = {"GPTJ", "CodeGen", "Bloom", "Mpt", "Mamba", "Mamba2"}
+WITHOUT_SDPA = {"Gemma2", "GPTJ", "CodeGen", "Bloom", "Mpt", "Mamba", "Mamba2"}
 """Families whose attention transformers computes in its eager form only."""
 
 
 def family_model(name: str, **fields: Any) -> PreTrainedModel:
     """A model of a family with seeded random weights, its norms and biases too."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{name}Config")(**{**(FAMILIES | CHANGES_ITS_LOGITS)[name], **fields})
+    config = getattr(transformers, f"{name}Config")(**{**FAMILIES[name], **fields})
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():
         for parameter in model.parameters():

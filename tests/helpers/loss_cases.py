@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from delta_common.logits.transform import LogitTransform
 from student.data.batch import Batch, GlobalCounts, TeacherTargets
 from student.loss.distillation import DistillationLoss, distillation_loss
 from student.loss.frobenius import FrobeniusTerm
@@ -66,7 +67,7 @@ class Case:
 
     def cast(self, dtype: torch.dtype, head_dtype: torch.dtype | None = None) -> "Case":
         bias = None if self.head.bias is None else self.head.bias.to(head_dtype or dtype)
-        head = FrozenHead(self.head.weight.to(head_dtype or dtype), bias)
+        head = replace(self.head, weight=self.head.weight.to(head_dtype or dtype), bias=bias)
         return replace(self, hidden=self.hidden.detach().to(dtype).requires_grad_(), head=head)
 
 
@@ -84,6 +85,7 @@ def make_case(
     valid: float = 0.7,
     rows: int = 3,
     length: int = 5,
+    transform: LogitTransform | None = None,
 ) -> Case:
     """Everything in float64; sampled and bucket targets of a random teacher, or its final states."""
     random = torch.Generator().manual_seed(seed)
@@ -101,7 +103,7 @@ def make_case(
         entries = [x.view(rows, length, -1) for x in (kept.ids, kept.values, kept.log_mass)]
     return Case(
         hidden=(student_scale * normal(rows, length, width)).requires_grad_(),
-        head=FrozenHead(normal(vocab, width), normal(vocab) if bias else None),
+        head=FrozenHead(normal(vocab, width), normal(vocab) if bias else None, transform=transform),
         labels=torch.randint(0, vocab, (rows, length), generator=random),
         mask=torch.rand(rows, length, generator=random) < valid,
         targets=TeacherTargets(*entries, final_hidden=final_hidden, layout=kept_as),

@@ -14,6 +14,12 @@ def test_kernels_do_not_count_as_what_decides_a_run() -> None:
     assert naive.model_dump()["model"]["kernels"] == "naive"
 
 
+def test_a_head_as_earlier_versions_had_it_decides_what_it_did_then() -> None:
+    assert "head_transform" not in TrainSettings().deciding(world_size=1)["model"]
+    plain = TrainSettings(model=StudentSettings(head_transform="none"))
+    assert plain.deciding(world_size=1)["model"]["head_transform"] == "none"
+
+
 TRANSFER = "--stages=[{train: mixers, loss: transfer, steps: 5, learning_rate: 0.01}, {body_learning_rate: 0.5}]"
 
 

@@ -15,6 +15,7 @@ from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from student.model.blocks import RecurrentState
 from student.model.causal_lm.head import AtHead, StandIn, places_in_documents, require_linear, require_vocabulary
 from student.model.frozen import FrozenHead, FrozenWeights, head_over
@@ -39,6 +40,7 @@ class CausalLMStudent(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.embedding_scale = None if frozen is None else frozen.embedding_scale
+        self.logit_transform: LogitTransform | None = None
         self.trains_head = frozen is None
         where = str(model.config.model_type)
         self._head = [require_linear(model.get_output_embeddings(), where)]  # in a list: it is the model's module

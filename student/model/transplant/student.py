@@ -15,7 +15,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from student.model.blocks import RecurrentState
-from student.model.frozen import FROZEN_NAMES, FrozenHead, FrozenWeights
+from student.model.frozen import FROZEN_NAMES, FrozenHead, FrozenWeights, head_over
 from student.model.recorded import can_compile
 from student.model.state import compact
 from student.model.transplant.body import put_body
@@ -60,6 +60,7 @@ class TransplantStudent(nn.Module):
         self.layers, self.norm = layers, norm
         self.rotary, self.shape, self.kernels, self.recompute = rotary, shape, kernels, recompute
         self.vocab_size, self.embedding_scale = frozen.vocab_size, frozen.embedding_scale
+        self.logit_transform = frozen.logit_transform
         self.register_buffer("embedding", frozen.embedding, persistent=keep_frozen)
         self.register_buffer("lm_head", frozen.lm_head, persistent=keep_frozen)
         self.register_buffer("lm_head_bias", frozen.lm_head_bias, persistent=keep_frozen)
@@ -67,7 +68,8 @@ class TransplantStudent(nn.Module):
     @property
     def head(self) -> FrozenHead:
         """The LM head, views of the frozen matrices where they have the rows."""
-        return FrozenWeights(self.embedding, self.lm_head, self.lm_head_bias, self.vocab_size).head
+        weight = self.embedding if self.lm_head is None else self.lm_head
+        return head_over(weight, self.lm_head_bias, self.vocab_size, self.logit_transform)
 
     def forward(self, tokens: Tensor, document_start: Tensor | None = None, *, transfer: bool = False) -> Tensor:
         """Hidden states (B, T, d) after the last norm, from tokens (B, T).

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from delta_common.logits.transform import LogitTransform
 from student.data.batch import valid_positions
 from student.loss.divergence import TermWeights
 from student.loss.fused import fused_loss
@@ -16,6 +17,9 @@ from student.loss.schedule import Coefficients
 from student.model.frozen import FrozenHead
 from tests.helpers.loss_cases import KINDS, VOCAB, Kind, gradient, make_case, relative_error
 from tests.helpers.programs import python
+
+BENT = LogitTransform(scale=0.5, cap=3.0)
+"""A transform that shows at the sizes of the cases' logits."""
 
 
 class LargestTensor(TorchDispatchMode):
@@ -49,6 +53,32 @@ def test_a_head_that_is_trained_gets_its_gradient_too(kind: Kind) -> None:
     found = gradient(case.fused(coefficients, chunk_tokens=4)[0], *wanted)
     expected = gradient(case.naive(coefficients)[0], *wanted)
     assert all(relative_error(ours, theirs) < 1e-12 for ours, theirs in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("transform", [LogitTransform(cap=4.0), LogitTransform(scale=0.3), BENT], ids=str)
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_gradient_goes_through_what_lies_behind_the_head(kind: Kind, transform: LogitTransform) -> None:
+    """Values and gradients of states, weight and bias; in exact mode the teacher's logits are bent too."""
+    case, coefficients = make_case(kind, transform=transform), Coefficients(0.6, 1.4, 0.1)
+    if kind == "exact":
+        wanted = [case.hidden]
+    else:
+        assert case.head.bias is not None
+        wanted = [case.hidden, case.head.weight.requires_grad_(), case.head.bias.requires_grad_()]
+    (found, sums), (expected, naive_sums) = case.fused(coefficients, chunk_tokens=4), case.naive(coefficients)
+    assert torch.allclose(sums, naive_sums, rtol=1e-12)
+    for ours, theirs in zip(gradient(found, *wanted), gradient(expected, *wanted), strict=True):
+        assert relative_error(ours, theirs) < 1e-12
+    plain = replace(case, head=replace(case.head, transform=None))
+    assert relative_error(*gradient(found, case.hidden), *gradient(plain.fused(coefficients)[0], case.hidden)) > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_in_16_bits_a_soft_cap_costs_no_more_precision_than_the_logits(kind: Kind) -> None:
+    case, coefficients = make_case(kind, transform=BENT), Coefficients(0.6, 1.4, 0.0)
+    exact = gradient(case.fused(coefficients)[0], case.hidden)[0]
+    low = case.cast(torch.bfloat16)
+    assert relative_error(gradient(low.fused(coefficients)[0], low.hidden)[0], exact) < 0.03
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from student.run.caches import distillations, open_caches, require_fit, shares_of, view
 from student.run.stages import Stage
 from student.settings import StageSettings, TrainSettings
@@ -70,6 +71,7 @@ def test_what_a_student_has_once_must_agree(
     [
         ("tokenizer", {"sha256": "other"}, "another tokenizer"),
         ("teacher", {"embedding_scale": 5.5}, r"another scale of the embedding than .* has \(5.5, and None\)"),
+        ("teacher", {"logit_transform": LogitTransform(cap=30.0)}, "another transform of the logits"),
         ("rows", {"context": "document"}, r"another rows.context than .* has \(document, and row\)"),
     ],
 )

@@ -104,11 +104,12 @@ def test_a_run_of_before_says_at_its_end_whose_it_is(origin: Path, cache: Cache)
         ("teacher_weights_sha256", "another teacher than"),
         ("tokenizer_sha256", "another tokenizer than"),
         ("embedding_scale", "another scale of the embedding than"),
+        ("logit_transform", "another transform of the logits than"),
     ],
 )
 def test_of_another_teacher_it_is_refused(origin: Path, cache: Cache, field: str, said: str) -> None:
     content = json.loads((origin / "provenance.json").read_text())
-    content[field] = 2.0 if field == "embedding_scale" else "0" * 64
+    content[field] = {"embedding_scale": 2.0, "logit_transform": {"cap": 30.0}}.get(field, "0" * 64)
     (origin / "provenance.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"--init-from {origin}: {said} {cache.path} has; give a cache of the same"):
         read_beginning(origin, PAPER, cache)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from delta_common.logits.transform import LogitTransform
 from teacher_cache.format.errors import CacheCorruptError, CacheFormatError
 from teacher_cache.format.manifest import KNOWN_VERSIONS, HiddenLayout, RowLayout, TargetLayout, parse_manifest
 from tests.helpers.golden import KINDS, changed, golden_attributes, golden_manifest
@@ -38,6 +39,15 @@ def test_a_longer_cache_is_the_same_and_other_content_is_another() -> None:
         manifest.model_copy(update={"files": {**manifest.files, "teacher/frozen.safetensors": "0"}}),
     ]
     assert len({manifest.identity, *(other.identity for other in others)}) == 5
+
+
+def test_what_lies_behind_the_head_reads_as_written_and_is_left_out_where_there_is_nothing() -> None:
+    plain = golden_manifest("sampled")
+    capped = changed(plain, "teacher", logit_transform=LogitTransform(scale=0.5, cap=30.0))
+    assert "logit_transform" not in plain.attributes()["teacher"]
+    assert capped.attributes()["teacher"]["logit_transform"] == {"scale": 0.5, "cap": 30.0}
+    assert parse_manifest(capped.attributes(), "here") == capped
+    assert capped.identity != plain.identity
 
 
 def test_a_newer_format_names_both_versions() -> None:

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from transformers import Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from delta_common.machine.matrix_work import Operations
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
@@ -16,7 +17,6 @@ from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS, position_ids
 from tests.helpers.families import save_family
 from tests.helpers.tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
-from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(5))
 
@@ -79,23 +79,24 @@ def test_identity_follows_weights_and_precision(tiny_teacher: Path, tmp_path: Pa
     assert identity.padded_vocab_size == PADDED_VOCAB
 
 
-def test_a_model_that_bends_its_logits_is_refused(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=PADDED_VOCAB,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        final_logit_softcapping=0.5,
-        initializer_range=0.5,
-    )
-    Gemma2ForCausalLM(config).save_pretrained(tmp_path)
-    byte_tokenizer().save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="transforms its logits after the LM head"):
-        load_teacher(settings_for(tmp_path, attention="eager"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_logits_are_what_the_model_gives_with_its_soft_cap(tmp_path: Path, dtype: str) -> None:
+    """As large as in training, so that the cap shows."""
+    save_family("Gemma2", tmp_path)
+    teacher = load_teacher(settings_for(tmp_path, attention="eager", dtype=dtype))
+    assert teacher.identity().logit_transform == LogitTransform(cap=3.0)
+    tokens = torch.arange(2 * 16).view(2, 16)
+    model = AutoModelForCausalLM.from_pretrained(
+        tmp_path, dtype=getattr(torch, dtype), attn_implementation="eager"
+    ).eval()
+    with torch.inference_mode():
+        expected = model(tokens).logits[..., : teacher.vocab_size].flatten(0, 1)
+        chunks = list(teacher.logits_in_chunks(teacher.states(tokens, mean=False).final.flatten(0, 1)))
+    found = torch.cat([logits for _, logits in chunks])
+    assert found.dtype == expected.dtype
+    assert 2.9 < float(found.abs().max()) <= 3
+    rounding = 8 * torch.finfo(found.dtype).eps
+    assert torch.allclose(found.float(), expected.float(), rtol=rounding, atol=rounding)
 
 
 def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path: Path) -> None:

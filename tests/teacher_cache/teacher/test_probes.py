@@ -5,9 +5,20 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, BertConfig, CohereConfig, FalconH1Config, Gemma2Config, GraniteConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BertConfig,
+    CohereConfig,
+    FalconH1Config,
+    Gemma2Config,
+    GraniteConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
 from teacher_cache.teacher.parts import decoder, decoder_layers, output_head
@@ -23,36 +34,59 @@ def subject(model: nn.Module, count: int = 3) -> Subject:
 
 LITTLE = SIZES | {"initializer_range": 0.02}
 """Weights as small as before training, whose logits are far below any cap."""
+MAMBA = {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_n_groups": 1}
+MULTIPLIED = LITTLE | MAMBA | {"mamba_chunk_size": 8, "lm_head_multiplier": 0.25}
+CAPPED = LITTLE | {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 30.0}
+TRANSFORMED = {
+    "soft-capped": (Gemma2Config(**CAPPED), LogitTransform(cap=30.0)),
+    "scaled": (CohereConfig(**LITTLE | {"logit_scale": 0.0625}), LogitTransform(scale=0.0625)),
+    "hardly scaled": (CohereConfig(**LITTLE | {"logit_scale": 0.999}), LogitTransform(scale=0.999)),
+    "divided": (GraniteConfig(**LITTLE | {"logits_scaling": 8.0}), LogitTransform(scale=0.125)),
+    "multiplied": (FalconH1Config(**MULTIPLIED), LogitTransform(scale=0.25)),
+    "not": (Gemma2Config(**CAPPED | {"final_logit_softcapping": None}), None),
+}
 
 
-@pytest.mark.parametrize(
-    "config",
-    [
-        Gemma2Config(**LITTLE | {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 30.0}),
-        CohereConfig(**LITTLE | {"logit_scale": 0.0625}),
-        CohereConfig(**LITTLE | {"logit_scale": 0.999}),
-        GraniteConfig(**LITTLE | {"logits_scaling": 8.0}),
-        FalconH1Config(
-            **LITTLE | {"mamba_d_ssm": 64, "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8},
-            mamba_n_groups=1,
-            mamba_chunk_size=8,
-            lm_head_multiplier=0.25,
-        ),
-    ],
-    ids=["soft-capped", "scaled", "hardly scaled", "divided", "multiplied"],
-)
-def test_logits_that_are_transformed_are_noticed_however_small_they_are(config: object) -> None:
+def model_of(config: PreTrainedConfig, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
-    with pytest.raises(UserError, match="transforms its logits after the LM head"):
+    return AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=dtype).eval()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_logits_that_are_transformed_are_noticed_however_small_they_are(name: str, dtype: torch.dtype) -> None:
+    config, transform = TRANSFORMED[name]
+    assert require_teacher(subject(model_of(config, dtype))) == transform
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_a_transform_that_the_configuration_does_not_name_is_refused(name: str) -> None:
+    model = model_of(TRANSFORMED[name][0])
+    model.register_forward_hook(lambda _model, _inputs, found: CausalLMOutputWithPast(logits=found.logits * 1.001))
+    with pytest.raises(
+        UserError, match="changes its logits after the LM head in a way that its configuration does not"
+    ):
+        require_teacher(subject(model))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_a_factor_before_the_head_is_one_of_the_logits_unless_there_is_a_bias(bias: bool) -> None:
+    model = family_model("Llama")
+    model.lm_head = nn.Linear(32, 288, bias=bias)
+    model.config.logits_scaling = 4.0  # as MiniCPM
+    model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] / 4,))
+    if not bias:
+        assert require_teacher(subject(model)) == LogitTransform(scale=0.25)
+        return
+    with pytest.raises(UserError, match="changes its logits"):
         require_teacher(subject(model))
 
 
 def test_a_head_that_reads_something_else_is_noticed() -> None:
     model = family_model("Llama")
-    require_teacher(subject(model))
+    assert require_teacher(subject(model)) is None
     model.lm_head.register_forward_pre_hook(lambda _head, inputs: (inputs[0] * 0.5,))
-    with pytest.raises(UserError, match="transforms its logits"):
+    with pytest.raises(UserError, match="changes its logits"):
         require_teacher(subject(model))
 
 
@@ -63,7 +97,7 @@ def test_a_bidirectional_model_is_refused() -> None:
     )
     config.is_decoder = False
     model = AutoModelForCausalLM.from_config(config).eval()
-    with pytest.raises(UserError, match=r"transforms its logits|is no causal language model"):
+    with pytest.raises(UserError, match=r"changes its logits|is no causal language model"):
         require_teacher(subject(model))
     causal = family_model("Llama")
     for layer in causal.model.layers:

@@ -8,7 +8,12 @@ from student.model.causal_lm.probes import has_plain_logits, keeps_documents_apa
 from student.model.causal_lm.student import CausalLMStudent
 from tests.helpers.families import family_model
 
-PLAIN = {"Llama": {}, "Granite": {}, "Cohere": {}, "Gemma2": {"final_logit_softcapping": None}}
+PLAIN = {
+    "Llama": {},
+    "Granite": {"logits_scaling": 1.0},
+    "Cohere": {"logit_scale": 1.0},
+    "Gemma2": {"final_logit_softcapping": None},
+}
 CHANGED = {
     "Gemma2": {"final_logit_softcapping": 30.0},
     "Cohere": {"logit_scale": 0.0625},

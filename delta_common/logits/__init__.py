@@ -1,0 +1,1 @@
+"""What a model makes of its LM head's logits before it returns them."""
