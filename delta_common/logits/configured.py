@@ -4,7 +4,7 @@ Families call the same thing otherwise, and call other things the same: Granite 
 HyperCLOVA X multiplies by it. So a configuration gives candidates, and the model's own forward pass decides.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -49,6 +49,12 @@ def factors(config: Any) -> list[float]:
     """1, and each factor that a configuration names and its inverse, without repetition."""
     named = list(_numbers(config, FACTORS))
     return list(dict.fromkeys([1.0, *named, *(1 / factor for factor in named)]))
+
+
+def without_transform(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration as transformers writes it whose fields change no logits, as far as its family allows."""
+    named = {name: value for name, value in config.items() if name in (*FACTORS, *CAPS) and value is not None}
+    return {**config, **{name: 1.0 if name in FACTORS else None for name in named}}
 
 
 def _candidates(config: Any) -> Iterator[LogitTransform]:

@@ -7,8 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
-from student.model.causal_lm.head import BEHIND_THE_HEAD
-from student.model.causal_lm.probes import has_plain_logits
+from student.model.causal_lm.probes import logit_transform
 from student.model.causal_lm.student import CausalLMStudent
 
 DAMAGED = (
@@ -22,7 +21,7 @@ DAMAGED = (
 def load_plain(path: Path, vocab_size: int) -> CausalLMStudent:
     """A folder with a causal LM of transformers, in float32 on the CPU, over the first `vocab_size` tokens.
 
-    Raises `UserError` when it is none, a file is missing or damaged, or its logits are not those of its head.
+    Raises `UserError` when it is none, a file is missing or damaged, or it changes its logits in an unknown way.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -36,7 +35,6 @@ def load_plain(path: Path, vocab_size: int) -> CausalLMStudent:
     wrong = sorted({*found["missing_keys"], *map(str, found["mismatched_keys"])})
     if wrong:
         raise UserError(f"{path}: {wrong[0]} is missing or not the model's; give a folder with all of its weights")
-    student = CausalLMStudent(model.eval(), vocab_size)
-    if not has_plain_logits(student.eval()):
-        raise UserError(f"{path}: {BEHIND_THE_HEAD}")
+    student = CausalLMStudent(model, vocab_size).eval()
+    student.logit_transform = logit_transform(student, str(path))
     return student

@@ -7,6 +7,8 @@ import torch
 from safetensors import SafetensorError
 
 from delta_common.errors import UserError
+from delta_common.logits.configured import factors, without_transform
+from delta_common.logits.transform import LogitTransform
 from delta_common.tokenizer import is_digest_of
 from student.model.causal_lm.probes import require_fit
 from student.model.causal_lm.sizes import sized_like
@@ -39,6 +41,8 @@ def causal_lm(
         config = transformer_config(settings.model, cache) if config is None else config
         student = build_causal_lm(config, vocab_size, seed=seed, frozen=frozen)
     require_fit_to(student, cache, settings.model.kind)
+    if named is None:
+        _require_transform(student, settings.model, cache)
     if settings.training.recompute:
         student.recompute()
     return student
@@ -71,7 +75,28 @@ def transformer_config(settings: StudentSettings, cache: Cache) -> Config:
     manifest = cache.manifest
     dims = TeacherDims(manifest.hidden_size, manifest.num_layers, manifest.num_heads)
     teacher = teacher_config_for(settings, cache)
+    if settings.head_transform == "none":
+        teacher = without_transform(teacher)
     return sized_like(teacher, resolve_shape(settings, dims))
+
+
+def _require_transform(student: CausalLMStudent, settings: StudentSettings, cache: Cache) -> None:
+    """Raise `UserError` unless blocks of the teacher's kind do behind the head what the settings say."""
+    wanted = cache.manifest.teacher.logit_transform if settings.head_transform == "teacher" else None
+    config = student.model.config
+    # A factor may also come before the head, as MiniCPM's, and is then followed as all that does.
+    before = wanted is not None and wanted.cap is None and wanted.scale in factors(config.get_text_config(decoder=True))
+    if student.logit_transform != wanted and not (before and student.logit_transform is None):
+        kind = config.model_type
+        raise UserError(
+            f"model.head_transform {settings.head_transform}: the student's logits, of a {kind}, go through "
+            f"{_words(student.logit_transform)} and not {_words(wanted)}; give the other value, or the teacher that "
+            f"{cache.path} was built with"
+        )
+
+
+def _words(transform: LogitTransform | None) -> str:
+    return "no transform" if transform is None else str(transform)
 
 
 def teacher_config_for(settings: StudentSettings, cache: Cache) -> Config:

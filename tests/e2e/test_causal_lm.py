@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cached_distillation import CacheDataset, CacheLoader
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from student.cli.generate import generate
 from student.evaluate.trained import load_student
 from student.export.write import export_student
@@ -43,19 +44,25 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("causal-lm")
     make_transplant_cache(folder, **DOCUMENTS)
     save_llama(folder / "llama", tie_word_embeddings=True)
+    save_family("Gemma2", folder / "capped", initializer_range=0.3)
     return folder
 
 
 def student_options(made: Path, kind: str) -> list[str]:
-    return ["--model.preset=transformer"] if kind == "transformer" else [f"--model.hf={made / 'llama'}"]
+    folder = made / ("capped" if kind == "capped" else "llama")
+    return ["--model.preset=transformer"] if kind == "transformer" else [f"--model.hf={folder}"]
 
 
 KINDS = ("hf", "transformer")
+CAP = LogitTransform(cap=3.0)
+"""Of `capped`."""
 
 
-def gradients_of_step(made: Path, out: Path, alone: Processes, *options: str) -> tuple[float, dict[str, Tensor]]:
+def gradients_of_step(
+    made: Path, student: Path, out: Path, alone: Processes, *options: str
+) -> tuple[float, dict[str, Tensor]]:
     """Loss and gradients of the first step of `student-train`."""
-    wanted = causal_settings(f"--model.hf={made / 'llama'}", "--optimizer.gradient_clipping=0", *options)
+    wanted = causal_settings(f"--model.hf={student}", "--optimizer.gradient_clipping=0", *options)
     run = assemble(wanted, open_cache(made / "cache"), out, alone)
     found: dict[str, Tensor] = {}
     for name, parameter in run.student.model.named_parameters():
@@ -66,13 +73,16 @@ def gradients_of_step(made: Path, out: Path, alone: Processes, *options: str) ->
 
 
 @pytest.mark.parametrize("recompute", ["false", "true"])
-def test_a_step_is_the_naive_twins(made: Path, tmp_path: Path, alone: Processes, recompute: str) -> None:
+@pytest.mark.parametrize(("name", "transform"), [("llama", None), ("capped", CAP)])
+def test_a_step_is_the_naive_twins(
+    made: Path, tmp_path: Path, alone: Processes, recompute: str, name: str, transform: LogitTransform | None
+) -> None:
     """And so that of a loop of one's own, Trainer and SFTTrainer, which `test_any_trainer` holds to the same."""
-    found, gradients = gradients_of_step(made, tmp_path, alone, f"--training.recompute={recompute}")
-    model = AutoModelForCausalLM.from_pretrained(made / "llama", dtype=torch.float32)
+    found, gradients = gradients_of_step(made, made / name, tmp_path, alone, f"--training.recompute={recompute}")
+    model = AutoModelForCausalLM.from_pretrained(made / name, dtype=torch.float32)
     batches = next(CacheLoader(CacheDataset(made / "cache"), batch_size=2, accumulation=2).steps())
     assert batches[0].document_start is not None
-    loss, expected = naive_step(model, model.get_output_embeddings(), batches)
+    loss, expected = naive_step(model, model.get_output_embeddings(), batches, transform)
     assert found == pytest.approx(loss, rel=1e-5)
     assert_same_gradients(gradients, expected)
     assert "model.embed_tokens.weight" in gradients
@@ -102,7 +112,7 @@ def test_stopped_at_any_step_it_ends_as_if_never_stopped(
     assert last["kl"] < first["kl"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "capped"])
 def test_a_run_is_measured_exported_and_written_with(
     made: Path, alone: Processes, tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
@@ -111,7 +121,8 @@ def test_a_run_is_measured_exported_and_written_with(
     finish(outcome)
     summary = read_summary(tmp_path / "run")
     assert len(summary.samples) == 3
-    said = {"hf": "a model of transformers of which everything is trained", "transformer": "blocks of the teacher"}
+    of_hf = "a model of transformers of which everything is trained"
+    said = {"hf": of_hf, "capped": of_hf, "transformer": "blocks of the teacher"}
     assert said[kind] in (tmp_path / "run" / "report.html").read_text()
     export_student(tmp_path / "run", tmp_path / "export")
     export_student(tmp_path / "run", tmp_path / "export")  # an earlier one is replaced
@@ -122,6 +133,7 @@ def test_a_run_is_measured_exported_and_written_with(
     for path in (tmp_path / "run", tmp_path / "export"):
         student = load_student(path, cache, CPU).model
         assert torch.allclose(student.logits(student(tokens)), plain(tokens).logits[..., : cache.manifest.vocab_size])
+    assert summary.logit_transform == (CAP if kind == "capped" else None)
     assert AutoTokenizer.from_pretrained(tmp_path / "export").get_vocab() == byte_tokenizer().get_vocab()
     stored = load_file(tmp_path / "run" / "trained.safetensors")
     assert summary.trainable_parameters == sum(tensor.numel() for tensor in stored.values())
@@ -193,10 +205,14 @@ def test_sixteen_bits_have_one_trace_without_zero_and_under_zero_3(
         assert ours == pytest.approx(theirs, rel=2**-8)
 
 
-def test_a_run_under_zero_3_is_finished_and_exported(made: Path, alone: Processes, tmp_path: Path) -> None:
-    options = [f"--evaluation.cache={made / 'cache'}", f"--deepspeed={stage_file(tmp_path, 3)}"]
-    wanted = causal_settings(*student_options(made, "hf"), *options, "--training.max_steps=2")
+@pytest.mark.parametrize("kind", ["hf", "capped"])
+def test_a_run_under_zero_3_is_finished_and_exported(made: Path, alone: Processes, tmp_path: Path, kind: str) -> None:
+    options = [f"--evaluation.cache={made / 'cache'}", "--training.max_steps=2", *student_options(made, kind)]
+    wanted = causal_settings(*options, f"--deepspeed={stage_file(tmp_path, 3)}")
     finish(run_job(wanted, made / "cache", tmp_path / "run", alone))
+    run_job(causal_settings(*options), made / "cache", tmp_path / "zero 0", alone)
+    for ours, theirs in zip(trace(tmp_path / "run"), trace(tmp_path / "zero 0"), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
     assert read_summary(tmp_path / "run").trainable_parameters > 10_000
     export_student(tmp_path / "run", tmp_path / "export")
     stored = load_file(tmp_path / "run" / "trained.safetensors")
@@ -261,9 +277,6 @@ def refused(made: Path, *options: str, cache: str = "cache") -> str:
 @pytest.mark.parametrize(
     ("family", "fields", "said"),
     [
-        ("Gemma2", {"head_dim": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 30.0}, "scales or caps"),
-        ("Cohere", {"logit_scale": 0.0625}, "scales or caps its logits behind lm_head"),
-        ("Granite", {"logits_scaling": 8.0}, "scales or caps its logits behind lm_head"),
         ("Llama", NARROW, "250 rows, the cache's tokenizer 257 tokens: another vocabulary"),
         ("Llama", {"vocab_size": 4000}, "another vocabulary; the student and the cache's teacher must have the same"),
         ("Llama", {"max_position_embeddings": 16}, "takes 16 positions, the cache's rows have 32"),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from delta_common.logits.transform import LogitTransform
 from student.data.batch import valid_positions
 from student.loss.divergence import BucketDivergence, Divergence, ExactDivergence, SampledDivergence, TermWeights
 from student.loss.fused import fused_loss
@@ -47,8 +48,9 @@ def naive(hidden: Tensor, head: FrozenHead, labels: Tensor, teacher: Divergence,
 )
 @pytest.mark.parametrize("temperature", [1.0, 1.37, 2.0])
 @pytest.mark.parametrize("kind", ["sampled", "bucket", "exact"])
+@pytest.mark.parametrize("transform", [None, LogitTransform(scale=0.5, cap=2.0)], ids=["plain", "capped"])
 def test_values_and_gradients_are_those_of_autograd(
-    kind: str, temperature: float, dtype: torch.dtype, tolerance: float
+    kind: str, temperature: float, dtype: torch.dtype, tolerance: float, transform: LogitTransform | None
 ) -> None:
     random = torch.Generator().manual_seed(1)
     weight = (0.1 * torch.randn(VOCAB, WIDTH, generator=random)).to("cuda", dtype)
@@ -56,12 +58,12 @@ def test_values_and_gradients_are_those_of_autograd(
     labels = torch.randint(0, VOCAB, (1, TOKENS), generator=random).cuda()
     weights = TermWeights(0.4 / TOKENS, 0.6 * temperature**2 / TOKENS)
     mask = torch.ones(1, TOKENS, dtype=torch.bool, device="cuda")
-    head = FrozenHead(weight)
+    head = FrozenHead(weight, transform=transform)
     found = fused_loss(
         hidden, head, labels, valid_positions(mask), divergence(kind, head, temperature), weights, chunk_tokens=128
     )
     found.value.backward()
-    exact_head, exact = FrozenHead(weight.double()), hidden.detach().double().requires_grad_()
+    exact_head, exact = FrozenHead(weight.double(), transform=transform), hidden.detach().double().requires_grad_()
     expected = naive(exact, exact_head, labels, divergence(kind, exact_head, temperature), weights)
     expected.backward()
     assert hidden.grad is not None

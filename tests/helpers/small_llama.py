@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cached_distillation.batch import CachedBatch
+from delta_common.logits.transform import LogitTransform
 from student.data.batch import GlobalCounts
 from student.loss.naive import distillation_loss_sums, total_loss
 from student.loss.schedule import Coefficients
@@ -35,10 +36,13 @@ def small_llama(vocab_size: int = 64, **config: Any) -> LlamaForCausalLM:
     return LlamaForCausalLM(LlamaConfig(**fields))
 
 
-def naive_step(model: nn.Module, head: nn.Linear, batches: Sequence[CachedBatch]) -> tuple[float, dict[str, Tensor]]:
+def naive_step(
+    model: nn.Module, head: nn.Linear, batches: Sequence[CachedBatch], transform: LogitTransform | None = None
+) -> tuple[float, dict[str, Tensor]]:
     """Loss of a step and its gradients by name, from all logits at once and by autograd."""
     vocab_size = batches[0].stored.manifest.vocab_size
-    frozen = FrozenHead(head.weight[:vocab_size], None if head.bias is None else head.bias[:vocab_size])
+    bias = None if head.bias is None else head.bias[:vocab_size]
+    frozen = FrozenHead(head.weight[:vocab_size], bias, transform=transform)
     counts = GlobalCounts(sum(int(batch.loss_mask.sum()) for batch in batches), sum(map(len, batches)))
     total = torch.zeros(())
     for batch in batches:

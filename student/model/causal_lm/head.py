@@ -14,19 +14,28 @@ BEHIND_THE_HEAD = (
     "the student scales or caps its logits behind lm_head, which a loss in chunks does not follow; take a student that "
     "does not"
 )
+UNKNOWN_BEHIND_THE_HEAD = (
+    "the student changes its logits behind lm_head in a way that its configuration does not name (known are a factor "
+    "and a soft cap); take another student"
+)
 
 AtHead = Callable[[Tensor], Tensor]
 """Hidden states (B, T, d), as they come to the head → what is wanted of them."""
 
 
 class StandIn:
-    """Called in place of a head: gives the hidden states on, or what `ask` makes of them."""
+    """Called in place of a head: gives the hidden states on, or what `ask` makes of them.
+
+    `found` is what it gave last: what comes out of the model may have gone through a transform of logits.
+    """
 
     def __init__(self) -> None:
         self.ask: AtHead | None = None
+        self.found: Tensor | None = None
 
     def __call__(self, hidden_states: Tensor) -> Tensor:
-        return hidden_states if self.ask is None else self.ask(hidden_states)
+        self.found = hidden_states if self.ask is None else self.ask(hidden_states)
+        return self.found
 
 
 def require_vocabulary(rows: int, vocab_size: int, where: str = "lm_head") -> None:

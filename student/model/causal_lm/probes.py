@@ -4,12 +4,14 @@ import torch
 from torch import Tensor
 
 from delta_common.errors import UserError
-from student.model.causal_lm.head import BEHIND_THE_HEAD
+from delta_common.logits.configured import UnknownTransformError, injected_logits, transform_behind
+from delta_common.logits.transform import LogitTransform
+from student.model.causal_lm.head import UNKNOWN_BEHIND_THE_HEAD
 from student.model.causal_lm.student import CausalLMStudent
 
-MARK = 1000.0
-"""Given where logits are expected: a scale or a cap of logits would change it."""
 LENGTH = 12
+INJECTED = 64
+"""Logits given in place of the head's, for each token."""
 CLOSE = 1e-3
 """Largest difference, relative to the largest hidden state, that is rounding."""
 
@@ -31,8 +33,7 @@ def require_fit(student: CausalLMStudent, *, row: int, documents: bool, where: s
         raise UserError(f"{where}: balances its experts by a loss of its own; set output_router_logits to false")
     student.eval()
     with torch.no_grad():
-        if not has_plain_logits(student):
-            raise UserError(f"{where}: {BEHIND_THE_HEAD}")
+        student.logit_transform = logit_transform(student, where)
         if documents and not keeps_documents_apart(student):
             raise UserError(
                 f"{where}: sees across the documents of a row, which the cache's teacher did not; take another "
@@ -41,11 +42,24 @@ def require_fit(student: CausalLMStudent, *, row: int, documents: bool, where: s
     student.train()
 
 
-def has_plain_logits(student: CausalLMStudent) -> bool:
-    """Whether the model gives what its head gives."""
-    tokens = _tokens(student)
-    found = student(tokens, at_head=lambda states: torch.full_like(states[..., :1], MARK))
-    return found.shape == (*tokens.shape, 1) and bool((found == MARK).all())
+@torch.no_grad()
+def logit_transform(student: CausalLMStudent, where: str) -> LogitTransform | None:
+    """What the model makes of its head's logits; None for nothing. `UserError` for what its configuration names not.
+
+    `where` is what names the student.
+    """
+    tokens, before = _tokens(student), student.logit_transform
+    student.logit_transform = None  # to be given what comes out of the model
+    given = injected_logits(INJECTED, tokens.device).expand(*tokens.shape, INJECTED)
+    try:
+        found = student(tokens, at_head=lambda _states: given)
+        if found.shape != given.shape:
+            raise UnknownTransformError
+        return transform_behind(student.model.config.get_text_config(decoder=True), given, found)
+    except UnknownTransformError as error:
+        raise UserError(f"{where}: {UNKNOWN_BEHIND_THE_HEAD}") from error
+    finally:
+        student.logit_transform = before
 
 
 def keeps_documents_apart(student: CausalLMStudent) -> bool:

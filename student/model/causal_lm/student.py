@@ -1,7 +1,7 @@
 """The student that is a causal language model of transformers, with the interface of `XLSTMStudent`.
 
 In the head's place something stands that gives the hidden states on. So what a model does before its head is followed,
-whatever it is; one that changes its logits behind the head is refused (`probes`).
+whatever it is; what it does to its logits behind the head is found by `probes`, and done by `head`.
 """
 
 import inspect
@@ -40,7 +40,7 @@ class CausalLMStudent(nn.Module):
         self.model = model
         self.vocab_size = vocab_size
         self.embedding_scale = None if frozen is None else frozen.embedding_scale
-        self.logit_transform: LogitTransform | None = None
+        self.logit_transform: LogitTransform | None = None  # set by who tries the model, see `probes`
         self.trains_head = frozen is None
         where = str(model.config.model_type)
         self._head = [require_linear(model.get_output_embeddings(), where)]  # in a list: it is the model's module
@@ -77,7 +77,9 @@ class CausalLMStudent(nn.Module):
         Under ZeRO 3 it is whole within `at_head` alone, and empty elsewhere.
         """
         weight, bias = self._head[0].weight, self._head[0].bias
-        return head_over(weight, bias, self.vocab_size) if weight.dim() == 2 else FrozenHead(weight, bias)
+        if weight.dim() == 2:
+            return head_over(weight, bias, self.vocab_size, self.logit_transform)
+        return FrozenHead(weight, bias, transform=self.logit_transform)
 
     def forward(self, tokens: Tensor, document_start: Tensor | None = None, *, at_head: AtHead | None = None) -> Tensor:
         """Hidden states (B, T, d) as they come to the head, from tokens (B, T); or what `at_head` makes of them there.
@@ -85,7 +87,7 @@ class CausalLMStudent(nn.Module):
         Where `document_start` (B, T) is true, nothing of what came before is seen.
         """
         places = {} if document_start is None else {"position_ids": places_in_documents(document_start)}
-        return cast(Tensor, self._run(at_head, input_ids=tokens, use_cache=False, **places).logits)
+        return self._run(at_head, input_ids=tokens, use_cache=False, **places)[0]
 
     def prefill(
         self, tokens: Tensor, state: RecurrentState | None = None, document_start: Tensor | None = None
@@ -132,12 +134,15 @@ class CausalLMStudent(nn.Module):
         enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "preserve_rng_state": False})
 
-    def _run(self, at_head: AtHead | None, **inputs: object) -> CausalLMOutputWithPast:
+    def _run(self, at_head: AtHead | None, **inputs: object) -> tuple[Tensor, CausalLMOutputWithPast]:
+        """What `forward` gives, and what the model does."""
         self._stand_in.ask = at_head
         try:
-            return self.model(**inputs)
+            outputs: CausalLMOutputWithPast = self.model(**inputs)
+            found = outputs.logits if self.logit_transform is None else self._stand_in.found
         finally:
-            self._stand_in.ask = None
+            self._stand_in.ask = self._stand_in.found = None
+        return cast(Tensor, found), outputs
 
     def _prefill_part(
         self, tokens: Tensor, state: RecurrentState, starts: Tensor | None
@@ -153,8 +158,8 @@ class CausalLMStudent(nn.Module):
             first = torch.where(starts, places[-length:], 0).amax(dim=1, keepdim=True)
             seen = seen & (places >= first)
         cache, masked = {self._past: past.get("cache")}, self._masked(seen, length)
-        found = self._run(None, input_ids=tokens, use_cache=True, **cache, **masked)
-        return found.logits, {KEY_VALUES: {"cache": getattr(found, self._past), "seen": seen}}
+        hidden_states, found = self._run(None, input_ids=tokens, use_cache=True, **cache, **masked)
+        return hidden_states, {KEY_VALUES: {"cache": getattr(found, self._past), "seen": seen}}
 
     def _masked(self, seen: Tensor, length: int) -> dict[str, Tensor]:
         """What tells a model of padding, for the last `length` of all tokens (B, N) so far."""

@@ -5,7 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from delta_common.logits.configured import UnknownTransformError, factors, injected_logits, transform_behind
+from delta_common.logits.configured import (
+    UnknownTransformError,
+    factors,
+    injected_logits,
+    transform_behind,
+    without_transform,
+)
 from delta_common.logits.transform import LogitTransform
 
 GIVEN = injected_logits(300, torch.device("cpu"))
@@ -60,6 +66,11 @@ def test_a_transform_in_16_bits_is_known_too() -> None:
 def test_the_injected_logits_survive_16_bits() -> None:
     assert torch.equal(GIVEN.bfloat16().float(), GIVEN)
     assert float(GIVEN.abs().max()) == 60
+
+
+def test_a_configuration_is_written_without_what_changes_logits() -> None:
+    config = {"final_logit_softcapping": 30.0, "logits_scaling": 8.0, "logit_scale": None, "hidden_size": 4}
+    assert without_transform(config) == {**config, "final_logit_softcapping": None, "logits_scaling": 1.0}
 
 
 def test_a_factor_may_divide() -> None:

@@ -4,13 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
+from delta_common.logits.transform import LogitTransform
 from student.model.shape import StudentSettings
 from student.run.causal_lm import causal_lm, require_tokenizer, teacher_config_for, transformer_config
+from student.run.student import frozen_weights_of
+from teacher_cache.build.job import build
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
+from teacher_cache.settings import BuildSettings
 from tests.helpers.causal_students import causal_settings, save_llama
+from tests.helpers.e2e_corpus import write_text_corpus
+from tests.helpers.families import attention_of, save_family
 from tests.helpers.transplant_cache import make_transplant_cache
 
 
@@ -25,6 +32,48 @@ def test_a_transformer_has_its_teachers_kind_of_blocks(cache: Cache) -> None:
     config = transformer_config(settings, cache)
     assert (config["model_type"], config["num_hidden_layers"]) == (teacher["model_type"], 2)
     assert config["intermediate_size"] != teacher["intermediate_size"]
+
+
+@pytest.fixture(scope="module")
+def bent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
+    """Caches that carry teachers which do something behind their heads."""
+    folder = tmp_path_factory.mktemp("bent")
+    corpus, found = write_text_corpus(folder), {}
+    for name in ("Gemma2", "Granite"):
+        teacher = {"model": str(save_family(name, folder / name)), "dtype": "float32", "carry": "body"}
+        said = {
+            "teacher": teacher | {"attention": attention_of(name)},
+            "corpus": {"source": str(corpus)},
+            "rows": {"seq_len": 8, "count": 2},
+        }
+        build(BuildSettings.model_validate(said), folder / "caches" / name)
+        found[name] = open_cache(folder / "caches" / name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("name", "transform"), [("Gemma2", LogitTransform(cap=3.0)), ("Granite", LogitTransform(scale=0.125))]
+)
+def test_a_transformer_does_behind_its_head_what_its_teacher_does_or_nothing(
+    bent: dict[str, Cache], name: str, transform: LogitTransform
+) -> None:
+    cache, frozen = bent[name], frozen_weights_of(bent[name])
+    for option, expected in (("teacher", transform), ("none", None)):
+        settings = causal_settings("--model.preset=transformer", "--model.blocks=2", f"--model.head_transform={option}")
+        student = causal_lm(settings, cache, frozen, None).eval()
+        assert student.logit_transform == expected
+        plain = AutoModelForCausalLM.from_config(student.model.config).eval()
+        plain.load_state_dict(dict(student.model.named_parameters()), strict=False)
+        plain.get_input_embeddings().weight.data = frozen.embedding
+        plain.get_output_embeddings().weight.data = frozen.embedding if frozen.lm_head is None else frozen.lm_head
+        tokens = torch.arange(8)[None]
+        assert torch.allclose(student.logits(student(tokens)), plain(tokens).logits[..., :257], atol=1e-5)
+        other = causal_settings(
+            *("--model.preset=transformer", "--model.blocks=2"),
+            f"--model.head_transform={'none' if option == 'teacher' else 'teacher'}",
+        )
+        with pytest.raises(UserError, match=r"model.head_transform \w+: the student's logits, of a .*, go through"):
+            causal_lm(other, cache, frozen, student.config)
 
 
 def test_a_named_model_keeps_its_weights(cache: Cache, tmp_path: Path) -> None:

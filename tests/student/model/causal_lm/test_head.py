@@ -13,6 +13,7 @@ def test_hidden_states_go_on_or_are_asked() -> None:
     assert stand_in(states) is states
     stand_in.ask = torch.sum
     assert stand_in(states) == 6
+    assert stand_in.found == 6
 
 
 @pytest.mark.parametrize(("rows", "fits"), [(100, True), (1124, True), (1125, False), (99, False)])

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from student.inference.generate import continue_prompts
+from student.model.causal_lm.probes import logit_transform
 from student.model.causal_lm.student import CausalLMStudent, build_causal_lm, configured
 from student.model.frozen import FrozenWeights
 from student.model.state import select_rows
@@ -14,6 +15,8 @@ from tests.helpers.small_llama import small_llama
 
 REAL = 60
 FAMILIES = ("Llama", "Gemma3Text", "GPT2", "Bloom", "Qwen2Moe", "Mistral", "Mamba", "Mamba2")
+BENT = ("Gemma2", "Cohere", "Granite")
+"""They do something behind their heads."""
 ROUNDING = 1e-4
 
 
@@ -22,12 +25,15 @@ def tokens_of(rows: int, length: int) -> Tensor:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, *BENT])
 def test_its_head_over_its_states_gives_the_models_logits(family: str) -> None:
     tokens, model = tokens_of(2, 9), family_model(family)
     expected = model(tokens).logits[..., :280]
     student = CausalLMStudent(model, 280).eval()
+    student.logit_transform = logit_transform(student, "it")
+    assert (student.logit_transform is not None) == (family in BENT)
     assert torch.allclose(student.logits(student(tokens)), expected, atol=ROUNDING)
+    assert torch.allclose(student.logits(student.prefill(tokens)[0]), expected, atol=ROUNDING)
 
 
 @torch.no_grad()
