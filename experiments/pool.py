@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 import torch
 
@@ -16,6 +17,24 @@ from experiments.plan import Folder
 
 ROOT = Path(__file__).parents[1]
 LOOK_EVERY = 0.2
+
+
+class Startable(Protocol):
+    """A training in a process of its own."""
+
+    @property
+    def words(self) -> str:
+        """What it is called."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether its result is there."""
+
+    def start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+        """Start its process, with these variables beside the others."""
+
+
+OneTask = TypeVar("OneTask", bound=Startable)
 
 
 @dataclass(frozen=True)
@@ -31,6 +50,10 @@ class Task:
         return self.folder.run(self.variant, self.seed)
 
     @property
+    def words(self) -> str:
+        return f"{self.variant}, seed {self.seed}"
+
+    @property
     def is_done(self) -> bool:
         return (self.out / "result.json").exists()
 
@@ -44,11 +67,11 @@ class Task:
             )
 
 
-def run_tasks(tasks: Iterable[Task], jobs: int, seconds: float = math.inf) -> list[Task]:
+def run_tasks(tasks: Iterable[OneTask], jobs: int, seconds: float = math.inf) -> list[OneTask]:
     """Run the tasks not done yet, `jobs` at a time; start none after `seconds`. Return those that failed."""
     last_start = time.monotonic() + seconds
     waiting = [task for task in tasks if not task.is_done]
-    running: dict[int, tuple[Task, subprocess.Popen[bytes]]] = {}
+    running: dict[int, tuple[OneTask, subprocess.Popen[bytes]]] = {}
     failed, count, finished = [], max(1, len(waiting)), 0
     try:
         with ProgressLine("trainings", count) as line:
@@ -62,7 +85,7 @@ def run_tasks(tasks: Iterable[Task], jobs: int, seconds: float = math.inf) -> li
                     task, process = running.pop(slot)
                     failed += [task] if process.returncode or not task.is_done else []
                     finished += 1
-                    line.update(finished, f"{task.variant}, seed {task.seed}")
+                    line.update(finished, task.words)
     finally:
         _stop([process for _, process in running.values()])
     return failed

