@@ -33,6 +33,17 @@ class TeacherSettings(FrozenSettings):
     carry: Literal["head", "body"] = "head"
     """What the cache carries of the teacher: embedding and LM head, or its decoder layers too, with which students of
     `model.preset: transplant` and `hybrid` begin."""
+    parallel: PositiveInt = 1
+    """Devices that hold one teacher together. Under torchrun as many processes cut each matrix (tensor parallel);
+    without it one process spreads the layers over its GPUs. The cache records which, as it rounds otherwise."""
+
+    @model_validator(mode="after")
+    def _compiled_or_cut(self) -> Self:
+        if self.parallel > 1 and self.compile is True:
+            raise ValueError(
+                f"parallel {self.parallel}: a teacher on several devices is not compiled; set compile to auto"
+            )
+        return self
 
 
 class CorpusSettings(FrozenSettings):

@@ -9,7 +9,6 @@ from torch import Tensor
 from teacher_cache.build.shard_arrays import ShardArrays
 from teacher_cache.build.statistics import ShardStatistics
 from teacher_cache.device import OnTheirWay, to_device, to_host
-from teacher_cache.targets.keep import join, keep_targets
 from teacher_cache.teacher.model import Teacher
 
 
@@ -45,26 +44,19 @@ def start_batch(teacher: Teacher, arrays: ShardArrays, batch: slice, statistics:
     tokens = torch.from_numpy(arrays.tokens[batch].astype(np.int64))
     starts = torch.from_numpy(arrays.document_start[batch]) if manifest.rows.context == "document" else None
     counted = torch.from_numpy(arrays.loss_mask[batch]).flatten().nonzero().squeeze(1)
-    labels = to_device(tokens[:, 1:].flatten()[counted], device)
-    offsets = to_device(arrays.sampling_offsets(batch).flatten()[counted], device)
-    places = to_device(counted, device)
-    states = teacher.states(
-        to_device(tokens[:, :-1], device), mean=manifest.hidden.mean != "none", document_start=starts
-    )
-    parts = [
-        keep_targets(logits, labels[chunk], manifest.targets, offsets[chunk])
-        for chunk, logits in teacher.logits_in_chunks(states.final.flatten(0, 1)[places])
-    ]
+    states = teacher.states(tokens[:, :-1], mean=manifest.hidden.mean != "none", document_start=starts)
     stored: dict[str, Tensor] = {}
+    if len(counted):
+        labels = tokens[:, 1:].flatten()[counted]
+        offsets = arrays.sampling_offsets(batch).flatten()[counted]
+        kept = teacher.targets(states.final, counted, labels, offsets, manifest.targets)
+        statistics.add(kept, to_device(labels, device))
+        if manifest.targets.mode == "sparse":
+            stored |= arrays.stored_targets(batch, to_device(counted, device), kept)
     if states.mean is not None:
         stored |= arrays.stored_hidden_mean(batch, states.mean)
     if manifest.targets.mode == "exact":
         stored |= arrays.stored_final(batch, states.final)
-    if parts:
-        kept = join(parts)
-        statistics.add(kept, labels)
-        if manifest.targets.mode == "sparse":
-            stored |= arrays.stored_targets(batch, places, kept)
     return to_host(stored)
 
 

@@ -36,8 +36,9 @@ from teacher_cache.read.cache import open_cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.store.metadata import read_manifest
 from teacher_cache.store.open import open_store
-from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.load import group_of, load_teacher, serve
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.parallel.group import LeftOut, TeacherGroup
 
 SHARDS_AHEAD = 3
 """Read this many shards ahead; another builder may claim the next one."""
@@ -59,14 +60,23 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
     """Build the cache that `settings` describe at `out`, or continue it; with `shards` only these of its shards.
 
     Finished shards are kept. A shard that another process is building is left to it. Raises `UserError` naming what is
-    at fault: a setting, the corpus, the teacher or the folder.
+    at fault: a setting, the corpus, the teacher or the folder. Where several processes hold the teacher together one of
+    them builds, and in the others this raises `LeftOut` when the build has ended.
     """
+    with group_of(settings.teacher) as group:
+        if not group.leads:
+            serve(group)
+            raise LeftOut
+        return _build(settings, out, shards, group)
+
+
+def _build(settings: BuildSettings, out: str | Path, shards: range | None, group: TeacherGroup) -> BuildReport:
     started = time.monotonic()
     store = open_store(out)
     settings = recorded_choices(settings, read_manifest(store))
     if is_already_built(store, settings):
         return BuildReport(store.path, 0, len(open_cache(out).commits), 0, time.monotonic() - started)
-    teacher = load_teacher(settings.teacher)
+    teacher = load_teacher(settings.teacher, group)
     use_template(teacher.tokenizer, settings.corpus)
     require_fit(settings, teacher)
     say_what_students_miss(teacher)

@@ -28,8 +28,9 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import is_url
 from teacher_cache.targets import estimate
 from teacher_cache.targets.keep import KeptTargets, keep_targets
-from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.load import group_of, load_teacher, serve
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.parallel.group import LeftOut, TeacherGroup
 
 OBJECTS_BESIDE = 2
 """Objects of a shard beside its arrays: the commit record and the bookmark."""
@@ -135,9 +136,17 @@ class BuildPlan:
 
 
 def make_plan(settings: BuildSettings, out: str | Path | None) -> BuildPlan:
-    """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` as `build` would."""
+    """Calibrate on the first rows of the corpus; writes nothing. Raises `UserError` and `LeftOut` as `build` would."""
+    with group_of(settings.teacher) as group:
+        if not group.leads:
+            serve(group)
+            raise LeftOut
+        return _calibrated(settings, out, group)
+
+
+def _calibrated(settings: BuildSettings, out: str | Path | None, group: TeacherGroup) -> BuildPlan:
     started = time.monotonic()
-    teacher = load_teacher(settings.teacher)
+    teacher = load_teacher(settings.teacher, group)
     use_template(teacher.tokenizer, settings.corpus)
     load_seconds = time.monotonic() - started
     require_fit(settings, teacher)

@@ -35,6 +35,7 @@ from teacher_cache.teacher.batch_size import find_batch_size
 from teacher_cache.teacher.channel_sizes import channel_rms
 from teacher_cache.teacher.documents_apart import require_documents_apart
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.parallel.group import group_size
 
 PILOT_POSITIONS = 4096
 """Positions that channels are sized over; a little text will do, as sizes only decide how often each is drawn."""
@@ -100,6 +101,8 @@ def with_compile(settings: BuildSettings, teacher: Teacher, rows: int) -> BuildS
     """The settings; `auto` is replaced by whether compiling pays for so many rows, divided among builders."""
     if settings.teacher.compile != "auto":
         return settings
+    if settings.teacher.parallel > 1:
+        return _with_compile(settings, False)
     work, builders = teacher.matrix_work, int(os.environ.get("WORLD_SIZE", "1"))
     positions = rows * settings.rows.seq_len / builders
     peak = UNKNOWN_PEAK if work is None else work.peak
@@ -210,9 +213,16 @@ def _conversations(settings: BuildSettings) -> ConversationLayout | None:
     return ConversationLayout(loss_on=loss_on, truncate_at=settings.rows.truncate_at)
 
 
-def _compute(settings: BuildSettings) -> dict[str, int | bool]:
+def _compute(settings: BuildSettings) -> dict[str, int | bool | str]:
     compiled = {"compiled": True} if settings.teacher.compile is True else {}
-    return {"batch_size": settings.compute.rows_at_once, **compiled}
+    return {"batch_size": settings.compute.rows_at_once, **compiled, **_cut(settings.teacher.parallel)}
+
+
+def _cut(parallel: int) -> dict[str, int | str]:
+    """Over how many devices a teacher is cut, and what is: each matrix, or the list of layers; empty for one device."""
+    if parallel == 1:
+        return {}
+    return {"parallel": parallel, "cut": "layers" if group_size(parallel) == 1 else "tensors"}
 
 
 def settings_differences(existing: Manifest, settings: BuildSettings) -> list[str]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from delta_common.errors import UserError
 from teacher_cache.teacher.model import Teacher
 
 LARGEST = 512
@@ -53,12 +54,15 @@ def _seconds(teacher: Teacher, rows: int, seq_len: int) -> float | None:
         for _ in range(2):
             started = time.perf_counter()
             final = teacher.states(tokens, mean=True, recorded=False).final
-            for _ in teacher.logits_in_chunks(final.flatten(0, 1)):
+            share = -(-tokens.numel() // teacher.devices)
+            for _ in teacher.logits_in_chunks(final.flatten(0, 1)[:share]):
                 pass
             if teacher.device.type == "cuda":
                 torch.cuda.synchronize(teacher.device)
             times.append(time.perf_counter() - started)
-    except torch.cuda.OutOfMemoryError:
+    except torch.cuda.OutOfMemoryError as error:
+        if teacher.devices > 1:  # the other processes still wait for this one
+            raise UserError("compute.batch_size auto: a GPU ran out of memory; set it to a number of rows") from error
         return None
     finally:
         teacher.forget_shapes()

@@ -23,7 +23,7 @@ def channel_rms(
     for first in range(0, len(tokens), ROWS_AT_ONCE):
         rows = slice(first, first + ROWS_AT_ONCE)
         starts = None if document_start is None else document_start[rows]
-        states = teacher.states(to_device(tokens[rows], teacher.device), mean=True, document_start=starts).mean
+        states = teacher.states(tokens[rows], mean=True, document_start=starts).mean
         assert states is not None
         squares += states[to_device(counted[rows], teacher.device)].double().square().sum(0).cpu()
     rms: NDArray[np.float64] = (squares / counted.sum().clamp(min=1)).sqrt().numpy()

@@ -17,7 +17,13 @@ class LayerSum:
         self._waiting: list[Tensor] = []
 
     def add(self, state: Tensor) -> None:
-        """Add a state. It must not change before `sum` is called: a GPU may add it later."""
+        """Add a state. It must not change before `sum` is called: a GPU may add it later.
+
+        The sum moves to the device that the state is on, for layers may be spread over several.
+        """
+        if self._total is not None and self._total.device != state.device:
+            self._add_waiting()
+            self._total = self._total.to(state.device)
         if self._total is None:
             self._total = state.float() if state.dtype != torch.float32 else state.clone()
         elif _has_kernel(state):

@@ -7,18 +7,22 @@ import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
 import transformers
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import GgufConfig
 
 from delta_common.errors import UserError
 from delta_common.files import expand_home
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup, group_size, joined_group
+from teacher_cache.teacher.parallel.placement import placement
+from teacher_cache.teacher.parallel.whole import keep_ends_whole
 from teacher_cache.teacher.tokenizer import load_tokenizer
 
 PACKAGE_PREFIX = "package:"
@@ -31,16 +35,50 @@ PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_
 """Overrides what the configuration asks a forward pass to return."""
 
 
-def load_teacher(settings: TeacherSettings) -> Teacher:
+def group_of(settings: TeacherSettings) -> AbstractContextManager[TeacherGroup]:
+    """This process' group of those that hold the teacher, while it is joined; alone where one process holds it."""
+    device = _device(settings.device)
+    if device.type == "cpu" and torch.cuda.is_available() and group_size(settings.parallel) > 1:
+        raise UserError(
+            "teacher.device cpu: transformers cuts a teacher over this machine's GPUs; set teacher.device to auto, or "
+            "hide them (CUDA_VISIBLE_DEVICES=)"
+        )
+    return joined_group(settings.parallel, on_gpus=device.type == "cuda")
+
+
+def load_teacher(settings: TeacherSettings, group: TeacherGroup = ALONE) -> Teacher:
     """Load model and tokenizer from a Hub id, a folder, a GGUF file or an installed package's GGUF file.
 
-    Raises `UserError` naming `teacher.model` and the remedy if they cannot be found, read or used as a teacher.
+    In a group of processes each holds its part of the model, and the leader has the others load theirs. Raises
+    `UserError` naming `teacher.model` and the remedy if they cannot be found, read, held or used as a teacher.
     """
+    group.tell("load", settings)
+    with group.agreeing():
+        tokenizer, model = _read(settings, group)
+    with group.agreeing():
+        return _teacher(model, tokenizer, settings, group)
+
+
+def serve(group: TeacherGroup) -> None:
+    """Do in this process what the leader of its group asks for, until it has ended."""
+    teacher: Teacher | None = None
+    while (call := group.heard()) is not None:
+        name, arguments, named = call
+        if name == "load":
+            teacher = load_teacher(arguments[0], group)
+        else:
+            getattr(teacher, name)(*arguments, **named)
+
+
+def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
+    """The tokenizer, and this process' part of the model where its weights are to be."""
     where, arguments = _source(settings)
-    device = _device(settings.device)
+    device, is_gguf = _device(settings.device), "gguf_file" in arguments
     transformers.utils.logging.disable_progress_bar()
     try:
-        with _no_chatter(), _gguf_read_once() if "gguf_file" in arguments else contextlib.nullcontext():
+        with _no_chatter(), _gguf_read_once() if is_gguf else contextlib.nullcontext():
+            config = None if is_gguf else AutoConfig.from_pretrained(where, **NO_OWN_CODE, **arguments)
+            placed = placement(settings, device, group, config)
             tokenizer = load_tokenizer(where, settings.model, **NO_OWN_CODE, **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
                 where,
@@ -50,6 +88,7 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
                 **NO_OWN_CODE,
                 **_unpacked(arguments),
                 **arguments,
+                **placed,
             )
     except UserError:
         raise
@@ -59,7 +98,28 @@ def load_teacher(settings: TeacherSettings) -> Teacher:
     require_whole(report, settings.model)
     for name, value in PLAIN_OUTPUT.items():
         setattr(model.config, name, value)
-    return Teacher(model.eval().requires_grad_(False).to(device), tokenizer, settings)
+    if not placed:  # of a GGUF file, whose weights are unpacked on the host
+        model.to(device)
+    return tokenizer, model.eval().requires_grad_(False)
+
+
+def _teacher(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings, group: TeacherGroup
+) -> Teacher:
+    """The teacher, once it has been tried."""
+    if group.is_alone:
+        return Teacher(model, tokenizer, settings)
+    try:
+        keep_ends_whole(model)
+        return Teacher(model, tokenizer, settings, group)
+    except UserError:
+        raise
+    # Which models a plan of transformers serves, and which sizes divide, only trying tells for all.
+    except Exception as error:
+        raise UserError(
+            f"teacher.parallel {settings.parallel}: transformers cannot run this teacher cut so "
+            f"({_first_line(error)}); set it to another number, or run without torchrun"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -85,8 +145,7 @@ def _unpacked(arguments: Mapping[str, str]) -> dict[str, GgufConfig]:
 
 def _reason(error: Exception, where: str) -> str:
     """What is wrong, in one line, with the remedy if it is known."""
-    said = str(error).strip()
-    first = said.splitlines()[0] if said else type(error).__name__
+    said, first = str(error).strip(), _first_line(error)
     pointer = _pointer_file(Path(where))
     if pointer is not None:
         return f"{pointer} is a Git LFS pointer, not the weights; run `git lfs pull` there"
@@ -94,9 +153,16 @@ def _reason(error: Exception, where: str) -> str:
         return f"{first}; set teacher.attention to eager"
     if "trust_remote_code" in said:
         return "it needs code of its own, which is not run; give a model that transformers knows"
+    if isinstance(error, torch.OutOfMemoryError):
+        return "its GPU has too little memory free; set teacher.parallel to spread it over several"
     if isinstance(error, SafetensorError):
         return f"its weights are damaged or cut short ({first}); download them again"
     return first
+
+
+def _first_line(error: Exception) -> str:
+    said = str(error).strip()
+    return said.splitlines()[0] if said else type(error).__name__
 
 
 def _pointer_file(folder: Path) -> Path | None:

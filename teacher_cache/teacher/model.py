@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,11 +18,16 @@ from delta_common.tokenizer import tokenizer_digest
 from delta_common.weights import weights_sha256
 from teacher_cache.device import to_device
 from teacher_cache.format.keys import BODY_KEY, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY
-from teacher_cache.format.manifest import TeacherIdentity, TokenizerIdentity
+from teacher_cache.format.manifest import TargetLayout, TeacherIdentity, TokenizerIdentity
 from teacher_cache.format.sealed import canonical_json
 from teacher_cache.settings import TeacherSettings
+from teacher_cache.targets.keep import KeptTargets, join, keep_targets
 from teacher_cache.teacher.cuda_graphs import Captured
 from teacher_cache.teacher.layer_sum import LayerSum
+from teacher_cache.teacher.parallel.fit import activation_bytes
+from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup
+from teacher_cache.teacher.parallel.parts import summed_in_parts
+from teacher_cache.teacher.parallel.whole import whole_one_by_one
 from teacher_cache.teacher.parts import (
     decoder,
     decoder_layers,
@@ -57,8 +63,17 @@ class TeacherStates:
 class Teacher:
     """A causal language model that gives hidden states and, in chunks, logits over the real vocabulary."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: TeacherSettings,
+        group: TeacherGroup = ALONE,
+    ) -> None:
         self.tokenizer = tokenizer
+        self._group = group
+        self._led: Tensor | None = None
+        """Final states (B, T, d) of the latest batch, in a process that does not lead."""
         self._model = model
         self._settings = settings
         self._config = text_config(model)
@@ -66,9 +81,9 @@ class Teacher:
         self._head = output_head(model, settings.model)
         self._layers = decoder_layers(self._body, self._config.num_hidden_layers, settings.model)
         self.vocab_size = real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
-        self._records = self.device.type == "cuda"
+        self._records = self.device.type == "cuda" and not self._is_spread
         self._compiled = False
-        self.forget_shapes()
+        self._captured = self._nothing_captured()
         subject = Subject(model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size)
         self._transform = require_teacher(subject)
         self._embedding_scale = embedding_scale(subject)
@@ -86,11 +101,35 @@ class Teacher:
 
     def forget_shapes(self) -> None:
         """Free the GPU memory kept for the batch shapes seen so far."""
-        self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
+        self._group.tell("forget_shapes")
+        self._captured = self._nothing_captured()
+
+    def _nothing_captured(self) -> dict[bool, Captured]:
+        return {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
     def device(self) -> torch.device:
+        """Where the LM head is, and states and targets are."""
         return self._head.weight.device
+
+    @property
+    def devices(self) -> int:
+        """Devices that work on a batch at the same time."""
+        return self._group.size
+
+    @property
+    def _is_spread(self) -> bool:
+        return self._settings.parallel > 1 and self._group.is_alone
+
+    @contextmanager
+    def summed_in_parts(self, parts: int) -> Iterator[None]:
+        """This whole teacher rounds as one whose matrices are cut over so many processes, see `parallel.parts`."""
+        self.forget_shapes()
+        try:
+            with summed_in_parts(self._model, parts):
+                yield
+        finally:
+            self.forget_shapes()
 
     @property
     def context_length(self) -> int | None:
@@ -101,8 +140,8 @@ class Teacher:
     def bytes_per_token(self) -> int:
         """Memory of a forward pass, roughly, in bytes per token: some hidden states and feed-forward activations."""
         config = self._config
-        wide = getattr(config, "intermediate_size", None) or 4 * config.hidden_size
-        return int((8 * config.hidden_size + 4 * wide) * self._head.weight.element_size() + 8 * config.hidden_size)
+        wide = getattr(config, "intermediate_size", None)
+        return activation_bytes(config.hidden_size, wide, self._head.weight.element_size())
 
     @property
     def operations(self) -> Operations | None:
@@ -113,8 +152,8 @@ class Teacher:
 
     @property
     def matrix_work(self) -> MatrixWork | None:
-        """The operations against the peak of its device; None where either is not known."""
-        return MatrixWork.of(self.operations, self.device, self._head.weight.dtype)
+        """The operations against the peak of its devices; None where either is not known."""
+        return MatrixWork.of(self.operations, self.device, self._head.weight.dtype, self._settings.parallel)
 
     @property
     def hidden_size(self) -> int:
@@ -136,11 +175,40 @@ class Teacher:
         document, by which transformers knows packed sequences. With `recorded` a GPU records the pass over a shape
         that it sees for the second time and keeps the memory for it, see `cuda_graphs`.
         """
+        # The others need no mean: only the leader stores states.
+        self._group.tell("states", tokens, mean=False, document_start=document_start, recorded=recorded)
         tokens = to_device(tokens, self.device)
         if recorded and self._records and document_start is None:
-            return TeacherStates(*self._captured[mean](tokens))
-        where = {} if document_start is None else {"position_ids": to_device(position_ids(document_start), self.device)}
-        return TeacherStates(*self._run(tokens, mean=mean, **where))
+            found = self._captured[mean](tokens)
+        else:
+            start = document_start
+            where = {} if start is None else {"position_ids": to_device(position_ids(start), self.device)}
+            found = self._run(tokens, mean=mean, **where)
+        states = TeacherStates(*(found_there.to(self.device) for found_there in found))
+        self._led = None if self._group.leads else states.final
+        return states
+
+    @torch.inference_mode()
+    def targets(
+        self, final: Tensor | None, positions: Tensor, labels: Tensor, offsets: Tensor, layout: TargetLayout
+    ) -> KeptTargets:
+        """The targets of n positions of a batch, on the teacher's device, from its final states (B, T, d).
+
+        positions (n,) int64 are places in the flattened (B, T), with their labels (n,) int64 and offsets (n,) float64
+        in [0, 1) of the systematic samples; n is at least 1. In a group `states` must have been called for this batch
+        last: each process takes an equal share of the positions, from the final states that it has itself.
+        """
+        self._group.tell("targets", None, positions, labels, offsets, layout)
+        final = self._led if final is None else final
+        assert final is not None, "states is called first"
+        count = len(positions)
+        mine = self._group.share(count)
+        positions, labels, offsets = (to_device(given[mine], self.device) for given in (positions, labels, offsets))
+        parts = [
+            keep_targets(logits, labels[chunk], layout, offsets[chunk])
+            for chunk, logits in self.logits_in_chunks(final.flatten(0, 1)[positions])
+        ]
+        return KeptTargets(*(self._group.joined(part, count) for part in vars(join(parts)).values()))
 
     def _run(self, tokens: Tensor, *, mean: bool, **where: Tensor) -> tuple[Tensor, ...]:
         """The fields of `TeacherStates` that are asked for."""
@@ -187,7 +255,7 @@ class Teacher:
             revision=getattr(self._model.config, "_commit_hash", None) or self._settings.revision,
             model_type=self._model.config.model_type,
             config_sha256=hashlib.sha256(canonical_json(fields)).hexdigest(),
-            weights_sha256=weights_sha256(self._model.state_dict()),
+            weights_sha256=self._weights_sha256(),
             dtype=self._settings.dtype,
             attention=self._settings.attention,
             hidden_size=config.hidden_size,
@@ -197,6 +265,15 @@ class Teacher:
             embedding_scale=None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-4) else scale,
             logit_transform=self._transform,
         )
+
+    def _weights_sha256(self) -> str:
+        self._group.tell("lend_weights")
+        return weights_sha256(whole_one_by_one(self._model.state_dict()))
+
+    def lend_weights(self, *, body: bool = False) -> None:
+        """Take part, in a process that does not lead, in making the model's tensors whole, or its decoder's."""
+        for _ in whole_one_by_one((self._body if body else self._model).state_dict()):
+            pass
 
     @property
     def embeds_plainly(self) -> bool:
@@ -233,10 +310,11 @@ class Teacher:
 
     def _body_files(self) -> dict[str, bytes]:
         """Decoder layers and last norm, by the decoder's names and in the teacher's dtype, and the configuration."""
+        self._group.tell("lend_weights", body=True)
         embedding = self._model.get_input_embeddings().weight.data_ptr()
         tensors = {
             name: tensor.detach().contiguous().cpu()
-            for name, tensor in self._body.state_dict().items()
+            for name, tensor in whole_one_by_one(self._body.state_dict())
             if tensor.data_ptr() != embedding
         }
         config = {k: v for k, v in self._config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
@@ -252,5 +330,12 @@ def position_ids(document_start: Tensor) -> Tensor:
     return index - torch.where(document_start, index, 0).cummax(dim=1).values
 
 
-_INCIDENTAL_CONFIG_KEYS = {"_name_or_path", "transformers_version", "dtype", "torch_dtype", "quantization_config"}
+_INCIDENTAL_CONFIG_KEYS = {
+    "_name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "quantization_config",
+    "distributed_config",
+}
 """Keys of a configuration that do not change what the model computes in the manifest's dtype."""

@@ -47,7 +47,7 @@ class Subject:
     def final(self, tokens: Tensor) -> Tensor:
         """States (B, T, d) after the final norm."""
         states: Tensor = self.body(input_ids=tokens, use_cache=False).last_hidden_state
-        return states
+        return states.to(self.head.weight.device)
 
 
 @torch.inference_mode()
@@ -73,10 +73,10 @@ def embedding_scale(subject: Subject) -> float | None:
     """
     tokens, read = subject.tokens, _first_input(subject)
     embedding = subject.model.get_input_embeddings()
-    stored = embedding.weight[tokens].float()
+    stored = embedding.weight[tokens.to(embedding.weight.device)].float()
     if read is None or read.shape != stored.shape:
         return None
-    share, read = MULTIPLE[read.dtype], read.float()
+    share, read = MULTIPLE[read.dtype], read.to(stored.device).float()
     scale = (read * stored).sum() / stored.square().sum()
     if float((read - scale * stored).norm()) > share * float(read.norm()):
         return None
@@ -145,7 +145,7 @@ def _with_injected_logits(subject: Subject) -> tuple[list[Tensor], Tensor, Tenso
     injected = injected_logits(len(subject.head.weight), subject.head.weight.device)
 
     def inject(_head: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        given.append(inputs[0])
+        given.append(inputs[0].to(subject.head.weight.device))
         return injected.expand_as(output)
 
     hook = subject.head.register_forward_hook(inject)
@@ -208,5 +208,5 @@ def _equal(ours: Tensor, theirs: Tensor, dtype: torch.dtype | None = None) -> bo
     """Up to the rounding of `dtype`, by default theirs."""
     if ours.shape != theirs.shape:
         return False
-    largest = float(theirs.abs().max())
+    largest, ours = float(theirs.abs().max()), ours.to(theirs.device)
     return float((ours.float() - theirs.float()).abs().max()) <= SAME[dtype or theirs.dtype] * largest

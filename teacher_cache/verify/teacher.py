@@ -1,7 +1,8 @@
 """Whether the teacher agrees with a cache: some rows are computed again, and once more in another batch shape.
 
 Two runs of one teacher differ by rounding when their batches have different shapes. That difference is the control:
-cached values may differ from a run by little more than one run differs from the other.
+cached values may differ from a run by little more than one run differs from the other. A teacher whose matrices were
+cut added up parts of its products, so for its cache a run that does so is another control.
 """
 
 from dataclasses import dataclass
@@ -66,14 +67,16 @@ def _settings(cache: Cache, model: str | None) -> TeacherSettings:
     teacher = cache.manifest.teacher
     if teacher.model_type == "synthetic":
         raise UserError(f"{cache.path}: a synthetic cache, there is no teacher to run; leave --teacher out")
-    attention = teacher.attention
+    # A teacher that was cut runs on as many GPUs where they are, layer by layer, and else on one device.
+    parallel = int(cache.manifest.compute.get("parallel", 1))
     return TeacherSettings.model_validate(
         {
             "model": model or teacher.name,
             "revision": teacher.revision,
             "dtype": teacher.dtype,
-            "attention": attention,
+            "attention": teacher.attention,
             "compile": cache.manifest.compute.get("compiled", False),
+            "parallel": parallel if torch.cuda.device_count() >= parallel else 1,
         }
     )
 
@@ -93,15 +96,25 @@ def _batches(cache: Cache, rows: int) -> list[range]:
 def _distances(cache: Cache, teacher: Teacher, rows: range) -> dict[str, Distance]:
     cached = cache.rows(rows)
     live = _recompute(cache, teacher, rows, len(rows))
-    control = _recompute(cache, teacher, rows, 1 if len(rows) > 1 else 2)
+    controls = _controls(cache, teacher, rows)
     unit = torch.finfo(getattr(torch, cache.manifest.teacher.dtype)).eps
     distances = {}
     for name in ("values", "log_mass", "final_hidden", "hidden_mean"):
-        one, two, three = (_compared(found, name, cache.manifest.top_k) for found in (cached, live, control))
-        if one is not None and two is not None and three is not None:
-            size = float(np.abs(two).mean())
-            distances[name] = Distance(_mean_difference(one, two), _mean_difference(three, two), unit * size)
+        one, two, *others = (_compared(found, name, cache.manifest.top_k) for found in (cached, live, *controls))
+        if one is not None and two is not None:
+            control = max(_mean_difference(other, two) for other in others if other is not None)
+            distances[name] = Distance(_mean_difference(one, two), control, unit * float(np.abs(two).mean()))
     return distances
+
+
+def _controls(cache: Cache, teacher: Teacher, rows: range) -> list[CachedRows]:
+    """The rows of other runs of the teacher: in another batch shape, and in sums of parts if its matrices were cut."""
+    other_shape = _recompute(cache, teacher, rows, 1 if len(rows) > 1 else 2)
+    compute = cache.manifest.compute
+    if compute.get("cut") != "tensors":
+        return [other_shape]
+    with teacher.summed_in_parts(compute["parallel"]):
+        return [other_shape, _recompute(cache, teacher, rows, len(rows))]
 
 
 def _recompute(cache: Cache, teacher: Teacher, rows: range, batch_size: int) -> CachedRows:

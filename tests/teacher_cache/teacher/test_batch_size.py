@@ -81,7 +81,7 @@ def test_of_builders_that_start_together_one_finds_it(
     monkeypatch.setattr(request, "find_batch_size", lambda *_: next(found))
     wanted, out = settings(tiny_teacher, tmp_path), tmp_path / "cache"
     teacher = load_teacher(wanted.teacher)  # transformers loads one model at a time
-    monkeypatch.setattr(job, "load_teacher", lambda _: teacher)
+    monkeypatch.setattr(job, "load_teacher", lambda *_: teacher)
     reports: list[job.BuildReport] = []
     together = [threading.Thread(target=lambda: reports.append(job.build(wanted, out))) for _ in range(2)]
     for one in together:

@@ -20,3 +20,11 @@ def test_it_is_the_sum_in_float32_and_leaves_states_alone(dtype: torch.dtype) ->
 def test_nothing_has_no_sum() -> None:
     with pytest.raises(ValueError, match="no states"):
         LayerSum().sum()
+
+
+def test_the_sum_goes_where_the_layers_are() -> None:
+    total = LayerSum()
+    total.add(torch.ones(2, 3))
+    total.add(torch.ones(2, 3, device="meta", dtype=torch.bfloat16))
+    total.add(torch.ones(2, 3, device="meta", dtype=torch.bfloat16))
+    assert (total.sum().device.type, total.sum().dtype, total.sum().shape) == ("meta", torch.float32, (2, 3))

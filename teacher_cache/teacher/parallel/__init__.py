@@ -1,0 +1,1 @@
+"""One teacher over several devices: what fits where, and the processes that hold its parts."""

@@ -1,0 +1,110 @@
+"""Processes of one teacher: who they are, how work is divided, and a cut teacher beside the same one uncut."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from delta_common.errors import UserError
+from teacher_cache.teacher.parallel.group import ALONE, LeftOut, TeacherGroup, group_size, joined_group
+from tests.helpers.cut_teachers import launch
+from tests.helpers.families import save_family
+
+CUT = ["Qwen2", "Gemma", "Mixtral", "GPTNeoX", "Phi3"]
+"""Biased, tied, of experts, of fused projections whose heads are cut apart, and of ones whose heads are not."""
+
+
+@pytest.fixture(scope="module")
+def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    """For each family, how far a teacher in two processes is from the same one in one, by what is compared."""
+    folder = tmp_path_factory.mktemp("families")
+    found = launch([save_family(name, folder / name) for name in CUT], folder / "apart.json")
+    return {Path(name).name: values for name, values in found.items()}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_teacher_in_two_processes_is_the_teacher_in_one(apart: dict[str, dict[str, float]], name: str) -> None:
+    found = apart[name]
+    assert {found.pop("identity"), found.pop("files")} == {0.0}
+    assert len(found) == 10
+    assert max(found.values()) <= 1e-5
+    assert max(found.values()) > 0, "two processes add in another order: equal to the bit would be one process twice"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
+def test_shares_put_together_are_the_whole_and_equally_long(count: int) -> None:
+    everything = torch.arange(count) * 10
+    shares = [everything[TeacherGroup(rank, 3).share(count)] for rank in range(3)]
+    assert {len(share) for share in shares} == {-(-count // 3)}
+    assert torch.equal(torch.cat(shares)[:count], everything)
+    assert torch.equal(everything[ALONE.share(count)], everything)
+
+
+def test_one_process_alone_tells_nobody_and_joins_nothing() -> None:
+    part = torch.ones(3)
+    ALONE.tell("states", part)
+    ALONE.stop()
+    assert ALONE.joined(part, 3) is part
+    with pytest.raises(UserError, match="as it is"), ALONE.agreeing():
+        raise UserError("as it is")
+
+
+@pytest.mark.parametrize(("world", "parallel", "size"), [(None, 4, 1), ("1", 4, 1), ("8", 4, 4), ("8", 1, 1)])
+def test_a_launcher_of_several_processes_makes_groups(
+    monkeypatch: pytest.MonkeyPatch, world: str | None, parallel: int, size: int
+) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if world is not None:
+        monkeypatch.setenv("WORLD_SIZE", world)
+    assert group_size(parallel) == size
+    if size == 1:
+        with joined_group(parallel, on_gpus=False) as group:
+            assert group is ALONE
+
+
+@pytest.mark.parametrize(("parallel", "world"), [(3, 2), (4, 6)])
+def test_processes_that_make_no_whole_groups_are_said_once(
+    monkeypatch: pytest.MonkeyPatch, parallel: int, world: int
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", str(world))
+    said = rf"teacher\.parallel {parallel}: torchrun started {world} processes, .* start {parallel} or a multiple"
+    for rank, expected in ((0, pytest.raises(UserError, match=said)), (1, pytest.raises(LeftOut))):
+        monkeypatch.setenv("RANK", str(rank))
+        with expected, joined_group(parallel, on_gpus=False):
+            pass
+
+
+def test_each_process_needs_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    said = r"teacher\.parallel 4: 4 processes on a machine with 2 GPUs, .* start 2 \(--nproc-per-node\)"
+    with pytest.raises(UserError, match=said), joined_group(4, on_gpus=True):
+        pass
+
+
+def test_tensors_travel_by_way_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[tuple[str, tuple[Tensor, ...], dict[str, object]]] = []
+    monkeypatch.setattr(
+        "torch.distributed.broadcast_object_list", lambda call, src, group: sent.extend(call), raising=True
+    )
+    TeacherGroup(1, 2).tell("states", torch.ones(2))
+    assert sent == []
+    view = torch.arange(6).view(2, 3)[:, :2]
+    TeacherGroup(0, 2).tell("states", view, mean=False)
+    [(name, (given,), named)] = sent
+    assert (name, named) == ("states", {"mean": False})
+    assert given.is_contiguous()
+    assert torch.equal(given, view)
+
+
+def test_who_is_led_ends_without_a_word_when_the_leader_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(*_: object, **__: object) -> None:
+        raise RuntimeError("Connection closed by peer")
+
+    monkeypatch.setattr("torch.distributed.broadcast_object_list", gone)
+    with pytest.raises(LeftOut) as ended:
+        TeacherGroup(1, 2).heard()
+    assert ended.value.code == 1
+    TeacherGroup(0, 2).stop()  # nobody is left to be told
