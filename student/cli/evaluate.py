@@ -24,11 +24,19 @@ app = App(name="student-eval")
 
 @app.default
 def evaluate(
-    student: Annotated[Path, LOCAL_PATH], *, cache: str | None = None, corpus: str | None = None, json: bool = False
+    student: Annotated[Path, LOCAL_PATH],
+    *,
+    cache: str | None = None,
+    corpus: str | None = None,
+    tasks: str | None = None,
+    teacher: str | None = None,
+    limit: int | None = None,
+    json: bool = False,
 ) -> int:
     """Measure a trained student on held-out text, next to its teacher where a cache holds the teacher's targets.
 
-    Every number has a 95 % interval, from resampling documents.
+    With --tasks, measure what it can do instead, next to the teacher itself. Every number has a 95 % interval, from
+    resampling documents.
 
     Parameters
     ----------
@@ -39,12 +47,29 @@ def evaluate(
     corpus
         Text file, folder or data set to measure without the teacher. It is cut into rows like those of `--cache`, or
         else of the cache trained on.
+    tasks
+        Names, with commas between: arithmetic, copying, cloze, names (of APIs), needle (a fact in 512 to 16k tokens;
+        needle-4k is one length), writing (judged by the teacher), all of these; files of JSON lines with prompt, answer
+        and choices; tasks of lm-eval, where it is installed. Held-out text is that of --cache, of --corpus, or else of
+        the cache the run was evaluated on.
+    teacher
+        Where the student's teacher lies: Hub id, folder, GGUF file or package:NAME. By default as the cache names it.
+    limit
+        At most this many examples per task. By default 100, of a needle 20 per length, of texts to write 32.
     json
         Print JSON instead of a table, including each document's means.
     """
     from delta_common.console import print_json, print_tables
     from student.train.processes import quiet_deepspeed
 
+    if tasks is not None:
+        from student.cli.tasks import Options, print_tasks
+
+        with quiet_deepspeed():
+            print_tasks(student, tasks, Options(teacher, cache, corpus, limit), json=json)
+        return 0
+    if teacher is not None or limit is not None:
+        raise UserError("--teacher and --limit go with --tasks; add that, or leave them out")
     if cache is None and corpus is None:
         raise UserError("nothing to measure on; give --cache HELDOUT or --corpus FILE")
     with quiet_deepspeed():

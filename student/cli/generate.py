@@ -105,15 +105,9 @@ def _groups(texts: Iterator[str]) -> Iterator[list[str]]:
 def _loaded(path: Path) -> "Writer":
     import torch
 
-    from student.inference.load import is_export, load_export
-    from student.run.files import SETTINGS_FILE
+    from student.evaluate.trained import load_any_writer
 
-    device = torch.accelerator.current_accelerator() or torch.device("cpu")
-    if is_export(path) or not (path / SETTINGS_FILE).is_file():
-        return load_export(path, device)
-    from student.evaluate.trained import load_writer
-
-    return load_writer(path, device)
+    return load_any_writer(path, torch.accelerator.current_accelerator() or torch.device("cpu"))
 
 
 def _write(writer: "Writer", texts: Sequence[str], sampling: "Sampling", max_new_tokens: int, number: int) -> None:

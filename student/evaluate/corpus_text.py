@@ -35,6 +35,11 @@ def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
         yield _stacked(group, cache.manifest)
 
 
+def documents_of_corpus(source: str) -> list[str]:
+    """The texts of a corpus, in order. Raises `UserError` when it cannot be read."""
+    return [document.text for document in iter_documents(CorpusSettings(source=source)) if document.text]
+
+
 def _token_rows(source: str, folder: Path, manifest: Manifest) -> Iterator[TokenRow]:
     """Rows of text, or of conversations where the cache has them, in the same columns."""
     from transformers import AutoTokenizer

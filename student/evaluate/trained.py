@@ -8,12 +8,19 @@ import torch
 from delta_common.errors import UserError
 from delta_common.tokenizer import is_digest_of
 from student.inference.hf_config import StudentConfig
-from student.inference.load import CONFIG_FILE, Writer, is_export, is_ours, load_model, read_config
+from student.inference.load import CONFIG_FILE, Writer, is_export, is_ours, load_export, load_model, read_config
 from student.inference.plain import load_plain
 from student.model.frozen import FrozenHead
 from student.model.student import Student
 from student.run.causal_lm import require_fit_to, require_tokenizer
-from student.run.files import TRAINED_FILE, RunSummary, read_plain_provenance, read_settings, read_summary
+from student.run.files import (
+    SETTINGS_FILE,
+    TRAINED_FILE,
+    RunSummary,
+    read_plain_provenance,
+    read_settings,
+    read_summary,
+)
 from student.run.student import load_trained, student_of_run, teacher_head
 from student.settings import TrainSettings
 from teacher_cache.read.cache import Cache, open_cache
@@ -39,6 +46,13 @@ def load_student(path: Path, cache: Cache, device: torch.device) -> TrainedStude
     tokenizer or context.
     """
     return _exported(path, cache, device) if is_export(path) else _of_run(path, cache, device)
+
+
+def load_any_writer(path: Path, device: torch.device) -> Writer:
+    """The student of an export or of a finished run, to write with; raises as `load_export` and `load_writer`."""
+    if is_export(path) or not (path / SETTINGS_FILE).is_file():
+        return load_export(path, device)
+    return load_writer(path, device)
 
 
 def load_writer(run: Path, device: torch.device) -> Writer:

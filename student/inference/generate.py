@@ -60,11 +60,17 @@ def generate_all(
     max_new_tokens: int,
     sampling: Sampling,
     stop_token: int | None = None,
+    first_number: int = 0,
 ) -> list[list[int]]:
     """What `continue_prompts` writes after each prompt, all of it."""
     written: list[list[int]] = [[] for _ in prompts]
     for step in continue_prompts(
-        student, prompts, max_new_tokens=max_new_tokens, sampling=sampling, stop_token=stop_token
+        student,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        stop_token=stop_token,
+        first_number=first_number,
     ):
         for number, token in step.items():
             written[number].append(token)

@@ -108,6 +108,11 @@ class Teacher:
         return {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
+    def model(self) -> PreTrainedModel:
+        """The model of transformers that it is."""
+        return self._model
+
+    @property
     def device(self) -> torch.device:
         """Where the LM head is, and states and targets are."""
         return self._head.weight.device

@@ -1,0 +1,1 @@
+"""What a student can do: tasks, facts in long text, and its own writing, beside its teacher."""
