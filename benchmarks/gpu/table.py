@@ -16,6 +16,7 @@ SHOWN = {
         "online in chunks over cached, 32 rows",
     ],
     "build": ["build_over_teacher", "computed_over_teacher", "teacher_share_of_peak", "peak_bytes"],
+    "parallel": ["reach", "computed_reach", "peak_bytes"],
     "blocks": [
         "slstm_speedup",
         "recurrence_speedup",

@@ -59,9 +59,8 @@ def load_teacher(settings: TeacherSettings, group: TeacherGroup = ALONE) -> Teac
         return _teacher(model, tokenizer, settings, group)
 
 
-def serve(group: TeacherGroup) -> None:
-    """Do in this process what the leader of its group asks for, until it has ended."""
-    teacher: Teacher | None = None
+def serve(group: TeacherGroup, teacher: Teacher | None = None) -> None:
+    """Do in this process what the leader of its group asks for, until it has ended: load a teacher, and run it."""
     while (call := group.heard()) is not None:
         name, arguments, named = call
         if name == "load":

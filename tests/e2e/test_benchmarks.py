@@ -107,3 +107,17 @@ def test_bias_and_noise_are_told_apart() -> None:
 def test_the_table_of_operations_is_what_its_script_prints() -> None:
     printed = run("fineweb_plan").strip()
     assert printed in (ROOT / "docs" / "operations.md").read_text()
+
+
+def test_a_teacher_over_two_devices_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    output = tmp_path / "figures.json"
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, "-m", "benchmarks.gpu.parallel", "--tiny", "--batch", "2", "--json", str(output)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    figures = json.loads(output.read_text())
+    assert 0 < figures["reach"] < 2
+    assert figures["sameness"]["uncut"]["sound"]
+    assert figures["sameness"]["uncut"]["teacher/values"]["cached"] > 0
