@@ -63,12 +63,12 @@ def _say(what: str) -> None:
 def _documents(path: Path, options: Options) -> list[str] | None:
     """Held-out text: of `--corpus`, of `--cache`, or of the caches that a run was measured on; else None."""
     from student.evaluate.corpus_text import documents_of_corpus
-    from student.evaluate.tasks.held_out_text import documents_of_caches
+    from student.evaluate.tasks.held_out_text import documents_of_caches, first_texts
     from student.inference.load import is_export
     from student.run.files import read_settings
 
     if options.corpus is not None:
-        return documents_of_corpus(options.corpus)
+        return first_texts(documents_of_corpus(options.corpus))
     if options.cache is not None:
         return documents_of_caches([options.cache])
     if is_export(path):

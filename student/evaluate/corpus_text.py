@@ -35,9 +35,9 @@ def text_rows(source: str, cache: Cache, size: int) -> Iterator[CachedRows]:
         yield _stacked(group, cache.manifest)
 
 
-def documents_of_corpus(source: str) -> list[str]:
+def documents_of_corpus(source: str) -> Iterator[str]:
     """The texts of a corpus, in order. Raises `UserError` when it cannot be read."""
-    return [document.text for document in iter_documents(CorpusSettings(source=source)) if document.text]
+    return (document.text for document in iter_documents(CorpusSettings(source=source)) if document.text)
 
 
 def _token_rows(source: str, folder: Path, manifest: Manifest) -> Iterator[TokenRow]:

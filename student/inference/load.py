@@ -10,6 +10,7 @@ from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.tokenizer import is_digest_of
 from student.inference.plain import DAMAGED, load_plain
+from student.inference.tokenizer import load_tokenizer
 from student.model.student import Student
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+PROVENANCE_FILE = "provenance.json"
+"""Beside a model of transformers that student-export wrote, as `student.run.files` names it too."""
 STUDENT_PREFIX = "student."
 """What the names of an export's tensors begin with."""
 TOKENIZER_FILE = "tokenizer_config.json"
@@ -58,14 +61,25 @@ def load_export(path: Path, device: torch.device) -> Writer:
 
 
 def _load_plain(path: Path, device: torch.device) -> Writer:
-    from transformers import AutoTokenizer
-
+    digest = _digest_of_training(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = load_tokenizer(path, digest)
     except DAMAGED as error:
         raise UserError(f"{path}: its tokenizer is not readable ({error}); put the model's own beside it") from error
+    if digest is not None and not is_digest_of(tokenizer, digest):
+        raise UserError(f"{path}: its tokenizer is not the one the student was trained with; {AGAIN}")
     student = load_plain(path, len(tokenizer)).to(device).eval()
     return Writer(student, tokenizer, tokenizer.eos_token_id)
+
+
+def _digest_of_training(path: Path) -> str | None:
+    """Of the tokenizer that an exported model of transformers was trained with; None for any other model."""
+    file = path / PROVENANCE_FILE
+    try:
+        found = parse_json(file.read_bytes()) if file.is_file() else {}
+        return str(found["tokenizer_sha256"]) if found else None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file}: not what student-export writes there; {AGAIN}") from error
 
 
 def load_model(path: Path, dtype: torch.dtype | Literal["auto"]) -> "StudentForCausalLM":

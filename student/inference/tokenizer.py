@@ -1,11 +1,27 @@
-"""How a tokenizer encodes a prompt."""
+"""A model's tokenizer, and how it encodes a prompt."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from delta_common.tokenizer import own_prefix
+from delta_common.tokenizer import is_digest_of, own_prefix
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+def load_tokenizer(path: str | Path, digest: str | None) -> "PreTrainedTokenizerBase":
+    """The tokenizer beside a model, the one of this digest where its files give it.
+
+    transformers may load the class of the model's family, which replaces what the file says of splitting text. Raises
+    as transformers does.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    if digest is not None and not is_digest_of(tokenizer, digest) and (Path(path) / "tokenizer.json").is_file():
+        as_written = PreTrainedTokenizerFast.from_pretrained(path)
+        return as_written if is_digest_of(as_written, digest) else tokenizer
+    return tokenizer
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str) -> list[int]:

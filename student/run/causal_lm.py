@@ -10,6 +10,7 @@ from delta_common.errors import UserError
 from delta_common.logits.configured import factors, without_transform
 from delta_common.logits.transform import LogitTransform
 from delta_common.tokenizer import is_digest_of
+from student.inference.tokenizer import load_tokenizer
 from student.model.causal_lm.probes import require_fit
 from student.model.causal_lm.sizes import sized_like
 from student.model.causal_lm.student import CausalLMStudent, build_causal_lm, without_dropout
@@ -56,10 +57,8 @@ def require_fit_to(student: CausalLMStudent, cache: Cache, where: str) -> None:
 
 def require_tokenizer(path: str | Path, cache: Cache, where: str) -> None:
     """Raise `UserError` unless the tokenizer of a model is the cache's."""
-    from transformers import AutoTokenizer
-
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = load_tokenizer(path, cache.manifest.tokenizer_sha256)
     except UNREADABLE as error:
         said = first_line(error).rstrip(":")
         raise UserError(f"{where}: its tokenizer cannot be loaded ({said}); put its own beside it") from error

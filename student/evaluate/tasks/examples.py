@@ -3,7 +3,6 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from delta_common.errors import UserError
 
@@ -56,7 +55,7 @@ def read_task(path: Path, limit: int | None = None) -> Task:
 
 def _example(line: str, number: int, where: str) -> Example:
     try:
-        said: dict[str, Any] = json.loads(line)
+        said = json.loads(line)
         prompt, answer, choices = said["prompt"], said["answer"], tuple(said.get("choices", ()))
         chosen = type(answer) is int
         answer = choices[answer] if chosen and answer >= 0 else answer

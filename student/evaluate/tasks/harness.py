@@ -4,7 +4,7 @@ import importlib.util
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import yaml
 
@@ -14,6 +14,11 @@ from student.inference.generate import Sampling, generate_all
 from student.inference.likelihood import log_probabilities
 from student.inference.load import Writer
 from student.inference.tokenizer import encode_prompt
+from student.run.records import JsonObject
+
+if TYPE_CHECKING:
+    from lm_eval.api.instance import Instance
+    from lm_eval.api.model import LM
 
 YAML = (".yaml", ".yml")
 INSTALL = "pip install lm-eval"
@@ -41,7 +46,7 @@ def harness_scores(writer: Writer, names: Sequence[str], limit: int | None = Non
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tasks = [_task(name) for name in names]
     try:
-        found: Any = lm_eval.simple_evaluate(_model(writer), tasks=tasks, limit=limit, bootstrap_iters=0)
+        found = lm_eval.simple_evaluate(_model(writer), tasks=tasks, limit=limit, bootstrap_iters=0)
     except UserError:
         raise
     # A task may be of any code, and may load its data from anywhere.
@@ -53,7 +58,7 @@ def harness_scores(writer: Writer, names: Sequence[str], limit: int | None = Non
     return {name: _scores(name, samples, found["configs"][name]) for name, samples in found["samples"].items()}
 
 
-def _task(name: str) -> str | dict[str, Any]:
+def _task(name: str) -> str | JsonObject:
     if Path(name).suffix not in YAML:
         return name
     try:
@@ -65,7 +70,7 @@ def _task(name: str) -> str | dict[str, Any]:
     return said
 
 
-def _scores(name: str, samples: Sequence[dict[str, Any]], config: dict[str, Any]) -> Scores:
+def _scores(name: str, samples: Sequence[JsonObject], config: JsonObject) -> Scores:
     """By metric, and by filter where there are several: an example appears once for each."""
     others = {each["metric"] for each in config.get("metric_list", []) if each.get("aggregation", "mean") != "mean"}
     filters = list(dict.fromkeys(sample["filter"] for sample in samples))
@@ -80,7 +85,7 @@ def _scores(name: str, samples: Sequence[dict[str, Any]], config: dict[str, Any]
     return found
 
 
-def _model(writer: Writer) -> Any:
+def _model(writer: Writer) -> "LM":
     """A model as lm-eval calls one."""
     from lm_eval.api.model import TemplateLM
 
@@ -91,13 +96,13 @@ def _model(writer: Writer) -> Any:
         def eot_token_id(self) -> int:
             return 0 if writer.stop_token is None else writer.stop_token
 
-        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: object) -> list[int]:
             tokens = encode_prompt(writer.tokenizer, string)
             prefix = len(encode_prompt(writer.tokenizer, ""))
             return tokens[prefix:] if add_special_tokens is False else tokens
 
         def _loglikelihood_tokens(
-            self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
+            self, requests: Sequence[tuple[object, list[int], list[int]]], **_: object
         ) -> list[tuple[float, bool]]:
             known = log_probabilities(writer.student, [[*before, *after] for _, before, after in requests])
             lengths = [len(after) for _, _, after in requests]
@@ -106,17 +111,17 @@ def _model(writer: Writer) -> Any:
                 for n, (found, likeliest) in zip(lengths, known, strict=True)
             ]
 
-        def loglikelihood_rolling(self, requests: Sequence[Any], **_: Any) -> list[float]:
+        def loglikelihood_rolling(self, requests: Sequence["Instance"], **_: object) -> list[float]:
             rows = [(None, [self.eot_token_id], self.tok_encode(r.args[0], add_special_tokens=False)) for r in requests]
             return [total for total, _ in self._loglikelihood_tokens(rows)]
 
-        def generate_until(self, requests: Sequence[Any], **_: Any) -> list[str]:
+        def generate_until(self, requests: Sequence["Instance"], **_: object) -> list[str]:
             return [_written(writer, *request.args) for request in requests]
 
     return Model()
 
 
-def _written(writer: Writer, prompt: str, said: dict[str, Any]) -> str:
+def _written(writer: Writer, prompt: str, said: JsonObject) -> str:
     """What is written after a prompt, up to the first of the texts that end it."""
     until = said.get("until") or []
     sampling = Sampling(float(said.get("temperature") or 0.0) if said.get("do_sample") else 0.0)

@@ -16,6 +16,8 @@ from teacher_cache.read.cache import open_cache
 from teacher_cache.read.decode import CachedRows
 
 ROWS_AT_ONCE = 64
+ENOUGH = 2**22
+"""Characters of held-out text that are read: about a million tokens, of which more are not needed."""
 PASSAGE = 800
 """Most characters of a passage before what is asked for."""
 LEAST_PASSAGE = 200
@@ -42,7 +44,7 @@ def documents_of(rows: Iterable[CachedRows], tokenizer: PreTrainedTokenizerBase)
 
 
 def documents_of_caches(paths: Sequence[str]) -> list[str]:
-    """The documents of caches of held-out text. Raises `UserError` for a cache without a tokenizer."""
+    """The first documents of each of these caches. Raises `UserError` for a cache without a tokenizer."""
     from transformers import AutoTokenizer
 
     found: list[str] = []
@@ -51,7 +53,18 @@ def documents_of_caches(paths: Sequence[str]) -> list[str]:
         if cache.tokenizer_folder is None:
             raise UserError(f"--cache {path}: it has no tokenizer to read its text with; give one of a real teacher")
         tokenizer = AutoTokenizer.from_pretrained(cache.tokenizer_folder)
-        found += documents_of(rows_in_order(cache, ROWS_AT_ONCE), tokenizer)
+        found += first_texts(documents_of(rows_in_order(cache, ROWS_AT_ONCE), tokenizer))
+    return found
+
+
+def first_texts(documents: Iterable[str]) -> list[str]:
+    """The first documents, up to some four million characters; a data set may have no end."""
+    found, length = [], 0
+    for text in documents:
+        found.append(text)
+        length += len(text)
+        if length >= ENOUGH:
+            break
     return found
 
 

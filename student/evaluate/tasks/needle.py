@@ -50,7 +50,8 @@ def needle(name: str, tokenizer: PreTrainedTokenizerBase, count: int, documents:
     these have too few, made ones. The wrong choices are numbers that stand nowhere in it. Depths take turns.
     """
     sentences = _sentences(documents)
-    filler = Filler(sentences, [len(_tokens(tokenizer, f" {sentence}")) for sentence in sentences])
+    encoded = tokenizer([f" {sentence}" for sentence in sentences], add_special_tokens=False, verbose=False)
+    filler = Filler(sentences, [len(tokens) for tokens in encoded["input_ids"]])
     random_ = seeded(name)
     return Task(name, tuple(_example(tokenizer, filler, LENGTHS[name], random_, number) for number in range(count)))
 

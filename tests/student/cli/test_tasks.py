@@ -57,6 +57,17 @@ def test_a_run_takes_the_text_it_was_evaluated_on(made: Path, capsys: pytest.Cap
     assert "no word stands twice" in capsys.readouterr().err, "its documents are nine words long"
 
 
+@pytest.mark.parametrize("preset", ["transformer", "hybrid"])
+def test_students_of_other_kinds_know_their_teacher(
+    made: Path, preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = make_export(tmp_path, made / "teacher", preset)
+    asked = ("--tasks", "needle-512", *QUICK)
+    of_run, of_export = (measured(capsys, folder / kind, *asked)["tasks"] for kind in ("run", "export"))
+    assert of_run == of_export
+    assert all(each["teacher"] is not None for each in of_run)
+
+
 def test_a_model_of_unknown_origin_stands_alone(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     save_llama(made / "llama")
     assert run(program, made / "llama", "--tasks", "arithmetic", *QUICK) == 0

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from delta_common.errors import UserError
-from student.evaluate.corpus_text import text_rows
+from student.evaluate.corpus_text import documents_of_corpus, text_rows
 from teacher_cache.read.cache import Cache, open_cache
 from tests.helpers.small_training import LENGTH
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
@@ -35,3 +35,11 @@ def test_a_cache_without_a_tokenizer_cannot_read_text(uneven_cache: Path) -> Non
         UserError, match=r"--corpus a\.txt: .* has no tokenizer to read text with; give --cache of a real"
     ):
         next(text_rows("a.txt", open_cache(uneven_cache), 2))
+
+
+def test_documents_are_the_texts_that_are_not_empty(tmp_path: Path) -> None:
+    for name, text in {"a": "one", "b": "", "c": "three"}.items():
+        (tmp_path / f"{name}.txt").write_text(text)
+    assert list(documents_of_corpus(str(tmp_path))) == ["one", "three"]
+    with pytest.raises(UserError, match="nowhere"):
+        list(documents_of_corpus(str(tmp_path / "nowhere.txt")))

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from delta_common.errors import UserError
 from delta_common.tokenizer import tokenizer_digest
 from student.inference.load import is_export, load_export, load_model, read_config
+from tests.helpers.causal_students import save_llama
 from tests.helpers.small_students import ROUNDING, small_model, tokens_of
 from tests.helpers.tokenizers_for_tests import EOS, byte_tokenizer
 
@@ -120,3 +121,23 @@ def test_files_of_a_student_that_began_as_its_teacher_that_do_not_fit_are_one_li
     with pytest.raises(UserError, match=words) as refused:
         load_model(tmp_path, torch.float32)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"tokenizer_sha256": "1"}', "its tokenizer is not the one the student was trained with; run student-export"),
+        ("{", r"provenance\.json: not what student-export writes there"),
+        ('{"cache": "c"}', r"provenance\.json: not what student-export writes there"),
+    ],
+)
+def test_an_exported_model_of_transformers_has_the_tokenizer_of_training(
+    tmp_path: Path, content: str, words: str
+) -> None:
+    folder = save_llama(tmp_path / "llama")
+    assert load_export(folder, torch.device("cpu")).stop_token == EOS
+    (folder / "provenance.json").write_text(json.dumps({"tokenizer_sha256": tokenizer_digest(byte_tokenizer())}))
+    assert load_export(folder, torch.device("cpu")).stop_token == EOS
+    (folder / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match=words):
+        load_export(folder, torch.device("cpu"))

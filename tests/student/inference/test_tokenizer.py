@@ -1,8 +1,11 @@
 """What a prompt becomes."""
 
+from pathlib import Path
+
 from tokenizers.processors import TemplateProcessing
 
-from student.inference.tokenizer import encode_prompt
+from delta_common.tokenizer import is_digest_of, tokenizer_digest
+from student.inference.tokenizer import encode_prompt, load_tokenizer
 from tests.helpers.tokenizers_for_tests import EOS, EOS_TOKEN, byte_tokenizer
 
 
@@ -16,3 +19,11 @@ def test_a_prompt_begins_as_the_tokenizer_begins_a_text_and_does_not_end() -> No
     assert tokenizer("ab")["input_ids"] == [EOS, *plain, EOS]
     assert encode_prompt(tokenizer, "ab") == [EOS, *plain]
     assert encode_prompt(tokenizer, "") == [EOS]
+
+
+def test_a_tokenizer_is_as_its_file_says_where_transformers_would_take_another(tiny_teacher: Path) -> None:
+    """Beside a Qwen2, whose class in transformers splits text in its own way."""
+    digest = tokenizer_digest(byte_tokenizer())
+    assert not is_digest_of(load_tokenizer(tiny_teacher, None), digest)
+    assert is_digest_of(load_tokenizer(tiny_teacher, digest), digest)
+    assert not is_digest_of(load_tokenizer(tiny_teacher, "another"), digest)

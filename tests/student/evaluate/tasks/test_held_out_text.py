@@ -1,12 +1,20 @@
 """Examples out of text: what is asked for stood in the passage before, and documents are as they were."""
 
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from delta_common.errors import UserError
-from student.evaluate.tasks.held_out_text import PASSAGE, api_names, cloze, documents_of, documents_of_caches
+from student.evaluate.tasks.held_out_text import (
+    PASSAGE,
+    api_names,
+    cloze,
+    documents_of,
+    documents_of_caches,
+    first_texts,
+)
 from teacher_cache.build.job import build as build_cache
 from teacher_cache.read.cache import open_cache
 from teacher_cache.read.decode import CachedRows
@@ -78,6 +86,12 @@ def test_a_conversation_is_text_throughout(synthetic_cache: Path) -> None:
     arrays = {"tokens": tokens, "document_start": starts, "loss_mask": mask, "role": np.zeros((1, 4), np.uint8)}
     rows = CachedRows(open_cache(synthetic_cache).manifest, arrays)
     assert list(documents_of([rows], byte_tokenizer())) == ["hi!"]
+
+
+def test_a_corpus_without_end_is_read_in_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("student.evaluate.tasks.held_out_text.ENOUGH", 25)
+    assert first_texts(repeat("ten letter")) == ["ten letter"] * 3
+    assert first_texts(["few"]) == ["few"]
 
 
 def test_a_cache_without_a_tokenizer_has_no_text(synthetic_cache: Path) -> None:
