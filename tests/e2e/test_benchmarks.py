@@ -64,7 +64,7 @@ def test_students_of_transformers_are_measured_in_both_trainers(
         assert f"{name}, cached" in printed
 
 
-GPU_STEPS = ["commands", "build", "checks", "targets", "blocks", "online"]
+GPU_STEPS = ["commands", "build", "checks", "targets", "blocks"]
 """All but those that have a test of their own or need what is not here."""
 
 
