@@ -46,12 +46,12 @@ def print_tasks(path: Path, names: str, options: Options, *, json: bool) -> None
 def _measure(path: Path, names: Sequence[str], options: Options) -> "Measured":
     import torch
 
-    from student.evaluate.tasks.suite import measure_tasks
+    from student.evaluate.tasks.suite import measure_tasks, takes_text
     from student.evaluate.tasks.teacher import known_teacher, load_beside
     from student.evaluate.trained import load_any_writer
 
     student = load_any_writer(path, torch.accelerator.current_accelerator() or torch.device("cpu"))
-    documents = _documents(path, options)
+    documents = _documents(path, options) if takes_text(names) else None
     teacher = load_beside(known_teacher(path), options.teacher, student)
     return measure_tasks(student, teacher, names, documents, limit=options.limit, say=_say)
 

@@ -69,6 +69,11 @@ def asked_for(names: Sequence[str], writer: Writer, documents: Sequence[str] | N
     return Asked(tasks, WRITING in wanted, others)
 
 
+def takes_text(names: Sequence[str]) -> bool:
+    """Whether any of these tasks is made of held-out text where there is some."""
+    return not {*OF_TEXT, WRITING, *needle.LENGTHS}.isdisjoint(_spelled_out(names, has_text=True))
+
+
 def scores_of(writer: Writer, tasks: Sequence[Task], say: Said = lambda _: None) -> list[Scores | None]:
     """The scores of a student or a teacher on each task; None where its context is shorter than a task's texts."""
     found: list[Scores | None] = []

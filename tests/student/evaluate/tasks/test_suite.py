@@ -8,7 +8,7 @@ import pytest
 from delta_common.errors import UserError
 from student.evaluate.tasks import suite as module
 from student.evaluate.tasks.needle import LENGTHS
-from student.evaluate.tasks.suite import asked_for, compare_all, measure_tasks, scores_of
+from student.evaluate.tasks.suite import asked_for, compare_all, measure_tasks, scores_of, takes_text
 from tests.helpers.task_writers import small_writer
 
 TEXT = [" ".join(f"The server number {n} calls os.path.join{n % 5} before the client answers." for n in range(40))]
@@ -33,6 +33,11 @@ def test_names_are_ours_files_or_lm_evals(tmp_path: Path) -> None:
     asked = asked_for(names, small_writer("xlstm", tmp_path), None, 2)
     assert [task.name for task in asked.tasks] == ["needle-512", "mine"]
     assert asked.others == ["hellaswag", str(tmp_path / "other.yaml")]
+
+
+def test_some_tasks_take_no_text() -> None:
+    assert not takes_text(["arithmetic", "copying", "mine.jsonl", "hellaswag"])
+    assert all(takes_text(["arithmetic", name]) for name in ("all", "needle", "needle-4k", "cloze", "names", "writing"))
 
 
 def test_tasks_have_a_hundred_examples_and_slow_ones_fewer(tmp_path: Path) -> None:

@@ -12,7 +12,9 @@ from student.inference.load import Writer
 from student.inference.plain import load_plain
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
+from teacher_cache.teacher.tokenizer import load_tokenizer
 from tests.helpers.causal_students import save_llama
+from tests.helpers.families import save_family
 from tests.helpers.task_writers import small_writer
 from tests.helpers.tokenizers_for_tests import EOS, qwen_sized_tokenizer
 
@@ -37,6 +39,19 @@ def test_a_teacher_gives_the_logits_of_its_model(tiny_teacher: Path, student: Wr
     with torch.no_grad():
         found = teacher.student.logits(teacher.student(tokens))
         assert torch.allclose(found, plain(tokens).logits[..., : EOS + 1], atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["Gemma2", "Cohere"])
+def test_what_a_teacher_makes_of_its_logits_is_done(family: str, student: Writer, tmp_path: Path) -> None:
+    """And attention is computed as the family has it."""
+    folder = save_family(family, tmp_path / family)
+    teacher = load_beside(None, str(folder), Writer(student.student, load_tokenizer(str(folder), family), EOS))
+    assert teacher is not None
+    plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).float().eval()
+    tokens = torch.tensor([[1, 2, 3, 200]])
+    with torch.no_grad():
+        found, _ = teacher.student.prefill(tokens)
+        assert torch.allclose(teacher.student.logits(found), plain(tokens).logits[..., : EOS + 1], atol=1e-4)
 
 
 def test_a_precision_that_is_not_known_is_found(tiny_teacher: Path, student: Writer) -> None:
