@@ -1,5 +1,7 @@
 """Tasks of lm-eval, as it calls a model: with itself where it is installed, else with a stand-in for it."""
 
+import importlib.util
+import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -10,7 +12,10 @@ import torch
 
 from delta_common.errors import UserError
 from student.evaluate.tasks import harness as module
+from student.evaluate.tasks.answers import answer
+from student.evaluate.tasks.examples import Task
 from student.evaluate.tasks.harness import harness_scores, require_lm_eval
+from student.evaluate.tasks.made import copying
 from student.inference.generate import generate_tokens
 from student.inference.load import Writer
 from tests.helpers.task_writers import small_writer
@@ -115,3 +120,22 @@ def test_without_lm_eval_its_tasks_are_one_line(monkeypatch: pytest.MonkeyPatch)
         UserError, match="--tasks a,b: none of our own, and lm-eval is not installed; pip install lm-eval"
     ):
         require_lm_eval(["a", "b"])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-eval is not installed")
+def test_lm_eval_itself_gives_the_scores_of_our_own_tasks(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
+    examples = copying(6).examples
+    lines = [{"text": e.prompt, "choices": e.choices, "place": e.choices.index(e.answer)} for e in examples]
+    (tmp_path / "data.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    (tmp_path / "task.yaml").write_text(
+        "task: local_copying\ndataset_path: json\n"
+        f"dataset_kwargs: {{data_files: {{test: {tmp_path / 'data.jsonl'}}}}}\n"
+        "test_split: test\noutput_type: multiple_choice\ntarget_delimiter: ''\ndoc_to_text: '{{text}}'\n"
+        "doc_to_target: '{{place}}'\ndoc_to_choice: '{{choices}}'\n"
+        "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
+    )
+    found = harness_scores(writer, [str(tmp_path / "task.yaml")])
+    assert found == {"local_copying": {"acc": answer(writer, Task("copying", examples))["likelihood"]}}
