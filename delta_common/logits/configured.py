@@ -5,7 +5,6 @@ HyperCLOVA X multiplies by it. So a configuration gives candidates, and the mode
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +30,7 @@ def injected_logits(rows: int, device: torch.device) -> Tensor:
     return torch.linspace(-INJECTED, INJECTED, rows, device=device).bfloat16().float()
 
 
-def transform_behind(config: Any, given: Tensor, returned: Tensor) -> LogitTransform | None:
+def transform_behind(config: object, given: Tensor, returned: Tensor) -> LogitTransform | None:
     """What makes `returned` of the head's logits `given`, of one shape; None for nothing at all.
 
     `config` is the language model's configuration. Raises `UnknownTransformError` if it is nothing that names.
@@ -45,25 +44,25 @@ def transform_behind(config: Any, given: Tensor, returned: Tensor) -> LogitTrans
     raise UnknownTransformError
 
 
-def factors(config: Any) -> list[float]:
+def factors(config: object) -> list[float]:
     """1, and each factor that a configuration names and its inverse, without repetition."""
     named = list(_numbers(config, FACTORS))
     return list(dict.fromkeys([1.0, *named, *(1 / factor for factor in named)]))
 
 
-def without_transform(config: Mapping[str, Any]) -> dict[str, Any]:
+def without_transform(config: Mapping[str, object]) -> dict[str, object]:
     """A configuration as transformers writes it whose fields change no logits, as far as its family allows."""
     named = {name: value for name, value in config.items() if name in (*FACTORS, *CAPS) and value is not None}
     return {**config, **{name: 1.0 if name in FACTORS else None for name in named}}
 
 
-def _candidates(config: Any) -> Iterator[LogitTransform]:
+def _candidates(config: object) -> Iterator[LogitTransform]:
     for cap in (None, *_numbers(config, CAPS)):
         for scale in factors(config):
             yield LogitTransform(scale=scale, cap=cap)
 
 
-def _numbers(config: Any, names: tuple[str, ...]) -> Iterator[float]:
+def _numbers(config: object, names: tuple[str, ...]) -> Iterator[float]:
     for name in names:
         value = getattr(config, name, None)
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf"):

@@ -23,6 +23,7 @@ from teacher_cache.teacher.model import Teacher
 from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup, group_size, joined_group
 from teacher_cache.teacher.parallel.placement import placement
 from teacher_cache.teacher.parallel.whole import keep_ends_whole
+from teacher_cache.teacher.probes import require_decoder
 from teacher_cache.teacher.tokenizer import load_tokenizer
 
 PACKAGE_PREFIX = "package:"
@@ -77,6 +78,7 @@ def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTok
     try:
         with _no_chatter(), _gguf_read_once() if is_gguf else contextlib.nullcontext():
             config = None if is_gguf else AutoConfig.from_pretrained(where, **NO_OWN_CODE, **arguments)
+            require_decoder(config, settings.model)
             placed = placement(settings, device, group, config)
             tokenizer = load_tokenizer(where, settings.model, **NO_OWN_CODE, **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -106,15 +108,19 @@ def _teacher(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings, group: TeacherGroup
 ) -> Teacher:
     """The teacher, once it has been tried."""
-    if group.is_alone:
-        return Teacher(model, tokenizer, settings)
     try:
-        keep_ends_whole(model)
+        if not group.is_alone:
+            keep_ends_whole(model)
         return Teacher(model, tokenizer, settings, group)
     except UserError:
         raise
     # Which models a plan of transformers serves, and which sizes divide, only trying tells for all.
     except Exception as error:
+        if group.is_alone:
+            raise UserError(
+                f"teacher.model {settings.model}: transformers cannot run it over a few tokens "
+                f"({_reason(error, settings.model)}); check config.json, or take another model"
+            ) from error
         raise UserError(
             f"teacher.parallel {settings.parallel}: transformers cannot run this teacher cut so "
             f"({_first_line(error)}); set it to another number, or run without torchrun"

@@ -34,6 +34,7 @@ from teacher_cache.teacher.parts import (
     head_count,
     output_head,
     real_vocab_size,
+    state_of,
     text_config,
 )
 from teacher_cache.teacher.probes import Subject, embedding_scale, require_teacher
@@ -220,8 +221,8 @@ class Teacher:
         """The fields of `TeacherStates` that are asked for."""
         total = LayerSum()
 
-        def add(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor | tuple[Tensor, ...]) -> None:
-            total.add(output[0] if isinstance(output, tuple) else output)
+        def add(_layer: nn.Module, _inputs: tuple[Tensor, ...], output: object) -> None:
+            total.add(state_of(output))
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
         try:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
@@ -42,6 +42,13 @@ def decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:
             f"teacher.model {name}: no list of {count} decoder layers found; only decoder models are supported"
         )
     return lists[0]
+
+
+def state_of(output: object) -> Tensor:
+    """The hidden states (B, T, d) among what a decoder layer gives: itself, or the first of several."""
+    state = output[0] if isinstance(output, tuple | list) else output
+    assert isinstance(state, Tensor)
+    return state
 
 
 def head_count(config: Any) -> int:

@@ -4,7 +4,6 @@ A model that fails one of these would give a wrong cache without any sign of it,
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,7 @@ from transformers import PreTrainedModel
 from delta_common.errors import UserError
 from delta_common.logits.configured import UnknownTransformError, factors, injected_logits, transform_behind
 from delta_common.logits.transform import LogitTransform
-from teacher_cache.teacher.parts import text_config
+from teacher_cache.teacher.parts import state_of, text_config
 
 LENGTH = 16
 """Tokens of a probe."""
@@ -57,7 +56,7 @@ def require_teacher(subject: Subject) -> LogitTransform | None:
     It must be a causal decoder with finite logits, do nothing to its linear head's output but what its configuration
     names, and have the layers that were found in it. The error names the model and the remedy.
     """
-    _require_decoder(subject)
+    require_decoder(subject.model.config, subject.name)
     _require_finite(subject)
     transform = _logit_transform(subject)
     _require_causal(subject)
@@ -100,11 +99,11 @@ def _first_input(subject: Subject) -> Tensor | None:
     return seen[0] if seen else None
 
 
-def _require_decoder(subject: Subject) -> None:
-    if getattr(subject.model.config, "is_encoder_decoder", False):
+def require_decoder(config: object, name: str) -> None:
+    """Raise `UserError` for the configuration of an encoder-decoder; `name` is teacher.model."""
+    if getattr(config, "is_encoder_decoder", False):
         raise UserError(
-            f"teacher.model {subject.name}: an encoder-decoder, whose logits depend on a second text; "
-            "give a decoder-only model"
+            f"teacher.model {name}: an encoder-decoder, whose logits depend on a second text; give a decoder-only model"
         )
 
 
@@ -122,11 +121,9 @@ def _logit_transform(subject: Subject) -> LogitTransform | None:
     """What lies between the state after the final norm and the logits, beside the head; None for nothing."""
     given, injected, logits = _with_injected_logits(subject)
     config = text_config(subject.model)
+    before = _factor_before_head(subject, given)
     try:
         behind = transform_behind(config, injected[: logits.shape[-1]].expand_as(logits), logits)
-        before = _factor_before_head(config, given, subject.final(subject.tokens))
-        if before != 1 and subject.head.bias is not None:
-            raise UnknownTransformError
     except UnknownTransformError as error:
         raise UserError(
             f"teacher.model {subject.name}: changes its logits after the LM head in a way that its configuration does "
@@ -134,9 +131,8 @@ def _logit_transform(subject: Subject) -> LogitTransform | None:
         ) from error
     if before == 1:
         return behind
-    return (
-        LogitTransform(scale=before) if behind is None else behind.model_copy(update={"scale": before * behind.scale})
-    )
+    then = behind or LogitTransform()
+    return LogitTransform(scale=before * then.scale, cap=then.cap)
 
 
 def _with_injected_logits(subject: Subject) -> tuple[list[Tensor], Tensor, Tensor]:
@@ -156,16 +152,21 @@ def _with_injected_logits(subject: Subject) -> tuple[list[Tensor], Tensor, Tenso
     return given, injected, logits
 
 
-def _factor_before_head(config: Any, given: list[Tensor], final: Tensor) -> float:
-    """The factor that a configuration names between the final states and what the head was given; 1 for most."""
-    if not given or given[0].shape != final.shape:
-        raise UnknownTransformError
-    states, theirs = final.double(), given[0].double()
-    measured = float((theirs * states).sum() / states.square().sum())
-    for factor in factors(config):
-        if abs(measured / factor - 1) <= FACTOR[final.dtype] and _equal(theirs / factor, states, final.dtype):
-            return factor
-    raise UnknownTransformError
+def _factor_before_head(subject: Subject, given: list[Tensor]) -> float:
+    """The factor that the configuration names between the final states and what the head was given; 1 for most."""
+    final = subject.final(subject.tokens)
+    states, bias = final.double(), subject.head.bias
+    if given and given[0].shape == final.shape:
+        theirs = given[0].double()
+        measured = float((theirs * states).sum() / states.square().sum())
+        for factor in factors(text_config(subject.model)) if bias is None else [1.0]:
+            close = abs(measured / factor - 1) <= FACTOR[final.dtype]
+            if close and _equal(theirs / factor, states, final.dtype):
+                return factor
+    raise UserError(
+        f"teacher.model {subject.name}: its LM head reads something else than the last hidden states, and no multiple "
+        "that its configuration names; not supported"
+    )
 
 
 def _require_causal(subject: Subject) -> None:
@@ -183,8 +184,7 @@ def _require_layers(subject: Subject) -> None:
     """The outputs of the layers to be averaged are the hidden states that the model itself reports."""
     outputs: list[Tensor] = []
     hooks = [
-        layer.register_forward_hook(lambda _m, _i, out: outputs.append(out[0] if isinstance(out, tuple) else out))
-        for layer in subject.layers
+        layer.register_forward_hook(lambda _m, _i, found: outputs.append(state_of(found))) for layer in subject.layers
     ]
     try:
         found = subject.body(input_ids=subject.tokens, use_cache=False, output_hidden_states=True)

@@ -96,6 +96,24 @@ def test_an_attention_that_a_family_lacks_names_the_setting(tmp_path: Path) -> N
         load(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_an_encoder_decoder_is_refused_before_its_weights_are_read(name: str, tmp_path: Path) -> None:
+    save_family(name, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(
+        UserError, match="an encoder-decoder, whose logits depend on a second text; give a decoder-only"
+    ):
+        load(tmp_path)
+
+
+def test_a_model_that_transformers_cannot_run_is_one_line(tmp_path: Path) -> None:
+    save_family("Zamba2", tmp_path, hybrid_layer_ids=[6, 12])  # it has four layers
+    with pytest.raises(
+        UserError, match=r"^teacher.model .*: transformers cannot run it over a few tokens \(.+\); check"
+    ):
+        load(tmp_path)
+
+
 @pytest.mark.parametrize("odd", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}])
 def test_what_a_configuration_wants_returned_changes_nothing(folder: Path, odd: dict[str, bool]) -> None:
     plain = load_teacher(TeacherSettings(model=str(folder), dtype="float32", attention="eager"))

@@ -1,12 +1,14 @@
 """Where a model keeps its head, its layers and its vocabulary."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from delta_common.errors import UserError
-from teacher_cache.teacher.parts import decoder, decoder_layers, head_count, output_head, real_vocab_size
+from teacher_cache.teacher.parts import decoder, decoder_layers, head_count, output_head, real_vocab_size, state_of
 from tests.helpers.families import family_model
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
@@ -22,6 +24,12 @@ def test_layers_are_found_wherever_they_are(name: str) -> None:
 def test_a_model_without_such_a_list_is_refused() -> None:
     with pytest.raises(UserError, match="no list of 3 decoder layers found"):
         decoder_layers(nn.ModuleList([nn.Linear(2, 2)]), 3, "it")
+
+
+@pytest.mark.parametrize("around", [lambda state: state, lambda state: (state, None), lambda state: [state]])
+def test_a_layers_states_are_found_in_what_it_gives(around: Callable[[Tensor], object]) -> None:
+    state = torch.ones(1, 2, 3)
+    assert state_of(around(state)) is state
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused() -> None:
