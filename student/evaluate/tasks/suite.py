@@ -78,8 +78,11 @@ def scores_of(writer: Writer, tasks: Sequence[Task], say: Said = lambda _: None)
     """The scores of a student or a teacher on each task; None where its context is shorter than a task's texts."""
     found: list[Scores | None] = []
     for task in tasks:
+        if not fits(writer, task):
+            found.append(None)
+            continue
         say(task.name)
-        found.append(answer(writer, task) if fits(writer, task) else None)
+        found.append(answer(writer, task))
     return found
 
 

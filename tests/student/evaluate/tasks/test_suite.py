@@ -61,8 +61,10 @@ def test_who_cannot_read_a_text_has_no_score(tmp_path: Path) -> None:
     student, teacher = small_writer("xlstm", tmp_path), small_writer("transformer", tmp_path)
     tasks = asked_for(["needle-512", "needle-1k"], student, None, 1).tasks
     said: list[str] = []
-    ours, theirs = scores_of(student, tasks, said.append), scores_of(teacher, tasks)
+    ours = scores_of(student, tasks, said.append)
     assert said == ["needle-512", "needle-1k"]
+    theirs = scores_of(teacher, tasks, said.append)
+    assert said[2:] == ["needle-512"]
     assert [scores is None for scores in ours] == [False, False]
     assert [scores is None for scores in theirs] == [False, True]
     found = compare_all(tasks, ours, theirs)
