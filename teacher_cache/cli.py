@@ -55,7 +55,14 @@ def build(config: Config = None, /, *overrides: Overrides, out: str | None = Non
 
 
 @app.command
-def plan(config: Config = None, /, *overrides: Overrides, out: str | None = None, json: bool = False) -> int:
+def plan(
+    config: Config = None,
+    /,
+    *overrides: Overrides,
+    out: str | None = None,
+    json: bool = False,
+    gpu_memory: float | None = None,
+) -> int:
     """Estimate a build from a short trial: tokens, bytes by array, time, error. Writes nothing.
 
     Parameters
@@ -66,11 +73,21 @@ def plan(config: Config = None, /, *overrides: Overrides, out: str | None = None
         Folder or URL the cache would be written to; free space on its disk is shown.
     json
         Print JSON instead of tables.
+    gpu_memory
+        Only say over how many GPUs of so many GiB the teacher has to be cut, from its configuration; loads nothing.
     """
-    from teacher_cache.build.plan import make_plan, render_plan
     from teacher_cache.settings import BuildSettings
 
     settings = load_settings(BuildSettings, config, overrides)
+    if gpu_memory is not None:
+        from teacher_cache.teacher.load import read_configuration
+        from teacher_cache.teacher.parallel.foresee import foresee, render_need
+
+        need = foresee(settings, read_configuration(settings.teacher), gpu_memory)
+        print_json(need.to_json()) if json else print_tables(render_need(need))
+        return 0
+    from teacher_cache.build.plan import make_plan, render_plan
+
     made = make_plan(settings, out or settings.out)
     print_json(made.to_json()) if json else print_tables(render_plan(made))
     return 0

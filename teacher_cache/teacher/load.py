@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -102,6 +103,17 @@ def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTok
     if not placed:  # of a GGUF file, whose weights are unpacked on the host
         model.to(device)
     return tokenizer, model.eval().requires_grad_(False)
+
+
+def read_configuration(settings: TeacherSettings) -> Any:
+    """The model's configuration alone. Raises `UserError` if it cannot be found or read, or is of no causal model."""
+    where, arguments = _source(settings)
+    try:
+        with _no_chatter():
+            return AutoConfig.from_pretrained(where, **NO_OWN_CODE, **arguments)
+    # As when loading, anything may be raised.
+    except Exception as error:
+        raise UserError(f"teacher.model {settings.model}: cannot be read: {_reason(error, where)}") from error
 
 
 def _teacher(

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
@@ -14,6 +14,8 @@ from delta_common.progress import byte_size
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.parts import output_head
 
+Cut = Literal["tensors", "layers"]
+"""What of a teacher is divided among devices: each matrix, or the list of layers."""
 MOST_DEVICES = 64
 ROOM_ON_GPU = 3 * 2**30
 """Bytes beside the weights: 1 GiB of logits, as much for their targets, and what CUDA takes."""
@@ -52,13 +54,21 @@ class TeacherSize:
         """Whether every process would have as many whole heads."""
         return self.has_plan and all(count % parallel == 0 for _, count in self.heads)
 
-    def fewest(self, memory: float, beside: float = 0.0) -> int | None:
-        """The fewest devices of so much memory that hold it with `beside` on each; None if no number does."""
-        if self.has_plan:
-            cuts = [n for n in range(1, MOST_DEVICES + 1) if n == 1 or self.divides(n)]
-            return next((n for n in cuts if self.bytes_each(n) + beside <= memory), None)
-        # Whole layers are spread.
-        return next((n for n in range(1, MOST_DEVICES + 1) if self.bytes <= n * (memory - beside)), None)
+    @property
+    def cuts(self) -> list[int]:
+        """Into how many parts its matrices can be cut, from 1 on."""
+        return [n for n in range(1, MOST_DEVICES + 1) if n == 1 or self.divides(n)]
+
+    def fewest(self, memory: float, beside: float = 0.0) -> tuple[int, Cut] | None:
+        """The fewest devices of so much memory that hold it with `beside` on each, and how; None if no number does.
+
+        Its layers are spread only where its matrices cannot be cut far enough.
+        """
+        for parts in self.cuts:
+            if self.bytes_each(parts) + beside <= memory:
+                return parts, "tensors"
+        spread = (n for n in range(2, MOST_DEVICES + 1) if self.bytes <= n * (memory - beside))
+        return next(((n, "layers") for n in spread), None)
 
 
 def teacher_size(config: Any, dtype: torch.dtype) -> TeacherSize:
@@ -125,7 +135,7 @@ def require_cut(settings: TeacherSettings, size: TeacherSize, model_type: str) -
             f"torchrun, and one process spreads its layers over {wanted} GPUs"
         )
     if not size.divides(wanted):
-        fitting = [str(n) for n in range(2, MOST_DEVICES + 1) if size.divides(n)]
+        fitting = [str(n) for n in size.cuts[1:]]
         heads = " and ".join(f"{count} {words}" for words, count in size.heads)
         remedy = f"set it to {' or '.join(fitting)}" if fitting else "run without torchrun, which spreads whole layers"
         raise UserError(f"teacher.parallel {wanted}: does not divide the teacher's {heads}; {remedy}")
@@ -140,9 +150,10 @@ def require_memory(settings: TeacherSettings, size: TeacherSize, free: int, *, t
     what = "GPU" if on_gpu else "process"
     needed = f"its weights take {byte_size(size.bytes)} in {settings.dtype}"
     cut = f", {byte_size(each)} on each of {count}" if count > 1 else ""
-    fewest = size.fewest(free, beside)
-    launch = f"torchrun --nproc-per-node {fewest} …" if size.has_plan else "without torchrun"
-    remedy = f"set teacher.parallel to {fewest} ({launch})" if on_gpu and fewest else "take a machine with more memory"
+    remedy = "take a machine with more memory"
+    if on_gpu and (fewest := size.fewest(free, beside)):
+        launch = f"torchrun --nproc-per-node {fewest[0]} …" if fewest[1] == "tensors" else "without torchrun"
+        remedy = f"set teacher.parallel to {fewest[0]} ({launch})"
     raise UserError(f"teacher.model {settings.model}: {needed}{cut}, and a {what} has {byte_size(free)} free; {remedy}")
 
 

@@ -53,9 +53,12 @@ def test_70_billion_are_sized_without_a_weight_in_memory(llama: TeacherSize) -> 
     assert llama.operations.position + llama.operations.counted == 2 * (llama.parameters - 128_256 * 8192 - norms // 2)
 
 
-@pytest.mark.parametrize(("memory", "fewest"), [(200, 1), (80, 2), (72, 4), (48, 4), (25, 8), (20, None), (4, None)])
+@pytest.mark.parametrize(
+    ("memory", "fewest"), [(200, 1), (80, 2), (72, 4), (48, 4), (25, 8), (20, 8), (3, 48), (1, None)]
+)
 def test_the_fewest_devices_that_hold_it_divide_its_heads(llama: TeacherSize, memory: int, fewest: int | None) -> None:
-    assert llama.fewest(memory * GB) == fewest
+    cut = "tensors" if memory > 20 else "layers"
+    assert llama.fewest(memory * GB) == (None if fewest is None else (fewest, cut))
 
 
 @pytest.mark.parametrize("name", ["Qwen2", "Mixtral", "Gemma", "Phi3"])
@@ -79,7 +82,7 @@ def test_a_model_without_a_plan_is_spread_by_layers() -> None:
     size = teacher_size(family_model("GPT2").config, torch.float32)
     assert not size.has_plan
     assert not size.divides(2)
-    assert size.fewest(size.bytes / 3 + 1) == 3
+    assert size.fewest(size.bytes / 3 + 1) == (3, "layers")
     with pytest.raises(UserError, match=r"no tensor-parallel plan for gpt2; run without torchrun, .* over 2 GPUs"):
         require_cut(asking(2), size, "gpt2")
 
