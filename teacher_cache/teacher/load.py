@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import GgufConfig
 
 from delta_common.errors import UserError
 from delta_common.files import expand_home
+from delta_common.weights import FileFacts
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.model import Teacher
 from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup, group_size, joined_group
@@ -31,6 +33,8 @@ PACKAGE_PREFIX = "package:"
 SPLIT_GGUF = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
 LFS_POINTER = b"version https://git-lfs"
 """What a file begins with that only stands for one in Git LFS."""
+WEIGHT_FILES = {".safetensors", ".bin", ".json"}
+"""Endings of the files of a checkpoint that say what its weights are."""
 NO_OWN_CODE = {"trust_remote_code": False}
 """Code that comes with a checkpoint is not run; without this transformers asks on stdin whether to run it."""
 PLAIN_OUTPUT = {"return_dict": True, "output_attentions": False, "output_hidden_states": False}
@@ -56,9 +60,9 @@ def load_teacher(settings: TeacherSettings, group: TeacherGroup = ALONE) -> Teac
     """
     group.tell("load", settings)
     with group.agreeing():
-        tokenizer, model = _read(settings, group)
+        tokenizer, model, checkpoint = _read(settings, group)
     with group.agreeing():
-        return _teacher(model, tokenizer, settings, group)
+        return _teacher(model, tokenizer, settings, group, checkpoint)
 
 
 def serve(group: TeacherGroup, teacher: Teacher | None = None) -> None:
@@ -71,8 +75,10 @@ def serve(group: TeacherGroup, teacher: Teacher | None = None) -> None:
             getattr(teacher, name)(*arguments, **named)
 
 
-def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTokenizerBase, PreTrainedModel]:
-    """The tokenizer, and this process' part of the model where its weights are to be."""
+def _read(
+    settings: TeacherSettings, group: TeacherGroup
+) -> tuple[PreTrainedTokenizerBase, PreTrainedModel, list[FileFacts]]:
+    """The tokenizer, this process' part of the model where its weights are to be, and the files they are in."""
     where, arguments = _source(settings)
     device, is_gguf = _device(settings.device), "gguf_file" in arguments
     transformers.utils.logging.disable_progress_bar()
@@ -80,6 +86,7 @@ def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTok
         with _no_chatter(), _gguf_read_once() if is_gguf else contextlib.nullcontext():
             config = None if is_gguf else AutoConfig.from_pretrained(where, **NO_OWN_CODE, **arguments)
             require_decoder(config, settings.model)
+            checkpoint = _checkpoint(where, config)
             placed = placement(settings, device, group, config)
             tokenizer = load_tokenizer(where, settings.model, **NO_OWN_CODE, **arguments)
             model, report = AutoModelForCausalLM.from_pretrained(
@@ -102,7 +109,7 @@ def _read(settings: TeacherSettings, group: TeacherGroup) -> tuple[PreTrainedTok
         setattr(model.config, name, value)
     if not placed:  # of a GGUF file, whose weights are unpacked on the host
         model.to(device)
-    return tokenizer, model.eval().requires_grad_(False)
+    return tokenizer, model.eval().requires_grad_(False), checkpoint
 
 
 def read_configuration(settings: TeacherSettings) -> Any:
@@ -117,13 +124,17 @@ def read_configuration(settings: TeacherSettings) -> Any:
 
 
 def _teacher(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: TeacherSettings, group: TeacherGroup
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: TeacherSettings,
+    group: TeacherGroup,
+    checkpoint: list[FileFacts],
 ) -> Teacher:
     """The teacher, once it has been tried."""
     try:
         if not group.is_alone:
             keep_ends_whole(model)
-        return Teacher(model, tokenizer, settings, group)
+        return Teacher(model, tokenizer, settings, group, checkpoint)
     except UserError:
         raise
     # Which models a plan of transformers serves, and which sizes divide, only trying tells for all.
@@ -237,6 +248,20 @@ def _source(settings: TeacherSettings) -> tuple[str, dict[str, str]]:
     if path.is_absolute() or name.startswith((".", "~")):
         raise UserError(f"teacher.model {name}: no such folder; give a Hub id, a folder, a .gguf file or package:NAME")
     return name, {"revision": settings.revision} if settings.revision else {}
+
+
+def _checkpoint(where: str, config: Any) -> list[FileFacts]:
+    """The files that say what the weights are; empty where they are not there yet, or in a GGUF file."""
+    folder = Path(where)
+    if config is None:
+        return []
+    if not folder.is_dir():
+        commit = getattr(config, "_commit_hash", None)
+        found = try_to_load_from_cache(where, "config.json", revision=commit) if commit else None
+        if not isinstance(found, str):
+            return []
+        folder = Path(found).parent
+    return [FileFacts.of(file) for file in sorted(folder.iterdir()) if file.suffix in WEIGHT_FILES]
 
 
 def _packaged_gguf(name: str) -> Path:

@@ -2,12 +2,13 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
 import torch
+import transformers
 from safetensors.torch import save
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from delta_common.errors import UserError
 from delta_common.machine.matrix_work import MatrixWork, Operations, has_experts, product_parameters
 from delta_common.tokenizer import tokenizer_digest
-from delta_common.weights import weights_sha256
+from delta_common.weights import FileFacts, remembered_sha256, weights_sha256
 from teacher_cache.device import to_device
 from teacher_cache.format.keys import BODY_KEY, FROZEN_WEIGHTS_KEY, TEACHER_CONFIG_KEY
 from teacher_cache.format.manifest import TargetLayout, TeacherIdentity, TokenizerIdentity
@@ -70,9 +71,11 @@ class Teacher:
         tokenizer: PreTrainedTokenizerBase,
         settings: TeacherSettings,
         group: TeacherGroup = ALONE,
+        checkpoint: Sequence[FileFacts] = (),
     ) -> None:
         self.tokenizer = tokenizer
         self._group = group
+        self._checkpoint = checkpoint
         self._led: Tensor | None = None
         """Final states (B, T, d) of the latest batch, in a process that does not lead."""
         self._model = model
@@ -274,8 +277,16 @@ class Teacher:
         )
 
     def _weights_sha256(self) -> str:
-        self._group.tell("lend_weights")
-        return weights_sha256(whole_one_by_one(self._model.state_dict()))
+        """Of every tensor as it runs; not computed again for a checkpoint that was read so before."""
+
+        def compute() -> str:
+            self._group.tell("lend_weights")
+            return weights_sha256(whole_one_by_one(self._model.state_dict()))
+
+        if not self._checkpoint:
+            return compute()
+        how = {"dtype": self._settings.dtype, "transformers": transformers.__version__, "torch": torch.__version__}
+        return remembered_sha256(self._checkpoint, how, compute)
 
     def lend_weights(self, *, body: bool = False) -> None:
         """Take part, in a process that does not lead, in making the model's tensors whole, or its decoder's."""

@@ -1,8 +1,15 @@
 """A digest of weights follows every name, type, shape and byte."""
 
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
 import torch
 
-from delta_common.weights import weights_sha256
+from delta_common import weights
+from delta_common.weights import FileFacts, remembered_sha256, weights_sha256
 
 
 def test_every_part_of_a_tensor_counts_and_the_order_does_not() -> None:
@@ -22,3 +29,70 @@ def test_every_part_of_a_tensor_counts_and_the_order_does_not() -> None:
 def test_a_view_has_the_digest_of_its_numbers() -> None:
     whole = torch.arange(12.0).view(3, 4)
     assert weights_sha256({"a": whole.T}) == weights_sha256({"a": whole.T.contiguous()})
+
+
+def test_tensors_that_come_one_by_one_have_the_digest_of_all() -> None:
+    """Which is that of names, types, shapes and bytes one after another."""
+    tensors = {name: torch.arange(5.0) + place for place, name in enumerate("abcdef")}
+    expected = hashlib.sha256()
+    for name, tensor in tensors.items():
+        expected.update(f"{name} torch.float32 (5,)".encode() + tensor.numpy().tobytes())
+    assert weights_sha256(tensors) == weights_sha256(iter(tensors.items())) == expected.hexdigest()
+
+
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """A checkpoint that is large enough to be remembered."""
+    monkeypatch.setattr(weights, "WORTH_REMEMBERING", 10)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user"))
+    paths = [tmp_path / "model.safetensors", tmp_path / "config.json"]
+    for path in paths:
+        path.write_text("weights")
+    return paths
+
+
+def facts(files: list[Path]) -> list[FileFacts]:
+    return [FileFacts.of(file) for file in files]
+
+
+def counted(times: list[str], found: str = "a" * 64) -> Callable[[], str]:
+    return lambda: (times.append(found), found)[1]
+
+
+def test_a_digest_is_computed_once_for_files_that_nobody_writes_to(files: list[Path]) -> None:
+    times: list[str] = []
+    for _ in range(3):
+        assert remembered_sha256(facts(files), {"dtype": "bfloat16"}, counted(times)) == "a" * 64
+    assert len(times) == 1
+    assert remembered_sha256(facts(files), {"dtype": "float32"}, counted(times, "b" * 64)) == "b" * 64
+
+
+def test_files_that_were_written_to_are_read_again_even_with_their_old_times(files: list[Path]) -> None:
+    remembered_sha256(facts(files), {}, counted([]))
+    before = files[0].stat()
+    files[0].write_text("changed")
+    os.utime(files[0], ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (files[0].stat().st_size, files[0].stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert remembered_sha256(facts(files), {}, counted([], "c" * 64)) == "c" * 64
+
+
+def test_what_was_kept_is_not_believed_when_it_is_damaged(files: list[Path], tmp_path: Path) -> None:
+    remembered_sha256(facts(files), {}, counted([]))
+    [kept] = (tmp_path / "user" / "delta-cache" / "weights").iterdir()
+    for content in (b"", b"[]", b"{}", kept.read_bytes()[:-8], kept.read_bytes().replace(b"a" * 64, b"a" * 63)):
+        kept.write_bytes(content)
+        assert remembered_sha256(facts(files), {}, counted([], "d" * 64)) == "d" * 64
+
+
+def test_a_folder_that_cannot_be_written_and_small_files_only_cost_time(
+    files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user").write_text("a file in the way")
+    times: list[str] = []
+    for _ in range(2):
+        assert remembered_sha256(facts(files), {}, counted(times)) == "a" * 64
+    assert len(times) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    monkeypatch.setattr(weights, "WORTH_REMEMBERING", 1000)
+    remembered_sha256(facts(files), {}, counted(times))
+    assert not (tmp_path / "other").exists()

@@ -198,3 +198,17 @@ def test_a_gguf_file_is_read_once_while_it_is_loaded(monkeypatch: pytest.MonkeyP
         assert gguf.GGUFReader("a") is gguf.GGUFReader("a") is not gguf.GGUFReader("b")
     assert read == ["a", "b"]
     assert (gguf.GGUFReader, gguf.get_tensor_name_map) == before
+
+
+def test_weights_are_digested_once_for_a_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("delta_common.weights.WORTH_REMEMBERING", 1)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "user"))
+    settings = TeacherSettings(model=str(folder), dtype="float32")
+    first = load_teacher(settings).identity()
+    monkeypatch.setattr("teacher_cache.teacher.model.weights_sha256", lambda _: "digested again")
+    assert load_teacher(settings).identity() == first
+    other = load_teacher(settings.model_copy(update={"dtype": "bfloat16"})).identity()
+    assert other.weights_sha256 == "digested again", "in another dtype they are other weights"
+    rewritten = folder / "model.safetensors"
+    rewritten.write_bytes(rewritten.read_bytes())
+    assert load_teacher(settings).identity().weights_sha256 == "digested again"
