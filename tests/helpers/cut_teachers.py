@@ -1,8 +1,10 @@
 """Teachers cut over the processes of a launcher beside the same ones uncut: `cut_teachers.py FOLDERS.json OUT`.
 
-The first process writes to OUT, for each folder of the file, how far the two are apart, relative to the largest value.
+The first process writes to OUT, for each folder of the file, how far the two are apart, relative to the largest value,
+or why the teacher is refused.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -11,9 +13,11 @@ from pathlib import Path
 
 import torch
 
+from delta_common.errors import UserError
 from teacher_cache.settings import TargetSettings, TeacherSettings
 from teacher_cache.teacher.load import group_of, load_teacher, serve
 from teacher_cache.teacher.model import Teacher
+from teacher_cache.teacher.parallel.group import LeftOut
 from tests.helpers import ROOT
 from tests.helpers.families import attention_of
 
@@ -22,7 +26,7 @@ POSITIONS = torch.arange(0, 60, 4)  # 15 of them, no multiple of the processes
 LAYOUT = TargetSettings(value_dtype="float32", top_k=6, samples=0).layout()
 
 
-def launch(folders: list[Path], out: Path, processes: int = 2) -> dict[str, dict[str, float]]:
+def launch(folders: list[Path], out: Path, processes: int = 2) -> dict[str, dict[str, float] | str]:
     """What `main` finds in so many processes."""
     listed = out.with_suffix(".in")
     listed.write_text(json.dumps([str(folder) for folder in folders]))
@@ -32,7 +36,7 @@ def launch(folders: list[Path], out: Path, processes: int = 2) -> dict[str, dict
     program = [*command, "tests.helpers.cut_teachers", str(listed), str(out)]
     done = subprocess.run(program, env=environment, capture_output=True, text=True, timeout=250, check=False)
     assert done.returncode == 0, done.stderr
-    found: dict[str, dict[str, float]] = json.loads(out.read_text())
+    found: dict[str, dict[str, float] | str] = json.loads(out.read_text())
     return found
 
 
@@ -50,8 +54,10 @@ def compare(cut: Teacher, whole: Teacher) -> dict[str, float]:
         ]
         for part in ("final", "mean"):
             apart[name + part] = difference(*(getattr(found, part) for found in states))
-        for part in ("values", "log_mass", "label_logits"):
+        for part in ("values", "label_logits"):
             apart[name + part] = difference(*(getattr(found, part) for found in kept))
+        steps = (kept[0].log_mass - kept[1].log_mass).abs().max() / LAYOUT.log_mass_step
+        apart[name + "log_mass"] = max(0.0, float(steps) - 1)  # a step where it rounds to the other side
     apart["identity"] = float(cut.identity() != whole.identity())
     apart["files"] = float(cut.files() != whole.files())
     return apart
@@ -76,9 +82,14 @@ def main(listed: str, out: Path) -> None:
         )
         with group_of(settings) as group:
             if not group.leads:
-                serve(group)
+                with contextlib.suppress(LeftOut):
+                    serve(group)
                 continue
-            cut = load_teacher(settings, group)
+            try:
+                cut = load_teacher(settings, group)
+            except UserError as error:
+                found[folder] = str(error)
+                continue
             found[folder] = compare(cut, load_teacher(settings.model_copy(update={"parallel": 1})))
     if found:
         out.write_text(json.dumps(found))

@@ -1,6 +1,7 @@
 """Processes of one teacher: who they are, how work is divided, and a cut teacher beside the same one uncut."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,25 +12,46 @@ from teacher_cache.teacher.parallel.group import ALONE, LeftOut, TeacherGroup, g
 from tests.helpers.cut_teachers import launch
 from tests.helpers.families import save_family
 
-CUT = ["Qwen2", "Gemma", "Mixtral", "GPTNeoX", "Phi3"]
-"""Biased, tied, of experts, of fused projections whose heads are cut apart, and of ones whose heads are not."""
+DENSE = [
+    "Qwen2",
+    "Qwen3",
+    "Gemma",
+    "Gemma2",
+    "Gemma4Text",
+    "Cohere2",
+    "Granite",
+    "Phi3",
+    "GPTNeoX",
+    "MiniCPM3",
+    "Olmo2",
+]
+EXPERTS = ["Mixtral", "Qwen3Moe", "DeepseekV3", "Llama4Text", "GraniteMoe", "Ernie4_5_Moe"]
+HYBRIDS = ["Jamba", "GraniteMoeHybrid", "Qwen3Next", "Lfm2Moe"]
+CUT = [*DENSE, *EXPERTS, *HYBRIDS]
+REFUSED = "Doge"
+"""Has a plan that transformers cannot run."""
 
 
 @pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+def apart(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """For each family, how far a teacher in two processes is from the same one in one, by what is compared."""
     folder = tmp_path_factory.mktemp("families")
-    found = launch([save_family(name, folder / name) for name in CUT], folder / "apart.json")
+    found = launch([save_family(name, folder / name) for name in [*CUT, REFUSED]], folder / "apart.json")
     return {Path(name).name: values for name, values in found.items()}
 
 
 @pytest.mark.parametrize("name", CUT)
-def test_a_teacher_in_two_processes_is_the_teacher_in_one(apart: dict[str, dict[str, float]], name: str) -> None:
-    found = apart[name]
+def test_a_teacher_in_two_processes_is_the_teacher_in_one(apart: dict[str, Any], name: str) -> None:
+    found = dict(apart[name])
     assert {found.pop("identity"), found.pop("files")} == {0.0}
     assert len(found) == 10
     assert max(found.values()) <= 1e-5
     assert max(found.values()) > 0, "two processes add in another order: equal to the bit would be one process twice"
+
+
+def test_a_plan_that_cannot_be_run_is_one_line(apart: dict[str, Any]) -> None:
+    assert apart[REFUSED].startswith("teacher.parallel 2: transformers cannot run this teacher cut so (")
+    assert apart[REFUSED].endswith("; set it to another number, or run without torchrun")
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7, 12])
