@@ -9,13 +9,12 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.quantization_config import GgufConfig
 
 from delta_common.errors import UserError
@@ -112,7 +111,7 @@ def _read(
     return tokenizer, model.eval().requires_grad_(False), checkpoint
 
 
-def read_configuration(settings: TeacherSettings) -> Any:
+def read_configuration(settings: TeacherSettings) -> PreTrainedConfig:
     """The model's configuration alone. Raises `UserError` if it cannot be found or read, or is of no causal model."""
     where, arguments = _source(settings)
     try:
@@ -250,7 +249,7 @@ def _source(settings: TeacherSettings) -> tuple[str, dict[str, str]]:
     return name, {"revision": settings.revision} if settings.revision else {}
 
 
-def _checkpoint(where: str, config: Any) -> list[FileFacts]:
+def _checkpoint(where: str, config: PreTrainedConfig | None) -> list[FileFacts]:
     """The files that say what the weights are; empty where they are not there yet, or in a GGUF file."""
     folder = Path(where)
     if config is None:

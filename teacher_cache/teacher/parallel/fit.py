@@ -3,10 +3,10 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from delta_common.errors import UserError
 from delta_common.machine.matrix_work import Operations, has_experts, product_parameters
@@ -71,7 +71,7 @@ class TeacherSize:
         return next(((n, "layers") for n in spread), None)
 
 
-def teacher_size(config: Any, dtype: torch.dtype) -> TeacherSize:
+def teacher_size(config: PreTrainedConfig, dtype: torch.dtype) -> TeacherSize:
     """The size of the causal language model of a configuration, built on the meta device, which has no memory."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -120,7 +120,7 @@ def _per_token(model: PreTrainedModel, width: int) -> int:
     return activation_bytes(config.hidden_size, getattr(config, "intermediate_size", None), width)
 
 
-def activation_bytes(hidden: int, intermediate: Any, width: int) -> int:
+def activation_bytes(hidden: int, intermediate: object, width: int) -> int:
     """Memory of a forward pass, roughly, per token: some hidden states and feed-forward activations."""
     wide = intermediate if isinstance(intermediate, int) else 4 * hidden
     return (8 * hidden + 4 * wide) * width + 8 * hidden

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from rich.table import Table
+from transformers import PreTrainedConfig
 
 from delta_common.errors import UserError
 from delta_common.machine.matrix_work import PEAKS
@@ -45,12 +45,12 @@ class Need:
     device_seconds: float | None
     """Of one `CARD` at `SHARE_OF_PEAK`, for all rows; None where their number or the teacher's work is not known."""
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """Every number by its name."""
         return asdict(self)
 
 
-def foresee(settings: BuildSettings, config: Any, gigabytes: float) -> Need:
+def foresee(settings: BuildSettings, config: PreTrainedConfig, gigabytes: float) -> Need:
     """What the teacher of a configuration needs of devices of so many GiB. Raises `UserError` for less than nothing."""
     if not gigabytes > 0:
         raise UserError(f"--gpu-memory {gigabytes:g}: the GiB of one GPU, such as 80")

@@ -22,6 +22,8 @@ from delta_common.errors import UserError
 
 PATIENCE = timedelta(days=365)
 """How long the others wait for the next call: the leader may read a corpus for days."""
+Call = tuple[str, tuple[Any, ...], dict[str, Any]]
+"""Name of a method, arguments, named arguments."""
 STOP = None
 FAILED = 2
 """Exit code where the leader says what is wrong."""
@@ -54,15 +56,14 @@ class TeacherGroup:
             call = [(name, tuple(map(_on_cpu, arguments)), {key: _on_cpu(value) for key, value in named.items()})]
             distributed.broadcast_object_list(call, src=0, group=self.control)
 
-    def heard(self) -> tuple[str, tuple[Any, ...], dict[str, Any]] | None:
+    def heard(self) -> Call | None:
         """The leader's next call: name, arguments, named arguments; None when it has ended, well or not."""
-        call: list[Any] = [None]
+        call: list[Call | None] = [None]
         try:
             distributed.broadcast_object_list(call, src=0, group=self.control)
         except RuntimeError as error:  # the leader was killed
             raise LeftOut(1) from error
-        found: tuple[str, tuple[Any, ...], dict[str, Any]] | None = call[0]
-        return found
+        return call[0]
 
     def stop(self) -> None:
         """Let the others end, where this process leads."""

@@ -1,9 +1,9 @@
 """Where a teacher's weights go while their files are read: each to its device, with no whole copy on the host."""
 
 import os
-from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.distributed import DistributedConfig
 
 from delta_common.errors import UserError
@@ -19,7 +19,9 @@ from teacher_cache.teacher.parallel.fit import (
 from teacher_cache.teacher.parallel.group import TeacherGroup
 
 
-def placement(settings: TeacherSettings, device: torch.device, group: TeacherGroup, config: Any) -> dict[str, object]:
+def placement(
+    settings: TeacherSettings, device: torch.device, group: TeacherGroup, config: PreTrainedConfig | None
+) -> dict[str, object]:
     """Arguments of `from_pretrained` for this process' part of the teacher.
 
     `config` is its configuration, None for a GGUF file. Raises `UserError` if the teacher cannot be cut so, or has no
