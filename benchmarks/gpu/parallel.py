@@ -15,6 +15,7 @@ against the teacher uncut on one GPU, and with its layers over both. `cached` is
 
 import argparse
 import contextlib
+import gc
 import os
 import shutil
 import statistics
@@ -258,6 +259,7 @@ def main() -> None:
         for part in (speed, sameness):
             if arguments.only in (None, part.__name__):
                 figures |= part(arguments, folder)
+                gc.collect()  # a teacher's hooks refer to it
         if leads:
             print(as_json(figures))
             write_json(figures, arguments.json)

@@ -291,7 +291,10 @@ class Teacher:
     def lend_weights(self, *, body: bool = False) -> None:
         """Take part, in a process that does not lead, in making the model's tensors whole, or its decoder's."""
         for _ in whole_one_by_one((self._body if body else self._model).state_dict()):
-            pass
+            if (
+                self.device.type == "cuda"
+            ):  # the leader takes its time over each, and NCCL has patience with one at most
+                torch.cuda.synchronize(self.device)
 
     @property
     def embeds_plainly(self) -> bool:

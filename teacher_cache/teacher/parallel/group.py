@@ -145,9 +145,16 @@ def joined_group(parallel: int, *, on_gpus: bool) -> Iterator[TeacherGroup]:
     group = TeacherGroup(rank % parallel, parallel, distributed.new_group(backend="gloo", timeout=PATIENCE))
     try:
         yield group
-    finally:
-        group.stop()
-        distributed.destroy_process_group()
+    except (UserError, LeftOut):
+        _leave(group)
+        raise
+    # After any other error the rest may wait for this process amid a pass, and hear nothing: the launcher ends them.
+    _leave(group)
+
+
+def _leave(group: TeacherGroup) -> None:
+    group.stop()
+    distributed.destroy_process_group()
 
 
 @contextmanager

@@ -6,8 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.distributed import HashStore
 
 from delta_common.errors import UserError
+from teacher_cache.teacher.parallel import group as module
 from teacher_cache.teacher.parallel.group import ALONE, LeftOut, TeacherGroup, group_size, joined_group
 from tests.helpers.cut_teachers import launch
 from tests.helpers.families import save_family
@@ -130,3 +132,35 @@ def test_who_is_led_ends_without_a_word_when_the_leader_is_gone(monkeypatch: pyt
         TeacherGroup(1, 2).heard()
     assert ended.value.code == 1
     TeacherGroup(0, 2).stop()  # nobody is left to be told
+
+
+@pytest.mark.parametrize(
+    ("raised", "told"), [(None, True), (UserError("x"), True), (LeftOut(), True), (MemoryError(), False)]
+)
+def test_the_others_are_told_of_an_end_between_calls_and_left_to_the_launcher_amid_one(
+    monkeypatch: pytest.MonkeyPatch, raised: BaseException | None, told: bool
+) -> None:
+    for name, value in {"WORLD_SIZE": "4", "RANK": "2"}.items():
+        monkeypatch.setenv(name, value)
+    calls: list[str] = []
+    worlds: list[tuple[int, int]] = []
+    monkeypatch.setattr(module, "rendezvous", lambda _: iter([(HashStore(), 2, 4)]))
+    for name in ("new_group", "destroy_process_group", "broadcast_object_list"):
+        monkeypatch.setattr(torch.distributed, name, lambda *_, name=name, **__: calls.append(name))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *, rank, world_size, **_: worlds.append((rank, world_size))
+    )
+
+    def work() -> None:
+        with joined_group(2, on_gpus=False) as group:
+            assert (group.rank, group.size, group.leads) == (0, 2, True)
+            if raised is not None:
+                raise raised
+
+    if raised is None:
+        work()
+    else:
+        with pytest.raises(type(raised)):
+            work()
+    assert worlds == [(0, 2)], "the third of four processes leads the second teacher"
+    assert calls == ["new_group", *(["broadcast_object_list", "destroy_process_group"] if told else [])]
