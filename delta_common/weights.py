@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Self
@@ -34,13 +34,23 @@ def weights_sha256(tensors: "Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
         sha.update(data)
 
     with ThreadPoolExecutor(1) as beside:
-        for name, tensor in sorted(tensors.items()) if isinstance(tensors, Mapping) else tensors:
-            head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
-            data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
-            before.result()
-            before = beside.submit(add, head, data)
+        for whole_name, whole in sorted(tensors.items()) if isinstance(tensors, Mapping) else tensors:
+            for name, tensor in _plain(whole_name, whole):
+                head = f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+                data = tensor.detach().contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data
+                before.result()
+                before = beside.submit(add, head, data)
         before.result()
     return sha.hexdigest()
+
+
+def _plain(name: str, tensor: "Tensor") -> "Iterator[tuple[str, Tensor]]":
+    """The tensor, or those that a packed one is made of, such as numbers and scales of torchao's."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        yield name, tensor
+        return
+    for part in tensor.__tensor_flatten__()[0]:
+        yield from _plain(f"{name}.{part}", getattr(tensor, part))
 
 
 class FileFacts(NamedTuple):

@@ -49,11 +49,14 @@ class TeacherIdentity(Record):
     logit_transform: LogitTransform | None = None
     """What lies between the LM head's product and the logits, as in Gemma 2 or Granite; None for nothing."""
 
+    quantization: str | None = None
+    """How weights are packed as they run, such as `bitsandbytes`; None where all are numbers of `dtype`."""
+
     @model_serializer(mode="wrap")
-    def _without_what_older_caches_lack(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_older_caches_lack(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         """What is absent is left out: fingerprints of caches from before it was known stay what they are."""
-        content: dict[str, Any] = write(self)
-        for name in ("embedding_scale", "logit_transform"):
+        content: dict[str, object] = write(self)
+        for name in ("embedding_scale", "logit_transform", "quantization"):
             if content[name] is None:
                 del content[name]
         return content
@@ -129,9 +132,9 @@ class TargetLayout(Record):
     """Log-masses are rounded to multiples of this."""
 
     @model_serializer(mode="wrap")
-    def _without_what_version_1_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_version_1_lacks(self, write: SerializerFunctionWrapHandler) -> dict[str, object]:
         """The step of version 1 is left out: fingerprints of its caches stay what they are."""
-        content: dict[str, Any] = write(self)
+        content: dict[str, object] = write(self)
         if self.log_mass_step == FINEST_STEP:
             del content["log_mass_step"]
         return content

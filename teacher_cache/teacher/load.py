@@ -25,6 +25,7 @@ from teacher_cache.teacher.model import Teacher
 from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup, group_size, joined_group
 from teacher_cache.teacher.parallel.placement import placement
 from teacher_cache.teacher.parallel.whole import keep_ends_whole
+from teacher_cache.teacher.parts import quantization
 from teacher_cache.teacher.probes import require_decoder
 from teacher_cache.teacher.tokenizer import load_tokenizer
 
@@ -104,6 +105,8 @@ def _read(
     except Exception as error:
         raise UserError(f"teacher.model {settings.model}: cannot be loaded: {_reason(error, where)}") from error
     require_whole(report, settings.model)
+    if config is not None and getattr(config, "quantization_config", None) is not None and quantization(model) is None:
+        _as_asked(model, getattr(torch, settings.dtype))
     for name, value in PLAIN_OUTPUT.items():
         setattr(model.config, name, value)
     if not placed:  # of a GGUF file, whose weights are unpacked on the host
@@ -120,6 +123,19 @@ def read_configuration(settings: TeacherSettings) -> PreTrainedConfig:
     # As when loading, anything may be raised.
     except Exception as error:
         raise UserError(f"teacher.model {settings.model}: cannot be read: {_reason(error, where)}") from error
+
+
+def _as_asked(model: PreTrainedModel, dtype: torch.dtype) -> None:
+    """Give the asked dtype to a model whose weights transformers unpacked, to those of their scales.
+
+    Parameters that a family wants in float32 stay so.
+    """
+    wide = {*(getattr(model, "_keep_in_fp32_modules_strict", None) or ())}
+    if dtype == torch.float16:
+        wide |= {*(getattr(model, "_keep_in_fp32_modules", None) or ())}
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and not any(part in name for part in wide):
+            parameter.data = parameter.data.to(dtype)
 
 
 def _teacher(
@@ -180,6 +196,8 @@ def _reason(error: Exception, where: str) -> str:
         return f"{first}; set teacher.attention to eager"
     if "trust_remote_code" in said:
         return "it needs code of its own, which is not run; give a model that transformers knows"
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        return f"it needs the package {error.name}, which is not installed; pip install {error.name}"
     if isinstance(error, torch.OutOfMemoryError):
         return "its GPU has too little memory free; set teacher.parallel to spread it over several"
     if isinstance(error, SafetensorError):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
+from delta_common.files import parse_json
 from delta_common.machine.matrix_work import MatrixWork, Operations, has_experts, product_parameters
 from delta_common.tokenizer import tokenizer_digest
 from delta_common.weights import FileFacts, remembered_sha256, weights_sha256
@@ -34,6 +35,7 @@ from teacher_cache.teacher.parts import (
     decoder_layers,
     head_count,
     output_head,
+    quantization,
     real_vocab_size,
     state_of,
     text_config,
@@ -85,6 +87,8 @@ class Teacher:
         self._head = output_head(model, settings.model)
         self._layers = decoder_layers(self._body, self._config.num_hidden_layers, settings.model)
         self.vocab_size = real_vocab_size(tokenizer, self._head.weight.shape[0], settings.model)
+        self._quantization = quantization(model)
+        self._digest = self._packed_digest()
         self._records = self.device.type == "cuda" and not self._is_spread
         self._compiled = False
         self._captured = self._nothing_captured()
@@ -154,8 +158,8 @@ class Teacher:
 
     @property
     def operations(self) -> Operations | None:
-        """Of a forward pass: 2 per entry of its matrices; None for a teacher with experts."""
-        if has_experts(self._model):
+        """Of a forward pass: 2 per entry of its matrices; None for a teacher with experts or packed weights."""
+        if has_experts(self._model) or self._quantization is not None:
             return None
         return Operations(2 * sum(p.numel() for _, p in product_parameters(self._body)), 2 * self._head.weight.numel())
 
@@ -259,6 +263,8 @@ class Teacher:
         """What the manifest says of the teacher; the weights' digest covers every tensor in the dtype it runs in."""
         config = self._config
         fields = {k: v for k, v in self._model.config.to_dict().items() if k not in _INCIDENTAL_CONFIG_KEYS}
+        if self._quantization is not None:
+            fields["quantization_config"] = parse_json(self._model.config.quantization_config.to_json_string())
         scale = self._embedding_scale
         return TeacherIdentity(
             name=self._settings.model,
@@ -274,10 +280,31 @@ class Teacher:
             padded_vocab_size=self._head.weight.shape[0],
             embedding_scale=None if scale is None or math.isclose(scale, 1.0, rel_tol=1e-4) else scale,
             logit_transform=self._transform,
+            quantization=self._quantization,
         )
+
+    def _packed_digest(self) -> str | None:
+        """The digest of packed weights, taken before they are used; None where they are not packed.
+
+        bitsandbytes lays 4-bit weights out anew in their first product on a CPU; to list them after that spoils them.
+        compressed-tensors unpacks them when the whole model is first called, which the decoder alone never is.
+        """
+        if self._quantization is None or not self._group.is_alone:
+            return None
+        if self._settings.carry == "body":
+            raise UserError(
+                f"teacher.carry body: the weights of {self._settings.model} are packed ({self._quantization}), with "
+                "which no student can begin; set it to head"
+            )
+        digest = weights_sha256(self._model.state_dict())
+        with torch.no_grad():
+            self._model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=self.device), use_cache=False)
+        return digest
 
     def _weights_sha256(self) -> str:
         """Of every tensor as it runs; not computed again for a checkpoint that was read so before."""
+        if self._digest is not None:
+            return self._digest
 
         def compute() -> str:
             self._group.tell("lend_weights")

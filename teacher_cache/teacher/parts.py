@@ -3,9 +3,13 @@
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from delta_common.errors import UserError
+
+SMALLEST_FLOAT = 2
+"""Bytes of the smallest floating-point numbers that matrices are multiplied in without scales of their own."""
 
 
 def text_config(model: PreTrainedModel) -> Any:
@@ -24,11 +28,34 @@ def decoder(model: PreTrainedModel, name: str) -> nn.Module:
 
 
 def output_head(model: PreTrainedModel, name: str) -> nn.Linear:
-    """The linear LM head. Raises `UserError` if the output layer is something else."""
+    """The linear LM head.
+
+    Raises `UserError` if the output layer is something else, or if it or the embedding is quantised.
+    """
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise UserError(f"teacher.model {name}: its output layer is a {type(head).__name__}, not a linear LM head")
+    for part, words in ((model.get_input_embeddings(), "embedding"), (head, "LM head")):
+        if _is_packed(part.weight):
+            raise UserError(
+                f"teacher.model {name}: its {words} is quantised, which students share with it; give a checkpoint "
+                f"whose {words} is left in floating point"
+            )
     return head
+
+
+def _is_packed(weight: Tensor) -> bool:
+    floats = weight.is_floating_point() and weight.dtype.itemsize >= SMALLEST_FLOAT
+    # A tensor made of others may call itself float32 and hold integers, as torchao's do.
+    return not floats or (hasattr(weight, "__tensor_flatten__") and not isinstance(weight, DTensor))
+
+
+def quantization(model: PreTrainedModel) -> str | None:
+    """How the weights are packed as they run, such as `bitsandbytes`; None where transformers has unpacked them."""
+    if getattr(model, "hf_quantizer", None) is None:
+        return None
+    method = getattr(model.config.quantization_config, "quant_method", None)
+    return str(getattr(method, "value", method))
 
 
 def decoder_layers(body: nn.Module, count: int, name: str) -> nn.ModuleList:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from delta_common.errors import UserError
 from delta_common.logits.configured import UnknownTransformError, factors, injected_logits, transform_behind
 from delta_common.logits.transform import LogitTransform
-from teacher_cache.teacher.parts import state_of, text_config
+from teacher_cache.teacher.parts import quantization, state_of, text_config
 
 LENGTH = 16
 """Tokens of a probe."""
@@ -174,6 +174,12 @@ def _require_causal(subject: Subject) -> None:
     other = tokens.clone()
     other[:, -1] = (other[:, -1] + 1) % subject.vocab_size
     if not _equal(subject.final(tokens)[:, :-1], subject.final(other)[:, :-1]):
+        packed = quantization(subject.model)
+        if packed is not None:
+            raise UserError(
+                f"teacher.model {subject.name}: a token changes the states before it, by what {packed} makes of all "
+                "tokens of a batch together (as LLM.int8 does); give a checkpoint that is quantised otherwise"
+            )
         raise UserError(
             f"teacher.model {subject.name}: a token changes the states before it, so it is no causal language model; "
             "give a decoder that attends to the left only"

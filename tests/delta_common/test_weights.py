@@ -26,6 +26,32 @@ def test_every_part_of_a_tensor_counts_and_the_order_does_not() -> None:
     assert len({weights_sha256(base), *map(weights_sha256, others)}) == 6
 
 
+class Packed(torch.Tensor):
+    """Numbers and a scale that pass for one tensor, as torchao makes them."""
+
+    @staticmethod
+    def __new__(cls, numbers: torch.Tensor, scale: torch.Tensor) -> "Packed":
+        return torch.Tensor._make_wrapper_subclass(cls, numbers.shape, dtype=torch.float32)
+
+    def __init__(self, numbers: torch.Tensor, scale: torch.Tensor) -> None:
+        self.numbers, self.scale = numbers, scale
+
+    @classmethod
+    def __torch_dispatch__(cls, func: object, *_: object) -> None:
+        raise NotImplementedError(func)
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["numbers", "scale"], None
+
+
+def test_of_a_packed_tensor_what_it_is_made_of_counts() -> None:
+    numbers, scale = torch.arange(6, dtype=torch.int8), torch.tensor(0.5)
+    base = weights_sha256({"a": Packed(numbers, scale)})
+    assert base == weights_sha256({"a": Packed(numbers.clone(), scale.clone())})
+    others = [Packed(numbers + 1, scale), Packed(numbers, scale * 2)]
+    assert len({base, *(weights_sha256({"a": other}) for other in others)}) == 3
+
+
 def test_a_view_has_the_digest_of_its_numbers() -> None:
     whole = torch.arange(12.0).view(3, 4)
     assert weights_sha256({"a": whole.T}) == weights_sha256({"a": whole.T.contiguous()})

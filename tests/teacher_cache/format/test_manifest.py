@@ -47,6 +47,9 @@ def test_what_lies_behind_the_head_reads_as_written_and_is_left_out_where_there_
     assert "logit_transform" not in plain.attributes()["teacher"]
     assert capped.attributes()["teacher"]["logit_transform"] == {"scale": 0.5, "cap": 30.0}
     assert parse_manifest(capped.attributes(), "here") == capped
+    packed = changed(plain, "teacher", quantization="fp8")
+    assert "quantization" not in plain.attributes()["teacher"]
+    assert parse_manifest(packed.attributes(), "here").teacher.quantization == "fp8"
     assert capped.identity != plain.identity
 
 

@@ -1,5 +1,6 @@
 """A checkpoint that does not fit its model is refused by name; one that does is loaded as its files say."""
 
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from teacher_cache.settings import TeacherSettings
-from teacher_cache.teacher.load import _device, _gguf_read_once, _source, load_teacher
+from teacher_cache.teacher.load import _device, _gguf_read_once, _source, _unpacked, load_teacher
 from tests.helpers.families import family_model, save_family
+from tests.helpers.quantised import save_fp8, save_mxfp4, want
 
 Tensors = dict[str, Tensor]
 
@@ -114,6 +116,43 @@ def test_a_model_that_transformers_cannot_run_is_one_line(tmp_path: Path) -> Non
         load(tmp_path)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU transformers may leave them packed")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("save", [save_fp8, save_mxfp4])
+def test_weights_that_transformers_unpacks_are_those_of_the_file_in_the_asked_dtype(
+    save: Callable[[Path], Tensors], dtype: str, tmp_path: Path
+) -> None:
+    meant = save(tmp_path)
+    teacher = load_teacher(TeacherSettings(model=str(tmp_path), dtype=dtype, attention="eager"))
+    found = teacher._model.state_dict()
+    for name, weight in meant.items():
+        assert torch.equal(found[name], weight.to(getattr(torch, dtype))), name
+    assert teacher.identity().quantization is None
+
+
+@pytest.mark.parametrize(
+    ("package", "config"),
+    [
+        ("optimum", {"quant_method": "gptq", "bits": 4, "group_size": 16}),
+        ("gptqmodel", {"quant_method": "awq", "bits": 4, "group_size": 16}),
+        ("bitsandbytes", {"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        ("compressed-tensors", {"quant_method": "compressed-tensors", "format": "pack-quantized"}),
+        ("torchao", {"quant_method": "torchao", "quant_type": {"default": "int8_weight_only"}}),
+        ("optimum-quanto", {"quant_method": "quanto", "weights": "int8"}),
+        ("auto-round", {"quant_method": "auto-round", "bits": 4}),
+    ],
+)
+def test_a_quantisation_whose_package_is_missing_is_one_line(
+    package: str, config: dict[str, object], folder: Path
+) -> None:
+    if importlib.util.find_spec(package.split("-")[0] if package == "optimum-quanto" else package.replace("-", "_")):
+        pytest.skip(f"{package} is installed")
+    want(folder, config)
+    with pytest.raises(UserError, match=rf"teacher.model .*: cannot be loaded: .*pip install [^`]*{package}") as raised:
+        load(folder)
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("odd", [{"return_dict": False}, {"output_attentions": True}, {"output_hidden_states": True}])
 def test_what_a_configuration_wants_returned_changes_nothing(folder: Path, odd: dict[str, bool]) -> None:
     plain = load_teacher(TeacherSettings(model=str(folder), dtype="float32", attention="eager"))
@@ -188,6 +227,11 @@ def test_each_process_of_a_launcher_has_its_own_gpu(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("LOCAL_RANK", "6")
     assert _device("cuda") == torch.device("cuda", 2)
     assert _device("cpu") == torch.device("cpu")
+
+
+def test_a_gguf_file_is_always_unpacked() -> None:
+    assert _unpacked({"gguf_file": "it.gguf"})["quantization_config"].dequantize is True
+    assert _unpacked({"revision": "main"}) == {}
 
 
 def test_a_gguf_file_is_read_once_while_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

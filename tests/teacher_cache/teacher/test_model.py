@@ -6,17 +6,19 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, PreTrainedModel
 
 from delta_common.errors import UserError
 from delta_common.logits.transform import LogitTransform
 from delta_common.machine.matrix_work import Operations
+from delta_common.weights import weights_sha256
 from teacher_cache.format.keys import FROZEN_WEIGHTS_KEY
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.load import load_teacher
-from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS, position_ids
-from tests.helpers.families import save_family
+from teacher_cache.teacher.model import HEAD_CHUNK_ELEMENTS, Teacher, position_ids
+from tests.helpers.families import family_model, save_family
 from tests.helpers.tiny_teacher import LAYERS, PADDED_VOCAB, save_tiny_teacher
+from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(5))
 
@@ -97,6 +99,41 @@ def test_logits_are_what_the_model_gives_with_its_soft_cap(tmp_path: Path, dtype
     assert 2.9 < float(found.abs().max()) <= 3
     rounding = 8 * torch.finfo(found.dtype).eps
     assert torch.allclose(found.float(), expected.float(), rtol=rounding, atol=rounding)
+
+
+def packed_model(**config: Any) -> PreTrainedModel:
+    """A model that passes for one with packed weights."""
+    model = family_model("Llama")
+    model.hf_quantizer, model.config.quantization_config = object(), FineGrainedFP8Config(**config)
+    return model
+
+
+def test_packed_weights_are_part_of_who_the_teacher_is() -> None:
+    wanted = settings_for(Path("it"))
+    plain = Teacher(family_model("Llama"), byte_tokenizer(), wanted).identity()
+    found = [
+        Teacher(packed_model(weight_block_size=(size, size)), byte_tokenizer(), wanted).identity() for size in (16, 32)
+    ]
+    assert [each.quantization for each in (plain, *found)] == [None, "fp8", "fp8"]
+    assert len({each.config_sha256 for each in (plain, *found)}) == 3
+    assert Teacher(packed_model(), byte_tokenizer(), wanted).operations is None
+
+
+def test_packed_weights_are_listed_before_the_first_pass_and_never_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To list bitsandbytes' after a pass on a CPU spoils them."""
+    model, said = packed_model(), []
+    whole = type(model).state_dict
+    model.register_forward_pre_hook(lambda *_: said.append("pass"))
+    monkeypatch.setattr(type(model), "state_dict", lambda self: said.append("list") or whole(self))
+    teacher = Teacher(model, byte_tokenizer(), settings_for(Path("it")))
+    assert teacher.identity().weights_sha256 == weights_sha256(whole(model))
+    assert said[:2] == ["list", "pass"]
+    assert said.count("list") == 1
+
+
+def test_no_student_begins_with_packed_weights() -> None:
+    with pytest.raises(UserError, match=r"teacher.carry body: the weights of it are packed \(fp8\).*set it to head"):
+        Teacher(packed_model(), byte_tokenizer(), settings_for(Path("it"), carry="body"))
 
 
 def test_a_tokenizer_larger_than_the_head_is_refused(tmp_path: Path) -> None:

@@ -6,9 +6,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import FineGrainedFP8Config
 
 from delta_common.errors import UserError
-from teacher_cache.teacher.parts import decoder, decoder_layers, head_count, output_head, real_vocab_size, state_of
+from teacher_cache.teacher.parts import (
+    decoder,
+    decoder_layers,
+    head_count,
+    output_head,
+    quantization,
+    real_vocab_size,
+    state_of,
+)
 from tests.helpers.families import family_model
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
@@ -30,6 +39,24 @@ def test_a_model_without_such_a_list_is_refused() -> None:
 def test_a_layers_states_are_found_in_what_it_gives(around: Callable[[Tensor], object]) -> None:
     state = torch.ones(1, 2, 3)
     assert state_of(around(state)) is state
+
+
+@pytest.mark.parametrize("packed", [torch.uint8, torch.float8_e4m3fn])
+@pytest.mark.parametrize(("part", "words"), [("lm_head", "LM head"), ("model.embed_tokens", "embedding")])
+def test_a_quantised_end_is_refused(part: str, words: str, packed: torch.dtype) -> None:
+    model = family_model("Llama", tie_word_embeddings=False)
+    assert output_head(model, "it") is model.lm_head
+    module = model.get_submodule(part)
+    module.weight = nn.Parameter(module.weight.to(packed), requires_grad=False)
+    with pytest.raises(UserError, match=f"teacher.model it: its {words} is quantised, which students share with it"):
+        output_head(model, "it")
+
+
+def test_packed_weights_are_known_by_how() -> None:
+    model = family_model("Llama")
+    assert quantization(model) is None
+    model.hf_quantizer, model.config.quantization_config = object(), FineGrainedFP8Config()
+    assert quantization(model) == "fp8"
 
 
 def test_an_output_layer_that_is_no_matrix_is_refused() -> None:

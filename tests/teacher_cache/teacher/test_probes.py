@@ -8,6 +8,7 @@ from torch import nn
 from transformers import (
     AutoModelForCausalLM,
     BertConfig,
+    BitsAndBytesConfig,
     CohereConfig,
     FalconH1Config,
     Gemma2Config,
@@ -103,6 +104,9 @@ def test_a_bidirectional_model_is_refused() -> None:
     for layer in causal.model.layers:
         layer.self_attn.is_causal = False
     with pytest.raises(UserError, match="is no causal language model"):
+        require_teacher(subject(causal))
+    causal.hf_quantizer, causal.config.quantization_config = object(), BitsAndBytesConfig(load_in_8bit=True)
+    with pytest.raises(UserError, match=r"by what bitsandbytes makes of all tokens of a batch together \(as LLM.int8"):
         require_teacher(subject(causal))
 
 
