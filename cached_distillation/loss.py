@@ -47,7 +47,8 @@ def distillation_loss(
 
     Args:
         hidden_states: what the head is applied to, (B, T, d), after the last norm.
-        lm_head: a linear layer of at least as many rows as the cache has tokens, trained or frozen.
+        lm_head: a linear layer of at least as many rows as the cache has tokens, trained or frozen. Its product must be
+            the student's logits: what a model does behind its head is not seen here (`causal_lm_loss` refuses it).
         batch: on the device of the hidden states.
         alpha: weight of the teacher's term, 0 to 1.
         temperature: softening temperature T, in the cache's range.
