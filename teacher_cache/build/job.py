@@ -67,10 +67,13 @@ def build(settings: BuildSettings, out: str | Path, shards: range | None = None)
         if not group.leads:
             serve(group)
             raise LeftOut
-        return _build(settings, out, shards, group)
+        return build_in_group(group, settings, out, shards)
 
 
-def _build(settings: BuildSettings, out: str | Path, shards: range | None, group: TeacherGroup) -> BuildReport:
+def build_in_group(
+    group: TeacherGroup, settings: BuildSettings, out: str | Path, shards: range | None = None
+) -> BuildReport:
+    """`build` in the process that leads those of one teacher; the others serve it."""
     started = time.monotonic()
     store = open_store(out)
     settings = recorded_choices(settings, read_manifest(store))

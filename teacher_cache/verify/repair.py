@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from teacher_cache.build.job import build
+from teacher_cache.build.job import build_in_group
 from teacher_cache.build.request import settings_differences
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.format.commits import commit_key
@@ -12,6 +12,8 @@ from teacher_cache.settings import BuildSettings
 from teacher_cache.store.base import Store
 from teacher_cache.store.metadata import read_manifest
 from teacher_cache.store.open import open_existing
+from teacher_cache.teacher.load import group_of, serve
+from teacher_cache.teacher.parallel.group import LeftOut, TeacherGroup
 from teacher_cache.verify.content import verify_bytes_and_content
 from teacher_cache.verify.objects import Findings, verify
 
@@ -32,8 +34,16 @@ def repair(path: str | Path, settings: BuildSettings, *, deep: bool = False) -> 
     """Verify a cache, put what is damaged into quarantine, and build it again from the settings that made the cache.
 
     On the same machine the result is byte-identical to a sound build. Raises `CacheError` when the settings are not
-    those of the cache.
+    those of the cache. Where several processes hold the teacher, one of them repairs, and the others raise `LeftOut`.
     """
+    with group_of(settings.teacher) as group:
+        if not group.leads:
+            serve(group)
+            raise LeftOut
+        return _repair(path, settings, group, deep=deep)
+
+
+def _repair(path: str | Path, settings: BuildSettings, group: TeacherGroup, *, deep: bool) -> RepairReport:
     store = open_existing(path)
     settings = _settings_of(store, settings)
     folder, moved, built = _new_folder(store), [], 0
@@ -43,7 +53,7 @@ def repair(path: str | Path, settings: BuildSettings, *, deep: bool = False) -> 
         if findings.is_sound:
             break
         moved += _quarantine(store, findings, folder)
-        built += build(settings, path).shards_built
+        built += build_in_group(group, settings, path).shards_built
     else:
         findings = _verify(store, deep)
     return RepairReport(moved, store.where(folder) if moved else None, built, findings)

@@ -1,6 +1,7 @@
 """A build whose teacher is cut over two processes, by the command: the cache of one process up to rounding."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from teacher_cache.read.cache import Cache
 from teacher_cache.settings import BuildSettings
 from teacher_cache.verify.objects import Findings
 from teacher_cache.verify.teacher import verify_teacher
+from tests.helpers.damageable import contents
 from tests.helpers.e2e_corpus import write_text_corpus
 
 SHARDS = 4
@@ -113,3 +115,16 @@ def test_what_is_wrong_is_one_line(config: Path, tmp_path: Path) -> None:
     [line] = said(done)
     assert "corpus.source" in line
     assert not (tmp_path / "cache" / "zarr.json").exists()
+
+
+def test_a_damaged_shard_is_repaired_by_as_many_processes(cut: Cache, config: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "cache"
+    shutil.copytree(cut.path, damaged)
+    before = contents(damaged)
+    shard = next(file for file in (damaged / "hidden" / "mean" / "c" / "1").rglob("*") if file.is_file())
+    shard.write_bytes(shard.read_bytes()[:-9])
+    done = torchrun(2, "repair", str(damaged), "--config", str(config), "--teacher.parallel", "2")
+    assert done.returncode == 0, done.stderr
+    assert "1 shards built again" in done.stdout
+    shutil.rmtree(damaged / ".quarantine")
+    assert contents(damaged) == before

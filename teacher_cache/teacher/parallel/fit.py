@@ -17,8 +17,8 @@ from teacher_cache.teacher.parts import output_head
 Cut = Literal["tensors", "layers"]
 """What of a teacher is divided among devices: each matrix, or the list of layers."""
 MOST_DEVICES = 64
-ROOM_ON_GPU = 3 * 2**30
-"""Bytes beside the weights: 1 GiB of logits, as much for their targets, and what CUDA takes."""
+ROOM_ON_GPU = 2 * 2**30
+"""Bytes beside the weights: 1 GiB of logits, and as much for their targets and a small batch."""
 COPIED = re.compile(r"\.\d+(?=\.|$)")
 CUTTING = ("colwise", "rowwise", "grouped_gemm")
 """What the names of those styles of a tensor-parallel plan contain that give each process a part of a parameter."""

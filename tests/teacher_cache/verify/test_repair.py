@@ -29,14 +29,14 @@ def built(monkeypatch: pytest.MonkeyPatch, synthetic_cache: Path) -> list[int]:
     """Stands for the build: it copies what is missing from the sound cache. The number of objects of each call."""
     calls: list[int] = []
 
-    def build(settings: BuildSettings, path: Path) -> SimpleNamespace:
+    def build(group: object, settings: BuildSettings, path: Path) -> SimpleNamespace:
         missing = contents(synthetic_cache).keys() - contents(path).keys()
         for key in missing:
             shutil.copy(synthetic_cache / key, path / key)
         calls.append(len(missing))
         return SimpleNamespace(shards_built=1)
 
-    monkeypatch.setattr(module, "build", build)
+    monkeypatch.setattr(module, "build_in_group", build)
     monkeypatch.setattr(module, "settings_differences", lambda manifest, settings: [])
     return calls
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_mended_ends_after_three_attempts(
     copy: Path, built: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (copy / OBJECT).write_bytes(b"damaged")
-    monkeypatch.setattr(module, "build", lambda settings, path: SimpleNamespace(shards_built=0))
+    monkeypatch.setattr(module, "build_in_group", lambda *_: SimpleNamespace(shards_built=0))
     report = repair(copy, SETTINGS)
     assert not report.findings.is_sound
     assert report.shards_built == 0

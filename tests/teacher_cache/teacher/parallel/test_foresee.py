@@ -49,7 +49,7 @@ def words(need: Need) -> str:
         (80, 2, "tensors"),
         (48, 4, "tensors"),
         (32, 8, "tensors"),
-        (16, 13, "layers"),
+        (16, 12, "layers"),
         (4, None, None),
     ],
 )
