@@ -1,5 +1,7 @@
 """Students that are models of transformers, for a cache: named with `model.hf`, or of the teacher's kind of blocks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,17 +38,35 @@ def causal_lm(
     tokenizer or vocabulary, and for a model that cannot be a student of this cache.
     """
     named, seed, vocab_size = settings.model.hf, settings.training.seed, cache.manifest.vocab_size
-    if named is not None and config is None:
-        student = _named(named, cache, seed=seed if settings.model.hf_random else None)
-    else:
-        config = transformer_config(settings.model, cache) if config is None else config
-        student = build_causal_lm(config, vocab_size, seed=seed, frozen=frozen)
-    require_fit_to(student, cache, settings.model.kind)
+    with _without_transform(settings.model):
+        if named is not None and config is None:
+            student = _named(named, cache, seed=seed if settings.model.hf_random else None)
+        else:
+            config = transformer_config(settings.model, cache) if config is None else config
+            student = build_causal_lm(config, vocab_size, seed=seed, frozen=frozen)
+        require_fit_to(student, cache, settings.model.kind)
     if named is None:
         _require_transform(student, settings.model, cache)
     if settings.training.recompute:
         student.recompute()
     return student
+
+
+@contextmanager
+def _without_transform(settings: StudentSettings) -> Iterator[None]:
+    """Raise `UserError` where a family fails over a configuration that was to name nothing behind its head."""
+    try:
+        yield
+    except UserError:
+        raise
+    # Families raise what they like: some divide by the cap that is gone, others hold their fields to a type.
+    except Exception as error:
+        if settings.head_transform != "none":
+            raise
+        raise UserError(
+            "model.head_transform none: blocks of this teacher's kind cannot do without what it does behind its head "
+            f"({first_line(error)}); set it to teacher"
+        ) from error
 
 
 def require_fit_to(student: CausalLMStudent, cache: Cache, where: str) -> None:

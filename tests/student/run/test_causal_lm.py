@@ -39,7 +39,7 @@ def bent(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Cache]:
     """Caches that carry teachers which do something behind their heads."""
     folder = tmp_path_factory.mktemp("bent")
     corpus, found = write_text_corpus(folder), {}
-    for name in ("Gemma2", "Granite"):
+    for name in ("Gemma2", "Granite", "RecurrentGemma"):
         teacher = {"model": str(save_family(name, folder / name)), "dtype": "float32", "carry": "body"}
         said = {
             "teacher": teacher | {"attention": attention_of(name)},
@@ -74,6 +74,17 @@ def test_a_transformer_does_behind_its_head_what_its_teacher_does_or_nothing(
         )
         with pytest.raises(UserError, match=r"model.head_transform \w+: the student's logits, of a .*, go through"):
             causal_lm(other, cache, frozen, student.config)
+
+
+def test_a_family_that_cannot_do_without_its_cap_is_one_line(bent: dict[str, Cache]) -> None:
+    cache = bent["RecurrentGemma"]
+    options = ("--model.preset=transformer", "--model.blocks=3")
+    student = causal_lm(causal_settings(*options), cache, frozen_weights_of(cache), None)
+    assert student.logit_transform == LogitTransform(cap=3.0)
+    with pytest.raises(
+        UserError, match=r"model.head_transform none: .* cannot do without .* \(.+\); set it to teacher"
+    ):
+        causal_lm(causal_settings(*options, "--model.head_transform=none"), cache, frozen_weights_of(cache), None)
 
 
 def test_a_named_model_keeps_its_weights(cache: Cache, tmp_path: Path) -> None:
