@@ -12,7 +12,7 @@ KEY := $(shell cat constraints.txt pyproject.toml Makefile | sha256sum | cut -c1
 DEPENDENCIES := $(VENV)/.dependencies-$(KEY)-$(shell echo '$(TORCH)' | tr -c 'a-zA-Z0-9.=\n' _)
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo clean-demo test faults lint experiments
+.PHONY: setup demo clean-demo test faults lint experiments worth
 
 setup: $(DEPENDENCIES)
 	@$(PIP) --no-deps --no-build-isolation --editable .
@@ -67,6 +67,13 @@ SEEDS ?= 3
 JOBS ?= 1
 experiments: setup
 	$(BIN)/python -m experiments $(EXPERIMENTS) --rows $(ROWS) --epochs $(EPOCHS) --seeds $(SEEDS) --jobs $(JOBS)
+
+# What is it worth, at 20 million tokens? A GPU; run again, it continues. CORPUS: a folder of tools/make_docs_corpus.py.
+WORTH ?= $(DEMO)/worth
+CORPUS ?= $(DEMO)/docs-corpus
+worth: setup
+	test -f $(CORPUS)/train.parquet || $(BIN)/python tools/make_docs_corpus.py $(CORPUS)
+	$(BIN)/python -m experiments.worth $(WORTH) --corpus $(CORPUS) --seeds $(SEEDS) --jobs $(JOBS)
 
 clean-demo:
 	rm -rf $(DEMO)

@@ -1,0 +1,29 @@
+"""A training is student-train with its settings, and what is kept of it is read from its run."""
+
+import json
+from pathlib import Path
+
+from experiments.worth.plan import WorthFolder, code_digest
+from experiments.worth.students import HYBRID, PAPER
+from experiments.worth.training import MEASURES, Training
+from tests.helpers.worth_results import PLAN
+
+
+def test_the_command_measures_as_often_as_planned(tmp_path: Path) -> None:
+    command = Training(WorthFolder(tmp_path), PLAN, HYBRID, 43).command()
+    assert {"--training.seed=43", "--training.micro_batch_size=8", "--evaluation.every=4"} <= set(command)
+    assert command[-1] == "--model.heads=4"
+
+
+def test_what_is_kept_counts_tokens_up_to_each_measurement(tmp_path: Path) -> None:
+    training = Training(WorthFolder(tmp_path), PLAN, PAPER, 42)
+    training.run.mkdir(parents=True)
+    summary = {"trainable_parameters": 7, "total_parameters": 9, "teacher_measures": {}, "samples": [], "steps": 2}
+    (training.run / "summary.json").write_text(json.dumps(summary))
+    costs = [{"step": step, "tokens": 100 + step, "machine": "a machine"} for step in (1, 2)]
+    (training.run / "costs.jsonl").write_text("\n".join(map(json.dumps, costs)))
+    measured = [{"step": step, **dict.fromkeys(MEASURES, 0.5)} for step in (0, 1, 2)]
+    (training.run / "evaluation.jsonl").write_text("\n".join(map(json.dumps, measured)))
+    kept = training.read_run()
+    assert [point["tokens"] for point in kept["points"]] == [0, 101, 203]
+    assert (kept["code"], kept["machine"], kept["trainable_parameters"]) == (code_digest(), "a machine", 7)
