@@ -65,8 +65,7 @@ def distillation_loss(
     _require_one_per_token(hidden_states, batch)
     device = hidden_states.device.type
     head = real_head(lm_head, batch.stored.manifest.vocab_size, device)
-    if beta:
-        frobenius = _require_states(hidden_states, batch, frobenius)
+    frobenius = _require_states(hidden_states, batch, frobenius) if beta else None
     with torch.autocast(device, enabled=False):
         return loss_against(
             _divergence(hidden_states, head, batch, temperature, teacher_head),
@@ -75,7 +74,7 @@ def distillation_loss(
             batch.widened,
             coefficients,
             counts or own_counts(batch),
-            frobenius=frobenius if beta else None,
+            frobenius=frobenius,
             chunk_tokens=chunk_tokens,
         )
 
