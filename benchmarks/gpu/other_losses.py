@@ -35,10 +35,10 @@ def next_token(
 
 
 class Online:
-    """Losses with a teacher that is run on the batch; without boundaries of documents."""
+    """A loss with a teacher that is run on the batch, without boundaries of documents; its head whole or in chunks."""
 
-    def __init__(self, folder: str) -> None:
-        self.folder = folder
+    def __init__(self, folder: str, *, in_chunks: bool) -> None:
+        self.folder, self.in_chunks = folder, in_chunks
         self._teacher: Any = None
 
     def teacher_on(self, device: torch.device) -> Any:
@@ -49,7 +49,7 @@ class Online:
             self._teacher.eval()
         return self._teacher
 
-    def dense(
+    def __call__(
         self,
         hidden_states: Tensor,
         head: FrozenHead,
@@ -60,39 +60,21 @@ class Online:
         frobenius: FrobeniusTerm | None,
         **_: Any,
     ) -> DistillationLoss:
-        """From full logits."""
+        """The loss, as `student.loss.distillation.distillation_loss` gives it."""
+        teacher, temperature = self.teacher_on(hidden_states.device), coefficients.temperature
         with torch.no_grad():
-            found = self.teacher_on(hidden_states.device)(batch.inputs, output_hidden_states=True, use_cache=False)
+            asked = teacher.base_model if self.in_chunks else teacher
+            found = asked(batch.inputs, output_hidden_states=True, use_cache=False)
+        known = with_mean_of(batch, found.hidden_states)
+        if self.in_chunks:
+            final = found.last_hidden_state.flatten(0, 1)[batch.valid_positions].to(head.weight)
+            divergence = ExactDivergence(temperature, final, head)
+            return loss_against(divergence, hidden_states, head, known, coefficients, counts, frobenius=frobenius)
         sums = dense_distillation_loss(
-            hidden_states,
-            head,
-            with_mean_of(batch, found.hidden_states),
-            found.logits,
-            temperature=coefficients.temperature,
-            frobenius=frobenius,
+            hidden_states, head, known, found.logits, temperature=temperature, frobenius=frobenius
         )
         total = total_loss(sums, coefficients, counts)
         return DistillationLoss(total, LossSums(*(each.detach() for each in vars(sums).values())))
-
-    def chunks(
-        self,
-        hidden_states: Tensor,
-        head: FrozenHead,
-        batch: Batch,
-        coefficients: Coefficients,
-        counts: GlobalCounts,
-        *,
-        frobenius: FrobeniusTerm | None,
-        **_: Any,
-    ) -> DistillationLoss:
-        """From final states."""
-        with torch.no_grad():
-            body = self.teacher_on(hidden_states.device).base_model
-            found = body(batch.inputs, output_hidden_states=True, use_cache=False)
-        final = found.last_hidden_state.flatten(0, 1)[batch.valid_positions].to(head.weight)
-        divergence = ExactDivergence(coefficients.temperature, final, head)
-        known = with_mean_of(batch, found.hidden_states)
-        return loss_against(divergence, hidden_states, head, known, coefficients, counts, frobenius=frobenius)
 
 
 def with_mean_of(batch: Batch, hidden_states: tuple[Tensor, ...]) -> Batch:
@@ -109,11 +91,10 @@ def main() -> None:
 
     name, folder = sys.argv[1:3]
     del sys.argv[1:3]
-    online = Online(folder)
     losses: dict[str, Callable[..., DistillationLoss]] = {
         "ce": next_token,
-        "online": online.dense,
-        "chunks": online.chunks,
+        "online": Online(folder, in_chunks=False),
+        "chunks": Online(folder, in_chunks=True),
     }
     loop.distillation_loss = losses[name]
     runpy.run_module("student", run_name="__main__")

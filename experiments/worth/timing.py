@@ -15,16 +15,13 @@ STEPS, SETTLING = 48, 16
 
 
 def time_alone(training: Training) -> None:
-    """Write seconds per step and tokens per second of the student's first stage that distils, unless they are there."""
+    """Write seconds per step and tokens per second of the student's distillation, unless they are there."""
     file = training.folder.results / f"{training.kind.name}-alone.json"
     if file.exists():
         return
     out = training.folder.path / "runs" / f"{training.kind.name}-alone"
     shutil.rmtree(out, ignore_errors=True)
-    steps: dict[str, object] = {"training.max_steps": STEPS}
-    if training.kind.config != "demo-student.yaml":
-        steps["stages"] = "[]"
-    command = student_train(training, out, steps)
+    command = student_train(training, out, {"training.max_steps": STEPS, "stages": "[]"})
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)  # noqa: S603 - our own module
     costs = read_lines(out / "costs.jsonl")
     counted = costs[min(SETTLING, len(costs) // 2) :]
