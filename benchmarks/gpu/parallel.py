@@ -19,7 +19,9 @@ import gc
 import os
 import shutil
 import statistics
+import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -55,6 +57,13 @@ LARGE_TINY = replace(TINY, hidden=64, layers=3)
 SHARDS = 3
 """Of the longer of two builds; the shorter has one."""
 VERIFIED_ROWS = 64
+BEGAN = time.monotonic()
+
+
+def say(what: str) -> None:
+    """How far it has come: a run takes minutes, and one that is cut short still tells what it found."""
+    if os.environ["RANK"] == "0":
+        print(f"{time.monotonic() - BEGAN:5.0f} s: {what}", file=sys.stderr, flush=True)
 
 
 class InStep(TeacherGroup):
@@ -157,11 +166,14 @@ def built(teacher: Teacher, settings: BuildSettings, out: Path, real_vocab: int)
 
     manifest = seconds(begin)
     settings, writer = opened["both"]
+    say(f"a manifest of the large teacher in {manifest:.1f} s")
     computed = computed_seconds(teacher, writer, real_vocab)
+    say(f"computed {computed:.3f} s a batch")
     took = [
         seconds(lambda shards=shards: build_shards(settings, teacher, writer, list(shards)))
         for shards in (range(1), range(1, 2), range(2, 2 + SHARDS))
     ]
+    say(f"builds of 1, 1 and {SHARDS} shards: {', '.join(f'{each:.1f}' for each in took)} s")
     return {
         "computed": computed,
         "build": (took[2] - took[1]) / ((SHARDS - 1) * BATCHES_PER_SHARD),
@@ -179,7 +191,9 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         in_step = InStep(group.rank, group.size, group.control)
         alike = Teacher(model, words, settings.teacher, in_step)
         teacher = Teacher(model, words, settings.teacher, group)
+        say("the large teacher is on the devices")
         before = bare_seconds(alike, tokens, in_step, arguments.batches, arguments.rounds)
+        say(f"bare {statistics.median(before):.3f} s a batch")
         parts = led(group, teacher, lambda: built(teacher, settings, folder / "large", size.real_vocab))
         after = bare_seconds(alike, tokens, in_step, arguments.batches, arguments.rounds)
         if not group.leads:
@@ -217,10 +231,12 @@ def sameness(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with group_of(settings.teacher) as group:
         if not group.leads:
             serve(group)  # until the leader ends: it has saved the teacher
+    say("the smaller teacher is saved")
     with contextlib.suppress(LeftOut):
         build(settings, out)
     if not leads:
         return {}
+    say("its cache is built")
     cache = open_cache(out)
     uncut = cache.manifest.model_copy(update={"compute": {"batch_size": batch}})
     ways = {"uncut": Cache(cache.store, uncut, cache.commits)}
@@ -231,6 +247,7 @@ def sameness(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         findings = Findings(cache.path)
         verify_teacher(as_built, findings, model=None, rows=VERIFIED_ROWS)
         found[name] = {"sound": not findings.faults, **findings.measures}
+        say(f"compared with the teacher {name}")
     return {"sameness": found}
 
 
