@@ -188,7 +188,7 @@ def speed(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     tokens = torch.randint(size.real_vocab, (arguments.batch, size.seq_len), generator=torch.Generator().manual_seed(0))
     with group_of(settings.teacher) as group:
         model, words = on_the_devices(size, group), tokenizer(size)
-        in_step = InStep(group.rank, group.size, group.control)
+        in_step = InStep(group.rank, group.size, group.control, group.before_leaving)
         alike = Teacher(model, words, settings.teacher, in_step)
         teacher = Teacher(model, words, settings.teacher, group)
         say("the large teacher is on the devices")

@@ -23,34 +23,36 @@ class TritonPasses:
     def read(self, logits: Tensor, temperature: float) -> LogPartitions:
         """Both sums of exponentials in one pass, relative to the largest logit so far."""
         at_one, at_temperature = _rows(logits), _rows(logits)
-        _read_kernel[(len(logits),)](
-            logits,
-            at_one,
-            at_temperature,
-            logits.stride(0),
-            1 / temperature,
-            vocab=logits.shape[1],
-            same=temperature == 1,
-            block=BLOCK,
-            num_warps=WARPS,
-        )
+        with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+            _read_kernel[(len(logits),)](
+                logits,
+                at_one,
+                at_temperature,
+                logits.stride(0),
+                1 / temperature,
+                vocab=logits.shape[1],
+                same=temperature == 1,
+                block=BLOCK,
+                num_warps=WARPS,
+            )
         return LogPartitions(temperature, at_one, at_temperature)
 
     def read_teacher(self, teacher: Tensor, logits: Tensor, temperature: float) -> TeacherReading:
         """The sum of exponentials and the weighted differences in one pass."""
         log_partition, difference = _rows(logits), _rows(logits)
-        _read_teacher_kernel[(len(logits),)](
-            teacher,
-            logits,
-            log_partition,
-            difference,
-            teacher.stride(0),
-            logits.stride(0),
-            1 / temperature,
-            vocab=logits.shape[1],
-            block=BLOCK,
-            num_warps=WARPS,
-        )
+        with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+            _read_teacher_kernel[(len(logits),)](
+                teacher,
+                logits,
+                log_partition,
+                difference,
+                teacher.stride(0),
+                logits.stride(0),
+                1 / temperature,
+                vocab=logits.shape[1],
+                block=BLOCK,
+                num_warps=WARPS,
+            )
         return TeacherReading(teacher, log_partition, difference)
 
     def write(
@@ -62,23 +64,24 @@ class TritonPasses:
         reading: TeacherReading | None = None,
     ) -> None:
         """Computes the exponentials again, which is cheaper than keeping them, and rounds once."""
-        _write_kernel[(len(logits),)](
-            logits,
-            logits if reading is None else reading.teacher,
-            found.at_one,
-            found.at_temperature,
-            found.at_one if reading is None else reading.log_partition,
-            at_one,
-            at_temperature,
-            logits.stride(0),
-            logits.stride(0) if reading is None else reading.teacher.stride(0),
-            1 / found.temperature,
-            vocab=logits.shape[1],
-            same=found.temperature == 1,
-            with_teacher=reading is not None,
-            block=BLOCK,
-            num_warps=WARPS,
-        )
+        with torch.cuda.device_of(logits):  # type: ignore[no-untyped-call]
+            _write_kernel[(len(logits),)](
+                logits,
+                logits if reading is None else reading.teacher,
+                found.at_one,
+                found.at_temperature,
+                found.at_one if reading is None else reading.log_partition,
+                at_one,
+                at_temperature,
+                logits.stride(0),
+                logits.stride(0) if reading is None else reading.teacher.stride(0),
+                1 / found.temperature,
+                vocab=logits.shape[1],
+                same=found.temperature == 1,
+                with_teacher=reading is not None,
+                block=BLOCK,
+                num_warps=WARPS,
+            )
 
 
 def _rows(logits: Tensor) -> Tensor:

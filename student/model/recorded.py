@@ -9,6 +9,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from delta_common.installed import has_triton
 
@@ -37,7 +38,7 @@ def record_passes(student: nn.Module, *, accumulates: bool) -> None:
 
 
 class _Pass(nn.Module):
-    """A student's pass over tokens and document starts, for torch to record."""
+    """A student's pass over tokens and document starts."""
 
     def __init__(self, student: nn.Module, forward: Callable[..., Tensor], options: dict[str, bool]) -> None:
         super().__init__()
@@ -45,6 +46,16 @@ class _Pass(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return self._forward(*inputs, **self._options)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def as_function(self, *tensors: Tensor) -> Tensor:
+        """The pass over its inputs, with the tensors behind them in place of what is trained."""
+        names = list(self.trained())
+        count = len(tensors) - len(names)
+        found: Tensor = functional_call(self, dict(zip(names, tensors[count:], strict=True)), tensors[:count])
+        return found
 
 
 class _RecordedPass:
@@ -65,12 +76,15 @@ class _RecordedPass:
         return self._replay(*inputs) if key == self._key else self._forward(tokens, document_start, **options)
 
     def _recorded(self, inputs: tuple[Tensor, ...], options: dict[str, bool]) -> Callable[..., Tensor]:
+        run = _Pass(self._student, self._forward, options)
+        trained = tuple(run.trained().values())
+        # Recorded with stand-ins in the same memory: torch would also record what hooks on the parameters themselves
+        # wait for, as ZeRO sets them, and the recording would fail.
+        stand_ins = tuple(nn.Parameter(parameter.detach()) for parameter in trained)
         recorded = torch.cuda.make_graphed_callables(
-            _Pass(self._student, self._forward, options),
-            tuple(x.clone() for x in inputs),
-            allow_unused_input=True,
+            run.as_function, (*(x.clone() for x in inputs), *stand_ins), allow_unused_input=True
         )
-        for parameter in self._student.parameters():
-            if parameter.requires_grad and self._accumulates:
+        if self._accumulates:
+            for parameter in trained:
                 parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]
-        return cast(Callable[..., Tensor], recorded)
+        return lambda *inputs: cast(Tensor, recorded(*inputs, *trained))

@@ -1,5 +1,6 @@
 """A GPU's work on batches of one shape, recorded as a CUDA graph and replayed: one launch in place of a thousand."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ class _Recording:
 class Captured:
     """Calls `run` on tensors on a GPU. The second call with a shape is recorded, later ones replay the recording.
 
-    If `run` cannot be recorded, because it waits for the GPU, every call runs it.
+    If `run` cannot be recorded, because it waits for the GPU, every call runs it, and a line on stderr says so.
     """
 
     def __init__(self, run: Run) -> None:
@@ -43,9 +44,13 @@ class Captured:
     def _record(self, inputs: Tensor) -> None:
         static, graph = inputs.clone(), torch.cuda.CUDAGraph()
         try:
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Its stream is of the device that the work is on: what runs on another is not recorded.
+            stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
                 outputs = self._run(static)
-        except RuntimeError:
+        except RuntimeError as error:
             self._can_be_recorded = False
+            reason = str(error).partition("\n")[0]
+            print(f"note: the teacher's passes cannot be recorded ({reason}), and run as they are", file=sys.stderr)
         else:
             self._recordings[inputs.shape] = _Recording(graph, static, outputs)

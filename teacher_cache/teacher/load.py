@@ -81,6 +81,8 @@ def _read(
     """The tokenizer, this process' part of the model where its weights are to be, and the files they are in."""
     where, arguments = _source(settings)
     device, is_gguf = _device(settings.device), "gguf_file" in arguments
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # for what names no device itself
     transformers.utils.logging.disable_progress_bar()
     try:
         with _no_chatter(), _gguf_read_once() if is_gguf else contextlib.nullcontext():

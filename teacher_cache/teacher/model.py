@@ -91,7 +91,9 @@ class Teacher:
         self._digest = self._packed_digest()
         self._records = self.device.type == "cuda" and not self._is_spread
         self._compiled = False
-        self._captured = self._nothing_captured()
+        self._forget_recordings()
+        if not group.is_alone:
+            group.before_leaving.append(self._forget_recordings)
         subject = Subject(model, self._body, self._head, self._layers, settings.model, settings.dtype, self.vocab_size)
         self._transform = require_teacher(subject)
         self._embedding_scale = embedding_scale(subject)
@@ -110,10 +112,10 @@ class Teacher:
     def forget_shapes(self) -> None:
         """Free the GPU memory kept for the batch shapes seen so far."""
         self._group.tell("forget_shapes")
-        self._captured = self._nothing_captured()
+        self._forget_recordings()
 
-    def _nothing_captured(self) -> dict[bool, Captured]:
-        return {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
+    def _forget_recordings(self) -> None:
+        self._captured = {mean: Captured(partial(self._run, mean=mean)) for mean in (False, True)}
 
     @property
     def model(self) -> PreTrainedModel:

@@ -36,3 +36,21 @@ def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
     for scale in (1.0, 2.0, 3.0):
         x = torch.full((4,), scale, device="cuda")
         assert torch.equal(captured(x)[0], x * scale)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+@torch.inference_mode()
+def test_work_on_another_device_than_the_current_one_is_recorded_there() -> None:
+    weight = torch.randn(64, 64, device="cuda:1")
+    calls = []
+
+    def run(x: Tensor) -> tuple[Tensor, ...]:
+        calls.append(x.shape)
+        return (x @ weight,)
+
+    captured = Captured(run)
+    for _ in range(4):
+        x = torch.randn(8, 64, device="cuda:1")
+        assert torch.equal(captured(x)[0], x @ weight)
+    assert len(calls) == 2
+    assert torch.cuda.current_device() == 0

@@ -6,6 +6,7 @@ scale of a head's output, so nothing does. They give no gradients in the states.
 
 import math
 
+import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -34,18 +35,19 @@ def run(inputs: HeadInputs, memory: Memory | None, document_start: Tensor | None
     # The kernels scale by the width they see.
     q = q * math.sqrt(width / head) if beside else q
     q, k, v = (_folded(pad(x, (0, beside, 0, behind)) if beside or behind else x) for x in (q, k, v))
-    h, (c, n, m) = mlstm_chunkwise__xl_chunk(
-        q=q,
-        k=k,
-        v=v,
-        i=_folded(pad(i, (0, behind), value=NOTHING)),
-        f=_folded(pad(f, (0, behind), value=FORGET_NOTHING)),
-        **_initial_states(memory, head, beside),
-        return_last_states=True,
-        eps=EPSILON,
-        chunk_size=min(LONGEST_CHUNK, padded),
-        recompute_states_in_bw=False,
-    )
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        h, (c, n, m) = mlstm_chunkwise__xl_chunk(
+            q=q,
+            k=k,
+            v=v,
+            i=_folded(pad(i, (0, behind), value=NOTHING)),
+            f=_folded(pad(f, (0, behind), value=FORGET_NOTHING)),
+            **_initial_states(memory, head, beside),
+            return_last_states=True,
+            eps=EPSILON,
+            chunk_size=min(LONGEST_CHUNK, padded),
+            recompute_states_in_bw=False,
+        )
     h, c, n, m = (x.squeeze(0).unflatten(0, inputs.i.shape[:2]) for x in (h, c, n, m))
     # xlstm scales keys, the kernels queries.
     c, n = (x.detach() / math.sqrt(head) for x in (c[..., :head, :head], n[..., :head]))

@@ -36,7 +36,10 @@ def forward(
     memory = torch.empty(batch, length + 1, 3, heads, head_dim, dtype=torch.float32, device=inputs.device)
     memory[:, 0] = state[1:].transpose(0, 1)
     arguments = (inputs.contiguous(), weights, bias.float().contiguous(), state[0], _bytes(starts))
-    _forward_kernel[_grid(inputs)](*arguments, gates, memory, hidden, batch, length, **_options(weights, heads, starts))
+    with torch.cuda.device_of(inputs):  # type: ignore[no-untyped-call]
+        _forward_kernel[_grid(inputs)](
+            *arguments, gates, memory, hidden, batch, length, **_options(weights, heads, starts)
+        )
     final = torch.cat([hidden[:, -1:], memory[:, -1]], dim=1).transpose(0, 1).contiguous()
     return hidden, final, (gates, memory, weights)
 
@@ -53,7 +56,8 @@ def backward(
     d_state = d_hidden.new_zeros(4, batch, heads, head_dim) if d_final is None else d_final.clone()
     d_gates = torch.empty_like(gates, dtype=weights.dtype)
     arguments = (gates, memory, weights, _bytes(starts), d_hidden.contiguous(), d_state.contiguous(), d_gates)
-    _backward_kernel[_grid(gates)](*arguments, batch, length, **_options(weights, heads, starts))
+    with torch.cuda.device_of(gates):  # type: ignore[no-untyped-call]
+        _backward_kernel[_grid(gates)](*arguments, batch, length, **_options(weights, heads, starts))
     return d_gates, arguments[5]
 
 

@@ -7,9 +7,9 @@ does.
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -41,6 +41,8 @@ class TeacherGroup:
     size: int = 1
     control: distributed.ProcessGroup | None = None
     """Where calls travel; None where there is nobody else."""
+    before_leaving: list[Callable[[], None]] = field(default_factory=list)
+    """What lets go of the group's work: NCCL waits for as long as a CUDA graph holds some of it."""
 
     @property
     def leads(self) -> bool:
@@ -154,6 +156,8 @@ def joined_group(parallel: int, *, on_gpus: bool) -> Iterator[TeacherGroup]:
 
 def _leave(group: TeacherGroup) -> None:
     group.stop()
+    for let_go in group.before_leaving:
+        let_go()
     distributed.destroy_process_group()
 
 

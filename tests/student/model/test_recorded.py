@@ -1,5 +1,6 @@
 """What is replayed and what runs as ever; graphs themselves need a GPU, see tests/gpu/test_recurrence_gpu.py."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ def recorded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor, ...]]:
     """The examples of what was recorded; a replay says that it is one by adding 100."""
     made: list[tuple[Tensor, ...]] = []
 
-    def record(module: nn.Module, examples: tuple[Tensor, ...], **_: Any) -> Any:
+    def record(run: Callable[..., Tensor], examples: tuple[Tensor, ...], **_: Any) -> Any:
         made.append(examples)
-        return lambda *inputs: module(*inputs) + 100
+        run(*examples)
+        return lambda *inputs: run(*inputs) + 100
 
     monkeypatch.setattr(torch.cuda, "make_graphed_callables", record)
     return made
@@ -78,3 +80,18 @@ def test_gradients_that_are_not_added_up_are_not_copied(recorded: list[tuple[Ten
     student(torch.ones(2, 3))
     assert len(recorded) == 1
     assert not student.weight._backward_hooks
+
+
+def test_hooks_on_the_parameters_see_the_replay_and_not_the_recording(recorded: list[tuple[Tensor, ...]]) -> None:
+    student, tokens = _Doubled(), torch.ones(2, 3)
+    seen: list[list[float]] = []
+    student.weight.register_hook(lambda gradient: seen.append(gradient.tolist()))
+    record_passes(student, accumulates=False)
+    found = student(tokens)
+    (_, stand_in) = recorded[0]
+    assert stand_in.data_ptr() == student.weight.data_ptr(), "steps of the optimizer reach the recording"
+    (2 * stand_in.sum()).backward()
+    assert not seen
+    found.sum().backward()
+    assert seen == [[4.0] * 3]
+    assert student.weight.grad is not None

@@ -34,6 +34,7 @@ def _graphs(monkeypatch: pytest.MonkeyPatch) -> None:
         yield
 
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
     monkeypatch.setattr(torch.cuda, "graph", record)
     Graph.made.clear()
 
@@ -65,7 +66,24 @@ def test_outputs_are_not_overwritten_by_the_next_replay() -> None:
     assert (first.tolist(), second.tolist()) == ([1.0] * 3, [2.0] * 3)
 
 
-def test_what_cannot_be_recorded_is_called_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_recording_is_of_the_device_that_the_inputs_are_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams = []
+
+    @contextmanager
+    def record(graph: Any, *, stream: Any, **_: Any) -> Iterator[None]:
+        streams.append(stream)
+        yield
+
+    monkeypatch.setattr(torch.cuda, "graph", record)
+    captured = Captured(lambda inputs: (inputs.view(-1),))
+    for _ in range(2):
+        captured(torch.zeros(3, device="meta"))
+    assert streams == ["a stream of meta"]
+
+
+def test_what_cannot_be_recorded_is_called_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     @contextmanager
     def refuse(graph: Any, **_: Any) -> Iterator[None]:
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -75,3 +93,5 @@ def test_what_cannot_be_recorded_is_called_as_it_is(monkeypatch: pytest.MonkeyPa
     captured = Captured(lambda inputs: (inputs + 1,))
     assert [float(captured(torch.full((1,), value))[0]) for value in (1.0, 2.0, 3.0)] == [2.0, 3.0, 4.0]
     assert len(Graph.made) == 1, "tried once"
+    said = "cannot be recorded (operation not permitted when stream is capturing), and run as they are"
+    assert capsys.readouterr().err == f"note: the teacher's passes {said}\n"

@@ -41,15 +41,16 @@ def forward(
     by_head, by_chunk, sizes = _grids(inputs, begins)
     q, k, v = _row_arguments(inputs)
     gates = _gate_arguments(inputs, begins)
-    _memories[by_head](
-        *(*k, *v, *gates),
-        *((borders.m,) * 3 if memory is None else (x.contiguous() for x in memory)),
-        *(*borders, after.c, after.n),
-        **sizes,
-        has_memory=memory is not None,
-        wants_memory=after.c.numel() > 0,
-    )
-    _outputs[by_chunk](*q, *k, *v, *gates, *borders, *_strided(sums.values), sums.weight, sums.log_scale, **sizes)
+    with torch.cuda.device_of(inputs.q):  # type: ignore[no-untyped-call]
+        _memories[by_head](
+            *(*k, *v, *gates),
+            *((borders.m,) * 3 if memory is None else (x.contiguous() for x in memory)),
+            *(*borders, after.c, after.n),
+            **sizes,
+            has_memory=memory is not None,
+            wants_memory=after.c.numel() > 0,
+        )
+        _outputs[by_chunk](*q, *k, *v, *gates, *borders, *_strided(sums.values), sums.weight, sums.log_scale, **sizes)
 
 
 def backward(
@@ -71,10 +72,11 @@ def backward(
     rows = _row_arguments(inputs)
     upstream = (*_gate_arguments(inputs, begins), *_strided(d_values), d_weight.contiguous(), log_scale)
     d_borders = (torch.empty_like(borders.c), torch.empty_like(borders.n))
-    _d_memories[by_head](*rows[0], *upstream, borders.m, *d_borders, **sizes)
-    _d_queries[by_chunk](*rows[0], *rows[1], *rows[2], *upstream, *borders, *_strided(d_q), by_query, **sizes)
     found = (*_strided(d_k), *_strided(d_v), by_key)
-    _d_keys[by_chunk](*rows[0], *rows[1], *rows[2], *upstream, *d_borders, borders.m, *found, **sizes)
+    with torch.cuda.device_of(q):  # type: ignore[no-untyped-call]
+        _d_memories[by_head](*rows[0], *upstream, borders.m, *d_borders, **sizes)
+        _d_queries[by_chunk](*rows[0], *rows[1], *rows[2], *upstream, *borders, *_strided(d_q), by_query, **sizes)
+        _d_keys[by_chunk](*rows[0], *rows[1], *rows[2], *upstream, *d_borders, borders.m, *found, **sizes)
     d_f = (by_query - by_key).flip(-1).cumsum(-1).flip(-1)
     return HeadInputs(d_q, d_k, d_v, by_key, d_f)
 

@@ -154,6 +154,7 @@ def test_the_others_are_told_of_an_end_between_calls_and_left_to_the_launcher_am
     def work() -> None:
         with joined_group(2, on_gpus=False) as group:
             assert (group.rank, group.size, group.leads) == (0, 2, True)
+            group.before_leaving.append(lambda: calls.append("let go"))
             if raised is not None:
                 raise raised
 
@@ -163,4 +164,4 @@ def test_the_others_are_told_of_an_end_between_calls_and_left_to_the_launcher_am
         with pytest.raises(type(raised)):
             work()
     assert worlds == [(0, 2)], "the third of four processes leads the second teacher"
-    assert calls == ["new_group", *(["broadcast_object_list", "destroy_process_group"] if told else [])]
+    assert calls == ["new_group", *(["broadcast_object_list", "let go", "destroy_process_group"] if told else [])]
