@@ -4,6 +4,7 @@ Kernels of a small student take less time than their launches from Python. What 
 micro-batch of the shape of the first one; others, and passes without gradients, run as ever.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import cast
 
@@ -81,9 +82,12 @@ class _RecordedPass:
         # Recorded with stand-ins in the same memory: torch would also record what hooks on the parameters themselves
         # wait for, as ZeRO sets them, and the recording would fail.
         stand_ins = tuple(nn.Parameter(parameter.detach()) for parameter in trained)
-        recorded = torch.cuda.make_graphed_callables(
-            run.as_function, (*(x.clone() for x in inputs), *stand_ins), allow_unused_input=True
-        )
+        with warnings.catch_warnings():
+            # It warms up on one stream and records on another, and warns of that itself.
+            warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
+            recorded = torch.cuda.make_graphed_callables(
+                run.as_function, (*(x.clone() for x in inputs), *stand_ins), allow_unused_input=True
+            )
         if self._accumulates:
             for parameter in trained:
                 parameter.register_hook(torch.clone)  # type: ignore[no-untyped-call]

@@ -1,11 +1,13 @@
 """A GPU's work on batches of one shape, recorded as a CUDA graph and replayed: one launch in place of a thousand."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
@@ -15,6 +17,22 @@ class _Recording:
     graph: torch.cuda.CUDAGraph
     inputs: Tensor
     outputs: tuple[Tensor, ...]
+
+
+@contextmanager
+def rows_not_packed() -> Iterator[None]:
+    """Have transformers take it that each row is one sequence, which is so where no position ids are given.
+
+    It looks for packed sequences in the position ids. While a graph is recorded it cannot look, and gives attention a
+    mask in case there are some: a slower kernel than without, that rounds otherwise. So the same batch would come out
+    different for being the first.
+    """
+    look = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda _: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = look
 
 
 class Captured:

@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,7 +24,7 @@ from teacher_cache.format.manifest import TargetLayout, TeacherIdentity, Tokeniz
 from teacher_cache.format.sealed import canonical_json
 from teacher_cache.settings import TeacherSettings
 from teacher_cache.targets.keep import KeptTargets, join, keep_targets
-from teacher_cache.teacher.cuda_graphs import Captured
+from teacher_cache.teacher.cuda_graphs import Captured, rows_not_packed
 from teacher_cache.teacher.layer_sum import LayerSum
 from teacher_cache.teacher.parallel.fit import activation_bytes
 from teacher_cache.teacher.parallel.group import ALONE, TeacherGroup
@@ -235,7 +235,8 @@ class Teacher:
 
         hooks = [layer.register_forward_hook(add) for layer in self._layers[:-1]] if mean else []
         try:
-            final: Tensor = self._body(input_ids=tokens, use_cache=False, **where).last_hidden_state
+            with nullcontext() if where else rows_not_packed():
+                final: Tensor = self._body(input_ids=tokens, use_cache=False, **where).last_hidden_state
         finally:
             for hook in hooks:
                 hook.remove()

@@ -1,10 +1,15 @@
 """Recorded passes of a teacher: what they give, when they are recorded, and what cannot be."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
 
+from teacher_cache.settings import TeacherSettings
 from teacher_cache.teacher.cuda_graphs import Captured
+from teacher_cache.teacher.load import load_teacher
+from tests.helpers.tiny_teacher import save_tiny_teacher
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 
@@ -36,6 +41,16 @@ def test_what_waits_for_the_gpu_is_called_as_it_is() -> None:
     for scale in (1.0, 2.0, 3.0):
         x = torch.full((4,), scale, device="cuda")
         assert torch.equal(captured(x)[0], x * scale)
+
+
+def test_the_first_batch_is_to_the_bit_what_it_would_be_later(tmp_path: Path) -> None:
+    model = str(save_tiny_teacher(tmp_path))
+    teacher = load_teacher(TeacherSettings(model=model, device="cuda", dtype="bfloat16"))
+    tokens = torch.randint(0, 256, (4, 64), generator=torch.Generator().manual_seed(0))
+    first, recorded, replayed = (teacher.states(tokens, mean=True) for _ in range(3))
+    for later in (recorded, replayed):
+        assert torch.equal(first.final, later.final)
+        assert torch.equal(first.mean, later.mean)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")

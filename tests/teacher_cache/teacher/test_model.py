@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load
+from torch import Tensor
 from transformers import AutoModelForCausalLM, FineGrainedFP8Config, PreTrainedModel
+from transformers.utils import import_utils
 
 from delta_common.errors import UserError
 from delta_common.logits.transform import LogitTransform
@@ -51,6 +53,26 @@ def test_chunked_logits_equal_the_whole_model_on_the_real_vocabulary(
         whole = teacher._model(TOKENS).logits.flatten(0, 1)
     assert ours.shape == (60, 257)
     assert torch.allclose(ours, whole[:, :257], atol=1e-5)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_attention_needs_a_mask_for_packed_rows_alone_recorded_or_not(
+    tiny_teacher: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    teacher = load_teacher(settings_for(tiny_teacher))
+    attention, masked = torch.nn.functional.scaled_dot_product_attention, []
+
+    def seen(*tensors: Tensor, attn_mask: Tensor | None = None, **options: Any) -> Tensor:
+        masked.append(attn_mask is not None)
+        return attention(*tensors, attn_mask=attn_mask, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", seen)
+    starts = torch.zeros(TOKENS.shape, dtype=torch.bool)
+    starts[:, 7] = True
+    for recording in (False, True):
+        monkeypatch.setattr(import_utils, "is_cuda_stream_capturing", lambda recording=recording: recording)
+        teacher.states(TOKENS, mean=False, document_start=starts if packed else None)
+    assert masked == [packed] * 2 * LAYERS
 
 
 def test_position_ids_start_anew_at_each_document() -> None:
