@@ -1,7 +1,6 @@
 """A transformer of the size of the paper's student: blocks of the teacher's own kind, as many trained parameters."""
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from delta_common.errors import UserError
 from student.model.causal_lm.student import configured
@@ -61,6 +60,8 @@ def _with(teacher: Config, blocks: int, width: int) -> Config:
 
 def _counted(config: Config) -> int:
     """Parameters without embedding and head."""
+    from transformers import AutoModelForCausalLM  # takes seconds, and most students need none of it
+
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(configured(config))
     around = {

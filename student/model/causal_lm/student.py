@@ -6,13 +6,10 @@ whatever it is; what it does to its logits behind the head is found by `probes`,
 
 import inspect
 from collections.abc import Callable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, Cache, PreTrainedModel
-from transformers.configuration_utils import PreTrainedConfig
-from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from delta_common.errors import UserError
 from delta_common.logits.transform import LogitTransform
@@ -22,6 +19,11 @@ from student.model.frozen import FrozenHead, FrozenWeights, head_over
 from student.model.state import KEY_VALUES
 from student.model.transplant.families import Config
 from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
+
+if TYPE_CHECKING:  # importing transformers' models takes seconds, and every training imports this module
+    from transformers import Cache, PreTrainedModel
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.modeling_outputs import CausalLMOutputWithPast
 
 
 class CausalLMStudent(nn.Module):
@@ -35,7 +37,7 @@ class CausalLMStudent(nn.Module):
     """No pass of it is compiled or recorded, see `student.model.recorded`."""
     trains_compiled = False
 
-    def __init__(self, model: PreTrainedModel, vocab_size: int, frozen: FrozenWeights | None = None) -> None:
+    def __init__(self, model: "PreTrainedModel", vocab_size: int, frozen: FrozenWeights | None = None) -> None:
         super().__init__()
         self.model = model
         self.vocab_size = vocab_size
@@ -134,7 +136,7 @@ class CausalLMStudent(nn.Module):
         enable = getattr(self.model, name, None) or self.model.gradient_checkpointing_enable
         enable({"use_reentrant": False, "preserve_rng_state": False})
 
-    def _run(self, at_head: AtHead | None, **inputs: object) -> tuple[Tensor, CausalLMOutputWithPast]:
+    def _run(self, at_head: AtHead | None, **inputs: object) -> "tuple[Tensor, CausalLMOutputWithPast]":
         """What `forward` gives, and what the model does."""
         self._stand_in.ask = at_head
         try:
@@ -197,18 +199,22 @@ def build_causal_lm(
     With `frozen` its embedding and head are the teacher's. Raises `UserError` for another vocabulary. Global random
     state is kept; under `torch.device("meta")` nothing is allocated.
     """
+    from transformers import AutoModelForCausalLM
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(configured(config), dtype=torch.float32)
     return CausalLMStudent(model, vocab_size, frozen)
 
 
-def configured(config: Config) -> PreTrainedConfig:
+def configured(config: Config) -> "PreTrainedConfig":
     """A configuration out of what transformers wrote of one, without dropout: no student has any."""
+    from transformers import AutoConfig
+
     return without_dropout(AutoConfig.for_model(**config))
 
 
-def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
+def without_dropout(config: "PreTrainedConfig") -> "PreTrainedConfig":
     """The configuration with every dropout at 0, by which a run also continues to the bit."""
     for name, value in config.to_dict().items():
         if isinstance(value, float) and ("drop" in name or name.endswith("_pdrop")):
@@ -216,12 +222,12 @@ def without_dropout(config: PreTrainedConfig) -> PreTrainedConfig:
     return config
 
 
-def _recurs(cache: Cache) -> bool:
+def _recurs(cache: "Cache") -> bool:
     """Whether a layer's state is a recurrence, which no mask reaches later."""
     return any(hasattr(layer, "recurrent_states") for layer in cache.layers)
 
 
-def _require_parameters_only(model: PreTrainedModel) -> None:
+def _require_parameters_only(model: "PreTrainedModel") -> None:
     """Raise `UserError` for weights that no optimizer trains: checkpoints would not have them."""
     parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name in model.state_dict():

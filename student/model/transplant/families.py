@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig
 
 from delta_common.errors import UserError
 
@@ -72,6 +71,8 @@ def build_body(config: Config) -> Body:
             f"model.teacher: decoder layers of {family!r} cannot be built on; those that can: {', '.join(FAMILIES)}; "
             "another teacher, or model.preset paper, works"
         )
+    from transformers import AutoConfig  # takes seconds, and most students need none of it
+
     settings, prefix = AutoConfig.for_model(**config), FAMILIES[family]
     module = importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     layer_class = getattr(module, f"{prefix}DecoderLayer")

@@ -1,6 +1,8 @@
 """A job from start to end: what it leaves, and what a second call does."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,3 +116,11 @@ def test_a_block_stack_has_stages_too(uneven_cache: Path, alone: Processes, tmp_
     found = trace(tmp_path / "two")
     assert [line["learning_rate"] for line in found] == pytest.approx([0.25, 0.5, 5e-3, 1e-2])
     assert [line["alpha"] for line in found][::2] == [0.8, 0.7]
+
+
+def test_it_begins_without_what_takes_seconds_to_import() -> None:
+    """Students of transformers bring it themselves, and training compiled brings the compiler."""
+    heavy = {"transformers", "torch._dynamo", "torch._inductor"}
+    code = f"import sys, deepspeed, student.train.job; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
