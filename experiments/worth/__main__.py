@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import torch
+
 from delta_common.command import run_command
 from delta_common.errors import UserError
 from delta_common.files import write_atomically
@@ -22,7 +24,7 @@ from experiments.worth.curves import plot_curves
 from experiments.worth.page import page
 from experiments.worth.plan import WorthFolder, WorthPlan
 from experiments.worth.students import KINDS, Kind
-from experiments.worth.timing import time_alone
+from experiments.worth.timing import Timing
 from experiments.worth.training import Training
 
 
@@ -59,14 +61,15 @@ def _run(arguments: argparse.Namespace) -> int:
         options=train_options(arguments),
     )
     folder.settle(plan)
-    build_caches(folder, plan)
-    for kind in kinds:
-        time_alone(Training(folder, plan, kind, FIRST_SEED))
+    build_caches(folder, plan, {kind.cache for kind in kinds})
+    timings = [Timing(Training(folder, plan, kind, FIRST_SEED)) for kind in kinds]
+    failed = [timing.words for timing in run_tasks(timings, max(1, torch.cuda.device_count()))]
     # Seed by seed, so that whatever is there when time runs out can be compared.
     trainings = [Training(folder, plan, kind, seed) for seed in seeds_of(arguments) for kind in kinds]
-    failed = run_tasks(trainings, arguments.jobs, 60 * arguments.minutes - (time.monotonic() - started))
-    for training in failed:
-        print(f"worth: {training.words} failed; see {training.run.with_suffix('.log')}", file=sys.stderr)
+    left = 60 * arguments.minutes - (time.monotonic() - started)
+    failed += [training.words for training in run_tasks(trainings, arguments.jobs, left)]
+    for words in failed:
+        print(f"worth: {words}: failed; see the logs in {folder.path / 'runs'}", file=sys.stderr)
     return _write_page(folder) or bool(failed)
 
 

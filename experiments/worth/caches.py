@@ -2,16 +2,22 @@
 
 import subprocess
 import sys
+from collections.abc import Collection
+
+import torch
 
 from experiments.worth.plan import ROOT, WorthFolder, WorthPlan
 
 TRAIN = {"hidden.preset": "default", "teacher.carry": "body", "compute.rows_per_shard": 256}
+EXACT = {"targets.mode": "exact", "hidden.preset": "default", "teacher.carry": "head", "compute.rows_per_shard": 256}
 HELD_OUT = {"targets.mode": "exact", "hidden.mean": "none", "teacher.carry": "head", "compute.rows_per_shard": 64}
 
 
-def build_caches(folder: WorthFolder, plan: WorthPlan) -> None:
-    """Build the two caches, or see that they are there."""
-    _build(folder, plan, "train", "train.parquet", {**TRAIN, "rows.count": plan.rows})
+def build_caches(folder: WorthFolder, plan: WorthPlan, trained_on: Collection[str]) -> None:
+    """Build the caches of these names and the held-out one, or see that they are there."""
+    for name, options in {"train": TRAIN, "train-exact": EXACT}.items():
+        if name in trained_on:
+            _build(folder, plan, name, "train.parquet", {**options, "rows.count": plan.rows})
     _build(folder, plan, "held-out", "held_out.parquet", {**HELD_OUT, "rows.count": plan.held_out})
 
 
@@ -24,5 +30,12 @@ def _build(folder: WorthFolder, plan: WorthPlan, name: str, file: str, options: 
         "out": folder.cache(name),
     }
     words = [f"--{key}={value}" for key, value in {**common, **options}.items()]
-    command = [sys.executable, "-m", "teacher_cache", "build", *words]
+    command = [*_launcher(), "-m", "teacher_cache", "build", *words]
     subprocess.run(command, cwd=ROOT, check=True, stdout=sys.stderr)  # noqa: S603 - our own module
+
+
+def _launcher() -> list[str]:
+    """Python, or a builder per GPU where there are several."""
+    gpus = torch.cuda.device_count()
+    several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(gpus)]
+    return [sys.executable, *(several if gpus > 1 else [])]

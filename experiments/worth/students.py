@@ -13,6 +13,7 @@ FIXED_CE: dict[str, object] = {
 """The next token's cross-entropy alone."""
 
 SMALL_TARGETS: dict[str, object] = {"targets.top_k": 4, "targets.samples": 12}
+NO_SAMPLES: dict[str, object] = {"targets.samples": 0}
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,14 @@ class Kind:
     """Of a step."""
     options: tuple[tuple[str, object], ...]
     """Settings in place of the configuration's."""
+    cache: str = "train"
+    """The cache it is trained on; `train-exact` gives the distributions that a teacher online would."""
 
 
-def untrained(name: str, words: str, *options: dict[str, object]) -> Kind:
+def untrained(name: str, words: str, *options: dict[str, object], cache: str = "train") -> Kind:
     """A student of the demo's configuration with six blocks and 32 rows per step, and all these settings."""
     every = (UNTRAINED, *options)
-    return Kind(name, words, "demo-student.yaml", 32, tuple(pair for each in every for pair in each.items()))
+    return Kind(name, words, "demo-student.yaml", 32, tuple(pair for each in every for pair in each.items()), cache)
 
 
 def begun(name: str, words: str, config: str, *options: dict[str, object]) -> Kind:
@@ -52,6 +55,8 @@ SLOWER: dict[str, object] = {"optimizer.learning_rate": 1e-3}
 PAPER = untrained("paper", "paper's student, δ-distillation")
 PAPER_CE = untrained("paper-ce", "the same, CE alone", FIXED_CE)
 PAPER_SMALL = untrained("paper-small", "the same, 4 + 12 entries", SMALL_TARGETS)
+PAPER_TOP = untrained("paper-top", "the same, the largest entries and one bucket", NO_SAMPLES)
+PAPER_EXACT = untrained("paper-exact", "the same, all logits, as with the teacher online", cache="train-exact")
 PAPER_SLOWER = untrained("paper-slower", "the same, a third of the learning rate", SLOWER)
 TRANSFORMER = untrained("transformer", "transformer, δ-distillation", AS_TRANSFORMER)
 TRANSFORMER_CE = untrained("transformer-ce", "the same, CE alone", AS_TRANSFORMER, FIXED_CE)
@@ -72,7 +77,9 @@ KINDS = (
     TRANSFORMER_CE,
     PAPER_SLOWER,
     TRANSFORMER_SLOWER,
+    PAPER_EXACT,
     PAPER_SMALL,
+    PAPER_TOP,
     HYBRID_CE,
     TRANSPLANT_CE,
 )
@@ -85,7 +92,8 @@ TABLES = {
         PAPER_SLOWER,
         TRANSFORMER_SLOWER,
     ),
-    "Distillation from the cache and cross-entropy alone": (PAPER, PAPER_CE, PAPER_SMALL),
+    "Distillation from the cache and cross-entropy alone": (PAPER, PAPER_CE),
+    "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
     "The same for the transformer": (TRANSFORMER, TRANSFORMER_CE),
     "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE),
 }

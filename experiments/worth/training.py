@@ -47,17 +47,8 @@ class Training:
         return self.result.exists()
 
     def start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-        """Start a process that trains and writes the result; what `student-train` says goes to a log beside the run."""
-        self.run.parent.mkdir(parents=True, exist_ok=True)
-        words = [str(self.folder.path), self.kind.name, str(self.seed)]
-        with self.run.with_suffix(".log").open("ab") as log:
-            return subprocess.Popen(  # noqa: S603 - our own module
-                [sys.executable, "-m", "experiments.worth.worker", *words],
-                cwd=ROOT,
-                stdout=log,
-                stderr=log,
-                env=os.environ | environment,
-            )
+        """Start a process that trains and writes the result."""
+        return start_worker(self, self.run, environment)
 
     @property
     def steps(self) -> int:
@@ -100,6 +91,22 @@ class Training:
         }
 
 
+def start_worker(
+    training: Training, run: Path, environment: dict[str, str], *options: str
+) -> "subprocess.Popen[bytes]":
+    """Start a process for the training; what `student-train` says goes to a log beside the folder `run`."""
+    run.parent.mkdir(parents=True, exist_ok=True)
+    words = [str(training.folder.path), training.kind.name, str(training.seed), *options]
+    with run.with_suffix(".log").open("ab") as log:
+        return subprocess.Popen(  # noqa: S603 - our own module
+            [sys.executable, "-m", "experiments.worth.worker", *words],
+            cwd=ROOT,
+            stdout=log,
+            stderr=log,
+            env=os.environ | environment,
+        )
+
+
 def student_train(training: Training, out: Path, more: dict[str, object]) -> list[str]:
     """The command of a training, with settings beside those of its kind."""
     options = {
@@ -113,7 +120,7 @@ def student_train(training: Training, out: Path, more: dict[str, object]) -> lis
     }
     given = [*(f"--{key}={value}" for key, value in options.items()), *training.plan.options]
     config = str(ROOT / "configs" / training.kind.config)
-    cache = str(training.folder.cache("train"))
+    cache = str(training.folder.cache(training.kind.cache))
     return [sys.executable, "-m", "student", "--cache", cache, "--config", config, "--out", str(out), *given]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from experiments.worth.plan import WorthFolder
 from experiments.worth.students import TRANSPLANT
-from experiments.worth.timing import time_alone
+from experiments.worth.timing import Timing
 from experiments.worth.training import Training
 from tests.helpers.worth_results import PLAN
 
@@ -26,9 +26,10 @@ def test_first_steps_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(subprocess, "run", run)
     folder = WorthFolder(tmp_path)
-    for _ in range(2):
-        time_alone(Training(folder, PLAN, TRANSPLANT, 42))
-    assert len(commands) == 1
+    timing = Timing(Training(folder, PLAN, TRANSPLANT, 42))
+    assert not timing.is_done
+    timing.carry_out()
+    assert timing.is_done
     assert "--stages=[]" in commands[0]
     found = folder.alone()["transplant"]
     assert (found["seconds"], found["tokens_per_second"]) == (0.5, 200.0)

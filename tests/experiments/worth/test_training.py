@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from experiments.worth.plan import WorthFolder, code_digest
-from experiments.worth.students import HYBRID, PAPER
+from experiments.worth.students import HYBRID, PAPER, PAPER_EXACT
 from experiments.worth.training import MEASURES, Training
 from tests.helpers.worth_results import PLAN
 
@@ -13,6 +13,13 @@ def test_the_command_measures_as_often_as_planned(tmp_path: Path) -> None:
     command = Training(WorthFolder(tmp_path), PLAN, HYBRID, 43).command()
     assert {"--training.seed=43", "--training.micro_batch_size=8", "--evaluation.every=4"} <= set(command)
     assert command[-1] == "--model.heads=4"
+
+
+def test_each_student_is_trained_on_its_own_cache(tmp_path: Path) -> None:
+    folder = WorthFolder(tmp_path)
+    for kind, name in ((PAPER, "train"), (PAPER_EXACT, "train-exact")):
+        command = Training(folder, PLAN, kind, 43).command()
+        assert command[command.index("--cache") + 1] == str(folder.cache(name))
 
 
 def test_what_is_kept_counts_tokens_up_to_each_measurement(tmp_path: Path) -> None:
