@@ -66,12 +66,16 @@ TRANSFORMER_SLOWER = untrained(
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
 TRANSPLANT_CE = begun("transplant-ce", "the same, CE alone after the transfer", "transplant.yaml", FIXED_CE)
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
+FINDING: dict[str, object] = {"model.attention_at": "[6, 8, 9, 17, 18, 20, 21, 23]"}
+"""The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
+HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 8 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
 HYBRID_CE = begun("hybrid-ce", "the same, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
 
 KINDS = (
     PAPER,
     TRANSFORMER,
     HYBRID,
+    HYBRID_ATTENDING,
     TRANSPLANT,
     PAPER_CE,
     TRANSFORMER_CE,
@@ -95,5 +99,5 @@ TABLES = {
     "Distillation from the cache and cross-entropy alone": (PAPER, PAPER_CE),
     "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
     "The same for the transformer": (TRANSFORMER, TRANSFORMER_CE),
-    "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE),
+    "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE, HYBRID_ATTENDING),
 }

@@ -114,13 +114,17 @@ class DistilTransplantConfig(StudentConfig):
     @property
     def shape(self) -> MixerShape:
         """What is in attention's place. Raises `UserError` where this version knows other numbers of it."""
-        found, known = dict(self.mixer or {}), {field.name for field in fields(MixerShape)}
+        found, known = {"attention_at": [], **(self.mixer or {})}, {field.name for field in fields(MixerShape)}
+        layers = found.pop("attention_at")
+        if not isinstance(layers, list | tuple) or not all(isinstance(layer, int) for layer in layers):
+            raise UserError(f"mixer: attention_at is {layers!r}, not a list of whole numbers; {OTHER_VERSION}")
+        known.remove("attention_at")
         for name in sorted(found.keys() | known):
             if name not in known:
                 raise UserError(f"mixer: {name} is not known to this version; {OTHER_VERSION}")
             if not isinstance(found.get(name), int):
                 raise UserError(f"mixer: {name} is {found.get(name)!r}, not a whole number; {OTHER_VERSION}")
-        return MixerShape(**found)
+        return MixerShape(**found, attention_at=tuple(layers))
 
 
 CONFIGS = (DistilXLSTMConfig, DistilTransplantConfig)

@@ -37,6 +37,10 @@ class StudentSettings(FrozenSettings):
     sinks: int = Field(default=4, ge=0)
     """First positions of a document that `hybrid` keeps in sight behind its window."""
 
+    attention_at: tuple[int, ...] = ()
+    """For `transplant` and `hybrid`: layers, from 0, that keep the teacher's attention over the whole document. They
+    find what the others forget; their keys and values grow with the text."""
+
     teacher: str | None = None
     """For `transplant`, `hybrid` and `transformer`: where the teacher is, a Hub id or folder, if the cache does not
     carry its body."""
@@ -73,6 +77,8 @@ class StudentSettings(FrozenSettings):
     def _fits(self) -> Self:
         if self.hf is None and self.hf_random:
             raise ValueError("model.hf_random: begins a student named with model.hf; name one, or leave it out")
+        if self.attention_at and not self.begins_as_teacher:
+            raise ValueError(f"model.attention_at: {self.kind} has no layers of its teacher; leave it out")
         for name, field in type(self).model_fields.items():
             if self.hf is not None and name not in ("hf", "hf_random") and getattr(self, name) != field.default:
                 raise ValueError(f"model.{name}: the student that model.hf names has its own shape; leave it out")

@@ -41,7 +41,7 @@ def compact(state: RecurrentState) -> RecurrentState:
 
 
 def state_bytes(state: RecurrentState) -> int:
-    """Bytes of a state; the same however many tokens it has seen."""
+    """Bytes of a state; the same however many tokens it has seen, but for layers that keep their attention."""
     return sum(tensor.numel() * tensor.element_size() for tensor in _tensors(state))
 
 

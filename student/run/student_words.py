@@ -16,10 +16,13 @@ def student_words(settings: StudentSettings) -> str:
         return "untrained blocks of the teacher's kind, between its own embedding and LM head, which are frozen"
     if not settings.begins_as_teacher:
         return "a stack of xLSTM blocks"
+    layers = ", ".join(map(str, settings.attention_at))
+    kept = f"; layers {layers} keep their attention" if layers else ""
     if settings.preset == "transplant":
-        return "its teacher's layers with a recurrence in place of attention"
+        return f"its teacher's layers with a recurrence in place of attention{kept}"
     sinks = f" and the first {settings.sinks}" if settings.sinks else ""
-    return f"its teacher's layers with attention over the last {settings.window} positions{sinks} beside a recurrence"
+    window = f"attention over the last {settings.window} positions{sinks}"
+    return f"its teacher's layers with {window} beside a recurrence{kept}"
 
 
 def beginning_words(settings: StudentSettings, begun_from: Sequence[Origin]) -> str:

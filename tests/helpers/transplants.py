@@ -1,5 +1,6 @@
 """Small teachers of every family, and students that begin as them, with weights away from their initial state."""
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +15,13 @@ from student.model.transplant.student import TransplantStudent, build_transplant
 WIDTH, VOCAB, LAYERS = 32, 48, 3
 SMALL_TRANSPLANT = MixerShape(window=0, sinks=0, convolution=3, lags=4, feature_factor=2)
 SMALL_HYBRID = MixerShape(window=5, sinks=2, convolution=0, lags=0, feature_factor=2)
-SHAPES = {"transplant": SMALL_TRANSPLANT, "hybrid": SMALL_HYBRID}
+OF_ONE_SIZE = {"transplant": SMALL_TRANSPLANT, "hybrid": SMALL_HYBRID}
+"""Those whose state does not grow."""
+SHAPES = {
+    **OF_ONE_SIZE,
+    "attending transplant": replace(SMALL_TRANSPLANT, attention_at=(0,)),
+    "attending hybrid": replace(SMALL_HYBRID, attention_at=(2,)),
+}
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 
 

@@ -6,7 +6,7 @@ by the recurrence what these do not see. Either way the weights are summed as if
 much each part counts is learned, position by position.
 """
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from xlstm.components.conv import CausalConv1d, CausalConv1dConfig
 
 from student.model.kernels.chunks import NOTHING, Memory
 from student.model.kernels.convolution import causal_conv
-from student.model.transplant.families import rotated
+from student.model.transplant.attention import Attention, Heads, LayerState
 from student.model.transplant.mixing import Mixing, delayed, zeros_before
 from student.model.transplant.options import MixerShape
 from student.model.transplant.sums import naive, recurrence_fused, window_flex
@@ -30,31 +30,14 @@ LAG_BIAS = -2.0
 SHARE_BIAS = 1.0
 """Of the recurrence beside the window: little enough to begin as the window alone does."""
 
-LayerState = dict[str, Any]
-"""What one layer carries from position to position: tensors by name, rows on axis 0."""
 
-
-class Heads(NamedTuple):
-    """A layer's input, projected: queries (B, H, T, D), keys and values (B, K, T, D)."""
-
-    q: Tensor
-    k: Tensor
-    v: Tensor
-
-
-class Mixer(nn.Module):
-    """Called as the layer calls its attention, with a `mixing`; gives the layer's output (B, T, d) and None."""
+class Mixer(Attention):
+    """Called as the layer calls its attention; its softmax attention is what it learns from."""
 
     def __init__(
         self, attention: Any, hidden_size: int, shape: MixerShape, kernels: Literal["auto", "naive"] = "auto"
     ) -> None:
-        super().__init__()
-        self.q_proj, self.k_proj = attention.q_proj, attention.k_proj
-        self.v_proj, self.o_proj = attention.v_proj, attention.o_proj
-        self.q_norm, self.k_norm = getattr(attention, "q_norm", None), getattr(attention, "k_norm", None)
-        self.head_dim, self.scaling = attention.head_dim, attention.scaling
-        self.rotates = bool(getattr(attention, "use_rope", True))
-        self.name = f"layer_{attention.layer_idx}"
+        super().__init__(attention)
         self.shape, self.kernels = shape, kernels
         width, narrow = self.q_proj.out_features, self.k_proj.out_features
         heads = width // self.head_dim
@@ -91,13 +74,6 @@ class Mixer(nn.Module):
             self.lags.weight.zero_()
             self.lags.bias.fill_(LAG_BIAS)
 
-    def forward(self, hidden_states: Tensor, *, mixing: Mixing, **_: Any) -> tuple[Tensor, None]:
-        if mixing.transfer is None:
-            return self.mix(hidden_states, mixing), None
-        target = self.softmax_attention(hidden_states, mixing)
-        mixing.transfer.append((hidden_states, target))
-        return target, None
-
     def mix(self, hidden_states: Tensor, mixing: Mixing) -> Tensor:
         """The layer's output (B, T, d) from its input (B, T, d); the state, if wanted, goes to `mixing.after`."""
         before = {} if mixing.before is None else mixing.before[self.name]
@@ -106,29 +82,6 @@ class Mixer(nn.Module):
         if mixing.after is not None:
             mixing.after[self.name] = after
         return self._output(mean(sums).to(hidden_states.dtype))
-
-    def softmax_attention(self, hidden_states: Tensor, mixing: Mixing) -> Tensor:
-        """What attention with these projections gives, (B, T, d), every document by itself."""
-        q, k, v = self.project(hidden_states)
-        assert mixing.angles is not None
-        q, k = self._rotated(q, mixing.angles.here), self._rotated(k, mixing.angles.here)
-        k, v = self._for_each_head(k), self._for_each_head(v)
-        seen = None
-        if mixing.document_start is not None:
-            number = mixing.document_start.long().cumsum(1)
-            seen = (number[:, :, None] == number[:, None]).tril()[:, None]
-        y = functional.scaled_dot_product_attention(q, k, v, seen, is_causal=seen is None, scale=self.scaling)
-        return self._output(y)
-
-    def project(self, hidden_states: Tensor) -> Heads:
-        """Queries, keys and values as the teacher has them before it rotates them."""
-        q, k, v = (
-            projection(hidden_states).unflatten(-1, (-1, self.head_dim))
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        q = q if self.q_norm is None else self.q_norm(q)
-        k = k if self.k_norm is None else self.k_norm(k)
-        return Heads(*(x.transpose(1, 2) for x in (q, k, v)))
 
     def _beside_lags(self, x: Tensor, heads: Heads, mixing: Mixing, before: LayerState) -> tuple[Weighted, LayerState]:
         after: LayerState = {}
@@ -247,18 +200,6 @@ class Mixer(nn.Module):
         )
         split = (torch.unflatten(x, -1, (-1, self.head_dim)).transpose(1, 2) for x in torch.split(y, sizes, dim=-1))
         return Heads(*split), after
-
-    def _for_each_head(self, x: Tensor) -> Tensor:
-        """(B, K, ...) to (B, H, ...)"""
-        return x.repeat_interleave(self.q_proj.out_features // self.k_proj.out_features, dim=1)
-
-    def _rotated(self, x: Tensor, angles: tuple[Tensor, Tensor]) -> Tensor:
-        return rotated(x, angles) if self.rotates else x
-
-    def _output(self, y: Tensor) -> Tensor:
-        """(B, H, T, D) through the output projection."""
-        output: Tensor = self.o_proj(y.transpose(1, 2).flatten(2))
-        return output
 
 
 def _softmaxes(x: Tensor, weight: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Mixing:
     place_behind: Tensor
     """Places of the w positions before the sequence, below 0 where there was none of the document, (B, w)."""
     angles: Angled | None
-    """None without a window."""
+    """None without attention."""
     before: RecurrentState | None
     """The state before the sequence."""
     compiled: bool = False
@@ -73,7 +73,7 @@ def mixing_of(
 ) -> Mixing:
     """The mixing of `size` (B, T) positions that follow `state`; rotary positions in device and type of `like`.
 
-    With `compiled` for layers that run compiled; with `rotated` rotary positions are there without a window too.
+    With `compiled` for layers that run compiled; with `rotated` rotary positions are there without attention too.
     """
     seen = state[DOCUMENT]["place"][0] if state else torch.zeros(size[0], dtype=torch.long, device=like.device)
     place = places(document_start, seen, size[1])
@@ -81,7 +81,7 @@ def mixing_of(
     if state:
         document_start = place == 0
     angles = None
-    if shape.window or rotated:
+    if shape.window or shape.attention_at or rotated:
         angles = _angles(shape, rotary, place, behind, like.dtype)
     after: RecurrentState | None = {DOCUMENT: {"place": (place[:, -1] + 1,)}} if want_state else None
     window_mask = None

@@ -23,8 +23,12 @@ class MixerShape:
     """Nearest positions weighted by how far back they lie; 0 for none."""
     feature_factor: int
     """Rows of a feature map over the size of a head; there are twice as many features."""
+    attention_at: tuple[int, ...] = ()
+    """Layers, from 0, that keep the teacher's attention over the whole document in place of a mixer."""
 
     def __post_init__(self) -> None:
+        if min(self.attention_at, default=0) < 0:
+            raise UserError(f"model.attention_at {min(self.attention_at)}: layers are counted from 0")
         if min(self.window, self.sinks, self.convolution, self.lags) < 0:
             raise UserError("model.window, sinks, convolution and lags count positions; give 0 or more")
         if self.feature_factor < 1:
@@ -42,10 +46,11 @@ HYBRID = MixerShape(window=64, sinks=4, convolution=0, lags=0, feature_factor=2)
 
 
 def mixer_shape(settings: StudentSettings) -> MixerShape:
-    """The mixer of a preset, with the window and the sinks that are set."""
+    """The mixer of a preset, with the window and the sinks that are set, and the layers that have none."""
+    layers = tuple(sorted(set(settings.attention_at)))
     if settings.preset == "transplant":
-        return TRANSPLANT
-    return replace(HYBRID, window=settings.window, sinks=settings.sinks)
+        return replace(TRANSPLANT, attention_at=layers)
+    return replace(HYBRID, window=settings.window, sinks=settings.sinks, attention_at=layers)
 
 
 def require_window_in_row(shape: MixerShape, row: int) -> None:
@@ -55,3 +60,12 @@ def require_window_in_row(shape: MixerShape, row: int) -> None:
             f"model.window {shape.window} is longer than the cache's rows of {row}: the recurrence would see nothing; "
             f"give at most {row}"
         )
+
+
+def require_layers(shape: MixerShape, layers: int) -> None:
+    """Raise `UserError` for layers that a teacher of so many has not, and where none would have a mixer."""
+    last = max(shape.attention_at, default=0)
+    if last >= layers:
+        raise UserError(f"model.attention_at {last}: the teacher has the layers 0 to {layers - 1}")
+    if len(shape.attention_at) == layers:
+        raise UserError("model.attention_at: names every layer, which makes the teacher itself; leave some out")

@@ -1,7 +1,7 @@
 """The student that begins as its teacher: tokens to hidden states, with the interface of `XLSTMStudent`.
 
-Its layers are the teacher's own decoder layers out of transformers, with a `Mixer` for `self_attn`; nothing of the
-teacher's attention runs. The embedding and the head are frozen buffers, as in `XLSTMStudent`.
+Its layers are the teacher's own decoder layers out of transformers, with a `Mixer` for `self_attn`, or with `Attention`
+where a layer keeps it. The embedding and the head are frozen buffers, as in `XLSTMStudent`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,11 +18,12 @@ from student.model.blocks import RecurrentState
 from student.model.frozen import FROZEN_NAMES, FrozenHead, FrozenWeights, head_over
 from student.model.recorded import can_compile
 from student.model.state import compact
+from student.model.transplant.attention import Attention
 from student.model.transplant.body import put_body
 from student.model.transplant.families import Body, Config, Rotary, build_body
 from student.model.transplant.mixer import Mixer
 from student.model.transplant.mixing import Mixing, mixing_of
-from student.model.transplant.options import MixerShape
+from student.model.transplant.options import MixerShape, require_layers
 from student.model.xlstm import PREFILL_LENGTH, ParameterCounts
 
 INITIAL_SPREAD = 0.02
@@ -108,7 +109,7 @@ class TransplantStudent(nn.Module):
         return torch.cat(parts, dim=1), compact(state)
 
     def step(self, tokens: Tensor, state: RecurrentState | None = None) -> tuple[Tensor, RecurrentState]:
-        """One token a row, (B, 1): hidden states (B, 1, d) and the next state, of constant size."""
+        """One token a row, (B, 1): hidden states (B, 1, d) and the next state; it grows where layers keep attention."""
         return self.prefill(tokens, state)
 
     def attention_transfer(self, tokens: Tensor, document_start: Tensor | None = None) -> Tensor:
@@ -249,8 +250,7 @@ def build_transplant(
     parts = _without_memory(config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for layer in parts.layers:
-            layer.self_attn = Mixer(layer.self_attn, parts.hidden_size, shape, kernels)
+        _put_mixers(parts, shape, kernels)
         student = TransplantStudent(
             parts.layers,
             parts.norm,
@@ -267,6 +267,14 @@ def build_transplant(
     if body is not None:
         put_body(student, body, student.new_names() | set(FROZEN_NAMES.values()))
     return student
+
+
+def _put_mixers(parts: Body, shape: MixerShape, kernels: Literal["auto", "naive"]) -> None:
+    """In place of attention, but for the layers that keep it."""
+    require_layers(shape, len(parts.layers))
+    for number, layer in enumerate(parts.layers):
+        kept, attention = number in shape.attention_at, layer.self_attn
+        layer.self_attn = Attention(attention) if kept else Mixer(attention, parts.hidden_size, shape, kernels)
 
 
 def _without_memory(config: Config) -> Body:

@@ -1,6 +1,6 @@
 """The configuration of an export: its numbers are a shape's, and it comes back from its file."""
 
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,13 @@ def test_a_teachers_configuration_and_a_mixer_come_back_from_their_file(tmp_path
     }
 
 
+def test_layers_that_keep_attention_come_back_and_may_be_missing(tmp_path: Path) -> None:
+    transplant_config(attention_at=[0, 2]).save_pretrained(tmp_path)
+    assert DistilTransplantConfig.from_pretrained(tmp_path).shape == replace(HYBRID, attention_at=(0, 2))
+    of_before = {name: value for name, value in asdict(HYBRID).items() if name != "attention_at"}
+    assert DistilTransplantConfig(teacher_config=small_config("qwen3"), mixer=of_before).shape == HYBRID
+
+
 @pytest.mark.parametrize("teacher", [None, [], {}, {"model_type": ["llama"]}, {"model_type": "gpt_neox"}])
 def test_layers_of_a_family_unknown_to_this_version_are_one_line(teacher: Any) -> None:
     config = DistilTransplantConfig(teacher_config=teacher)
@@ -80,6 +87,8 @@ def test_layers_of_a_family_unknown_to_this_version_are_one_line(teacher: Any) -
         ({"lags": "8"}, "lags is '8', not a whole number"),
         ({"window": None}, "window is None, not a whole number"),
         ({"sinks": -1}, "give 0 or more"),
+        ({"attention_at": "3"}, "attention_at is '3', not a list of whole numbers"),
+        ({"attention_at": [1.5]}, "not a list of whole numbers"),
     ],
 )
 def test_numbers_of_a_mixer_that_this_version_does_not_know_are_one_line(mixer: dict[str, Any], said: str) -> None:

@@ -12,6 +12,8 @@ def test_every_kind_of_student_has_its_words() -> None:
     hybrid = student_words(StudentSettings(preset="hybrid", window=9, sinks=3))
     assert "attention over the last 9 positions and the first 3 beside a recurrence" in hybrid
     assert "the last 9 positions beside" in student_words(StudentSettings(preset="hybrid", window=9, sinks=0))
+    attending = StudentSettings(preset="transplant", attention_at=(3, 7))
+    assert student_words(attending).endswith("in place of attention; layers 3, 7 keep their attention")
 
 
 def test_where_weights_came_from_is_told_from_the_first_on() -> None:
