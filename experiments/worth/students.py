@@ -66,9 +66,9 @@ TRANSFORMER_SLOWER = untrained(
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
 TRANSPLANT_CE = begun("transplant-ce", "the same, CE alone after the transfer", "transplant.yaml", FIXED_CE)
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
-FINDING: dict[str, object] = {"model.attention_at": "[6, 8, 9, 17, 18, 20, 21, 23]"}
+FINDING: dict[str, object] = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
 """The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
-HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 8 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
+HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 6 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
 HYBRID_CE = begun("hybrid-ce", "the same, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
 
 KINDS = (
