@@ -1,6 +1,7 @@
 """A GPU's work on batches of one shape, recorded as a CUDA graph and replayed: one launch in place of a thousand."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,25 @@ class _Recording:
     outputs: tuple[Tensor, ...]
 
 
+class _Thread(threading.local):
+    """What a thread says of the rows that it is running; other threads may run other teachers meanwhile."""
+
+    rows_not_packed = False
+
+
+_this_thread = _Thread()
+_find_packed_sequences = masking_utils.find_packed_sequence_indices
+
+
+def _packed_sequences(position_ids: Tensor) -> Tensor | None:
+    return None if _this_thread.rows_not_packed else _find_packed_sequences(position_ids)
+
+
+# Once and for good. Replaced for the time of a pass and then put back, two passes in two threads could each put back
+# what the other had set: from then on no teacher of the process would have kept documents apart.
+masking_utils.find_packed_sequence_indices = _packed_sequences
+
+
 @contextmanager
 def rows_not_packed() -> Iterator[None]:
     """Have transformers take it that each row is one sequence, which is so where no position ids are given.
@@ -27,12 +47,11 @@ def rows_not_packed() -> Iterator[None]:
     mask in case there are some: a slower kernel than without, that rounds otherwise. So the same batch would come out
     different for being the first.
     """
-    look = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda _: None
+    _this_thread.rows_not_packed = True
     try:
         yield
     finally:
-        masking_utils.find_packed_sequence_indices = look
+        _this_thread.rows_not_packed = False
 
 
 class Captured:

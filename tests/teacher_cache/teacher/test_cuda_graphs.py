@@ -1,17 +1,21 @@
 """The second batch of a shape is recorded, later ones are replayed; what cannot be recorded runs as it is.
 
+What a pass says of its rows holds for it alone, whatever other threads run.
+
 With a GPU's graphs replaced by ones that call again: tests/gpu has the real ones.
 """
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import masking_utils
 
-from teacher_cache.teacher.cuda_graphs import Captured
+from teacher_cache.teacher.cuda_graphs import Captured, rows_not_packed
 
 
 class Graph:
@@ -95,3 +99,22 @@ def test_what_cannot_be_recorded_is_called_as_it_is(
     assert len(Graph.made) == 1, "tried once"
     said = "cannot be recorded (operation not permitted when stream is capturing), and run as they are"
     assert capsys.readouterr().err == f"note: the teacher's passes {said}\n"
+
+
+def packed_rows_are_seen() -> bool:
+    return masking_utils.find_packed_sequence_indices(torch.tensor([[0, 1, 0, 1]])) is not None
+
+
+def test_passes_of_two_threads_may_end_in_any_order() -> None:
+    first, second = rows_not_packed(), rows_not_packed()
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        one.submit(first.__enter__).result()
+        assert not one.submit(packed_rows_are_seen).result()
+        assert other.submit(packed_rows_are_seen).result(), "its rows are packed, whatever the first thread runs"
+        other.submit(second.__enter__).result()
+        assert not other.submit(packed_rows_are_seen).result()
+        one.submit(first.__exit__, None, None, None).result()
+        assert one.submit(packed_rows_are_seen).result()
+        other.submit(second.__exit__, None, None, None).result()
+        assert other.submit(packed_rows_are_seen).result()
+    assert packed_rows_are_seen()
