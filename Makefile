@@ -45,7 +45,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# bf16 halves a step of the larger student where the processor multiplies in it; elsewhere it would be slower.
+# bf16 halves a step where the processor multiplies in it; elsewhere it would be slower.
 PRECISION := $(shell grep -qsE 'avx512_bf16|amx_bf16' /proc/cpuinfo && echo bf16 || echo fp32)
 
 # The main job on a real teacher and real text. A second run continues from what is there.
@@ -55,7 +55,7 @@ demo: setup
 	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/train.parquet --out $(DEMO)/cache
 	$(BIN)/teacher-cache build configs/demo.yaml --corpus.source $(DEMO)/corpus/heldout.parquet --rows.count 48 --teacher.carry head --out $(DEMO)/heldout
 	$(BIN)/teacher-cache inspect $(DEMO)/cache
-	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-student.yaml --evaluation.cache $(DEMO)/heldout --out $(DEMO)/student
+	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-student.yaml --training.precision $(PRECISION) --evaluation.cache $(DEMO)/heldout --out $(DEMO)/student
 	$(BIN)/student-train --cache $(DEMO)/cache --config configs/demo-hybrid-student.yaml --training.precision $(PRECISION) --evaluation.cache $(DEMO)/heldout --out $(DEMO)/hybrid
 	@$(BIN)/python tools/demo_report.py $(DEMO)/cache $(DEMO)/heldout $(DEMO)/student $(DEMO)/hybrid
 
