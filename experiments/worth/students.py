@@ -12,6 +12,31 @@ FIXED_CE: dict[str, object] = {
 }
 """The next token's cross-entropy alone."""
 
+ANNEALED: dict[str, object] = {
+    "distillation.alpha_init": 0.8,
+    "distillation.alpha_final": 0.5,
+    "distillation.temperature_init": 2,
+    "distillation.temperature_final": 1,
+}
+"""The paper's teacher weight and temperature, which fall while the student learns."""
+
+HALF: dict[str, object] = {
+    "distillation.alpha_init": 0.5,
+    "distillation.alpha_final": 0.5,
+    "distillation.temperature_init": 1,
+    "distillation.temperature_final": 1,
+}
+"""What the paper's schedule falls to, from the first step on."""
+
+ALIGNED: dict[str, object] = {
+    "distillation.frobenius.weight_init": 0.2,
+    "distillation.frobenius.weight_final": 0.2,
+}
+UNALIGNED: dict[str, object] = {
+    "distillation.frobenius.weight_init": 0,
+    "distillation.frobenius.weight_final": 0,
+}
+
 SMALL_TARGETS: dict[str, object] = {"targets.top_k": 4, "targets.samples": 12}
 NO_SAMPLES: dict[str, object] = {"targets.samples": 0}
 
@@ -58,6 +83,8 @@ PAPER_SMALL = untrained("paper-small", "the same, 4 + 12 entries", SMALL_TARGETS
 PAPER_TOP = untrained("paper-top", "the same, the largest entries and one bucket", NO_SAMPLES)
 PAPER_EXACT = untrained("paper-exact", "the same, all logits, as with the teacher online", cache="train-exact")
 PAPER_SLOWER = untrained("paper-slower", "the same, a third of the learning rate", SLOWER)
+PAPER_HALF = untrained("paper-half", "the same, α = ½ and T = 1 throughout", HALF)
+PAPER_UNALIGNED = untrained("paper-unaligned", "the same, the Frobenius term's weight on CE", UNALIGNED)
 TRANSFORMER = untrained("transformer", "transformer, δ-distillation", AS_TRANSFORMER)
 TRANSFORMER_CE = untrained("transformer-ce", "the same, CE alone", AS_TRANSFORMER, FIXED_CE)
 TRANSFORMER_SLOWER = untrained(
@@ -65,6 +92,8 @@ TRANSFORMER_SLOWER = untrained(
 )
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
 TRANSPLANT_CE = begun("transplant-ce", "the same, CE alone after the transfer", "transplant.yaml", FIXED_CE)
+TRANSPLANT_ANNEALED = begun("transplant-annealed", "the same, the paper's α and T", "transplant.yaml", ANNEALED)
+TRANSPLANT_ALIGNED = begun("transplant-aligned", "the same with the Frobenius term", "transplant.yaml", ALIGNED)
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
 FINDING: dict[str, object] = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
 """The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
@@ -86,6 +115,10 @@ KINDS = (
     PAPER_TOP,
     HYBRID_CE,
     TRANSPLANT_CE,
+    PAPER_HALF,
+    PAPER_UNALIGNED,
+    TRANSPLANT_ANNEALED,
+    TRANSPLANT_ALIGNED,
 )
 """All of them, those that matter most first."""
 
@@ -97,7 +130,9 @@ TABLES = {
         TRANSFORMER_SLOWER,
     ),
     "Distillation from the cache and cross-entropy alone": (PAPER, PAPER_CE),
-    "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
     "The same for the transformer": (TRANSFORMER, TRANSFORMER_CE),
+    "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
+    "The schedule and the Frobenius term": (PAPER, PAPER_HALF, PAPER_UNALIGNED),
+    "The same for a transplant": (TRANSPLANT, TRANSPLANT_ANNEALED, TRANSPLANT_ALIGNED),
     "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE, HYBRID_ATTENDING),
 }
