@@ -64,12 +64,12 @@ def s3_port() -> Iterator[int]:
 
 @pytest.fixture
 def s3(s3_port: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """A proxy before an S3 server, where this process' stores look for s3:// URLs; they are not patient here."""
+    """A proxy before an S3 server, where this process' stores look for s3:// URLs, not as patient as a user's."""
     with proxy_before(s3_port) as proxy:
         for name, value in environment(proxy.url).items():
             monkeypatch.setenv(name, value)
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "user-caches"))
-        monkeypatch.setattr(objects, "PATIENCE", objects.Patience(lease=2.0, silence=1.0, outage=3.0))
+        monkeypatch.setattr(objects, "PATIENCE", objects.Patience(lease=4.0, silence=5.0, outage=15.0))
         yield proxy
 
 

@@ -33,7 +33,7 @@ SHARDS = 5
 BUILDER = """
 from teacher_cache import cli
 from teacher_cache.store import objects
-objects.PATIENCE = objects.Patience(lease=2.0, silence=10.0)
+objects.PATIENCE = objects.Patience(lease=4.0, silence=10.0)
 cli.main()
 """
 """`teacher-cache` whose leases are as short as those of the process that runs the tests."""
@@ -135,7 +135,7 @@ def test_two_builders_at_once_share_the_shards(
     def slow_at_shard_2(request: Request) -> Fault | None:
         if request.method == "PUT" and request.key.endswith("tokens/c/2/0"):
             is_at_shard_2.set()
-            return Fault(delay=2.5)  # longer than a lease, which is renewed meanwhile
+            return Fault(delay=4.5)  # longer than a lease, which is renewed meanwhile
         return None
 
     s3.fault = slow_at_shard_2

@@ -15,6 +15,7 @@ from delta_common.errors import UserError
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.errors import CacheCorruptError
 from teacher_cache.read.cache import open_cache
+from teacher_cache.store import objects
 from teacher_cache.store.objects import ObjectStore, Patience
 from teacher_cache.store.open import open_store
 from teacher_cache.verify.objects import verify
@@ -33,6 +34,11 @@ FAULTS = {
     "dropped after": Fault(body_share=0),
     "dropped within": Fault(body_share=0.5),
 }
+
+
+@pytest.fixture(autouse=True)
+def _faults_outlast_patience(s3: Proxy, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(objects, "PATIENCE", Patience(lease=2.0, silence=1.0, outage=3.0))
 
 
 def impatient(url: str) -> ObjectStore:
