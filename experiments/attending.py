@@ -21,6 +21,7 @@ import torch
 from delta_common.command import run_command
 from delta_common.files import write_atomically
 from delta_common.progress import ProgressLine
+from experiments.results.markdown import markdown_table
 from student.evaluate.tasks.held_out_text import documents_of_caches
 from student.evaluate.tasks.needle import DEPTHS, LENGTHS, needle
 from student.inference.tokenizer import encode_prompt, load_tokenizer
@@ -89,8 +90,8 @@ def _run(arguments: argparse.Namespace) -> int:
 def table(found: Search) -> str:
     """What is found by which layers, in Markdown."""
     named = {"all": found.all, "none": found.none} | {str(list(keys)): each for keys, each in found.alone.items()}
-    lines = [f"| {name} | {each.log_probability:.2f} | {each.right:.0%} |" for name, each in named.items()]
-    return "\n".join(["| layers that attend | log p of the number | found |", "|---|---:|---:|", *lines])
+    rows = [[name, f"{each.log_probability:.2f}", f"{each.right:.0%}"] for name, each in named.items()]
+    return markdown_table(["layers that attend", "log p of the number", "found"], rows)
 
 
 def hybrid_before_training(cache: Cache) -> TransplantStudent:

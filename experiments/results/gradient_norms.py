@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from experiments.plan import Folder
+from experiments.results.markdown import markdown_table
 from experiments.results.spread import Spread, difference
 from student.run.records import Records
 
@@ -25,24 +26,22 @@ def norm_tables(folder: Folder, results: Mapping[str, Mapping[int, Any]]) -> lis
         return []
     curves = {name: {seed: _curve(folder, name, seed) for seed in results[name]} for name in names}
     levels = common_levels([curve[:, 0] for by_seed in curves.values() for curve in by_seed.values()])
-    heads = "".join(f" at CE {level:.2f} | ratio |" for level in levels)
-    lines = ["**3. Gradient norm before clipping at equal training cross-entropy**", "", f"| |{heads}"]
-    lines.append("|---" + "|---:" * (2 * len(levels)) + "|")
+    heads = ["", *(head for level in levels for head in (f"at CE {level:.2f}", "ratio"))]
     norms = {
         name: [{seed: norm_at(curve, level) for seed, curve in by_seed.items()} for level in levels]
         for name, by_seed in curves.items()
     }
-    for name in names:
-        cells = [_cells(ours, base) for ours, base in zip(norms[name], norms[names[0]], strict=True)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return ["\n".join(lines)]
+    pairs = {name: zip(norms[name], norms[names[0]], strict=True) for name in names}
+    rows = [[name, *(cell for pair in pairs[name] for cell in _cells(*pair))] for name in names]
+    title = "**3. Gradient norm before clipping at equal training cross-entropy**"
+    return [f"{title}\n\n{markdown_table(heads, rows)}"]
 
 
-def _cells(ours: dict[int, float], base: dict[int, float]) -> str:
+def _cells(ours: dict[int, float], base: dict[int, float]) -> tuple[str, str]:
     logs = [{seed: float(np.log(norm)) for seed, norm in side.items()} for side in (ours, base)]
     found = difference(*logs)
     ratio = "" if found is None else f"{np.exp(found.mean):.3f}"
-    return f"{Spread.of(ours).words(3)} | {ratio}" + (" *" if found is not None and found.is_beyond else "")
+    return Spread.of(ours).words(3), ratio + (" *" if found is not None and found.is_beyond else "")
 
 
 def _curve(folder: Folder, name: str, seed: int) -> Curve:

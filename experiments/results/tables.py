@@ -9,6 +9,7 @@ from typing import Any
 from delta_common.progress import duration
 from experiments.plan import ExperimentPlan, Folder
 from experiments.results.gradient_norms import norm_tables
+from experiments.results.markdown import markdown_table
 from experiments.results.spread import Difference, Spread, difference
 from experiments.variants import TABLES, Table, Variant
 
@@ -108,8 +109,8 @@ def render(sheet: Sheet, table: Table) -> str:
     known = [variant for variant in table.variants if variant.name in sheet.results]
     base = table.variants[0]
     heads = ["", "steps", *(head for head, _ in COLUMNS.values()), "ΔCE", "ΔKL", "against the first"]
-    lines = [f"**{table.part}. {table.title}**", "", _line(heads), _line(["---", *["---:"] * (len(heads) - 2), "---"])]
-    return "\n".join([*lines, *(_line(_cells(sheet, variant, base)) for variant in known)])
+    rows = [_cells(sheet, variant, base) for variant in known]
+    return f"**{table.part}. {table.title}**\n\n{markdown_table(heads, rows, words=(0, len(heads) - 1))}"
 
 
 def _cells(sheet: Sheet, variant: Variant, base: Variant) -> list[str]:
@@ -141,7 +142,3 @@ def verdict(found: Mapping[str, Difference | None]) -> str:
     if not known or any(d.half_width is None for d in known.values()):
         return "one seed"
     return ", ".join(beyond) or "within the spread"
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"

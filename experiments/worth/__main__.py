@@ -2,9 +2,9 @@
 
 Usage: python -m experiments.worth FOLDER --corpus CORPUS [--rows 39072 --seeds 3 --jobs 3 --minutes M --only NAMES]
 
-Builds the caches, times each student alone, trains every student with every seed, and writes FOLDER/worth.md and
-FOLDER/worth.png. Run again it continues: FOLDER/results has a few KB per training and may be carried to other machines;
-results of another version of the code are refused.
+Builds the caches, times each student alone, trains every student with every seed, measures what some of them can do,
+and writes FOLDER/worth.md and FOLDER/worth.png. Run again it continues: FOLDER/results has a few KB per training and
+may be carried to other machines; results of another version of the code are refused.
 """
 
 import argparse

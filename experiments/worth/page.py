@@ -1,11 +1,14 @@
-"""The page of a comparison: tables at 1, 5 and 20 million tokens and the end, with spreads over seeds."""
+"""The page of a comparison: how well students do at 1, 5 and 20 million tokens and at the end, with spreads over seeds,
+what a step of each takes, and what they can do."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from experiments.results.markdown import markdown_table
 from experiments.results.spread import Spread, difference
 from experiments.worth.plan import WorthFolder
 from experiments.worth.students import TABLES, Kind
+from experiments.worth.tasks_table import tasks_tables
 
 MARKS = (1e6, 5e6, 20e6, 45e6)
 """Tokens at which a table has columns, where a training got so far."""
@@ -23,7 +26,7 @@ def page(folder: WorthFolder) -> str:
         return "No training has finished yet.\n"
     curves = curves_of(results)
     tables = [_table(title, kinds, curves) for title, kinds in TABLES.items() if any(k.name in curves for k in kinds)]
-    return "\n\n".join([_setup(results), *tables, _costs(folder, results)]) + "\n"
+    return "\n\n".join([_setup(results), *tables, _costs(folder, results), *tasks_tables(folder)]) + "\n"
 
 
 def curves_of(results: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
@@ -56,7 +59,7 @@ def _table(title: str, kinds: tuple[Kind, ...], curves: Curves) -> str:
     marks = [mark for mark in MARKS if any(_at(curves[kind.name], mark, "kl") for kind in known)]
     ends = {name: {seed: [points[-1]] for seed, points in of.items()} for name, of in curves.items()}
     heads = ["", *(f"CE / KL at {mark / 1e6:g} M" for mark in marks), "CE at the end", "KL", "agreement", "ΔCE", "ΔKL"]
-    lines = [f"**{title}**", "", _line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    rows = []
     for kind in known:
         at_marks = [_pair(curves[kind.name], mark) for mark in marks]
         end = {name: _last(ends[kind.name], name) for name in ("cross_entropy", "kl", "agreement")}
@@ -64,8 +67,8 @@ def _table(title: str, kinds: tuple[Kind, ...], curves: Curves) -> str:
             _difference(end[name], _last(ends[known[0].name], name)) if kind is not known[0] else ""
             for name in ("cross_entropy", "kl")
         ]
-        lines.append(_line([kind.words, *at_marks, *(Spread.of(end[name]).words(3) for name in end), *against]))
-    return "\n".join(lines)
+        rows.append([kind.words, *at_marks, *(Spread.of(end[name]).words(3) for name in end), *against])
+    return f"**{title}**\n\n{markdown_table(heads, rows)}"
 
 
 def _at(curve: Mapping[int, list[dict[str, Any]]], mark: float, name: str) -> dict[int, float]:
@@ -92,14 +95,10 @@ def _difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
 def _costs(folder: WorthFolder, results: list[dict[str, Any]]) -> str:
     alone, trained = folder.alone(), {each["name"]: each["trainable_parameters"] for each in results}
     heads = ["a step with nothing beside it", "trained parameters", "ms", "tokens/s", "MFU", "GiB"]
-    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    rows = []
     for name, each in alone.items():
         share = "–" if each["mfu"] is None else f"{each['mfu']:.1%}"
         figures = [f"{1000 * each['seconds']:.1f}", f"{each['tokens_per_second']:,.0f}", share]
         parameters = f"{trained[name]:,}" if name in trained else "–"
-        lines.append(_line([name, parameters, *figures, f"{each['peak_bytes'] / 2**30:.1f}"]))
-    return "\n".join(lines)
-
-
-def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+        rows.append([name, parameters, *figures, f"{each['peak_bytes'] / 2**30:.1f}"])
+    return markdown_table(heads, rows)

@@ -76,6 +76,11 @@ class WorthFolder:
         """The results of all trainings that are done, by name and seed."""
         return [json.loads(file.read_text()) for file in sorted(self.results.glob("*-seed-*.json"))]
 
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """What students can do, by name."""
+        found = [json.loads(file.read_text()) for file in sorted(self.results.glob("*-tasks.json"))]
+        return {each["name"]: each for each in found}
+
     def alone(self) -> dict[str, dict[str, Any]]:
         """What a step of each student takes with nothing beside it, by name."""
         found = [json.loads(file.read_text()) for file in sorted(self.results.glob("*-alone.json"))]

@@ -122,6 +122,9 @@ KINDS = (
 )
 """All of them, those that matter most first."""
 
+EXAMINED = (PAPER, TRANSFORMER, TRANSPLANT, HYBRID, HYBRID_ATTENDING)
+"""Those whose tasks are measured, with the first seed."""
+
 TABLES = {
     "The paper's student and a transformer of its size": (
         PAPER,

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 
 from delta_common.files import write_atomically
+from experiments.options import FIRST_SEED
 from experiments.worth.plan import ROOT, WorthFolder, WorthPlan, code_digest
-from experiments.worth.students import Kind
+from experiments.worth.students import EXAMINED, Kind
+from experiments.worth.tasks import measure_tasks
 
 MEASURES = ("cross_entropy", "kl", "agreement", "calibration_error")
 
@@ -43,8 +45,14 @@ class Training:
         return self.folder.results / f"{self.kind.name}-seed-{self.seed}.json"
 
     @property
+    def tasks(self) -> Path | None:
+        """File of what the student can do; None where that is not asked."""
+        asked = self.kind in EXAMINED and self.seed == FIRST_SEED
+        return self.folder.results / f"{self.kind.name}-tasks.json" if asked else None
+
+    @property
     def is_done(self) -> bool:
-        return self.result.exists()
+        return self.result.exists() and (self.tasks is None or self.tasks.exists())
 
     def start(self, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
         """Start a process that trains and writes the result."""
@@ -64,9 +72,13 @@ class Training:
         return student_train(self, self.run, measured)
 
     def carry_out(self) -> None:
-        """Run `student-train`, and keep the result."""
-        subprocess.run(self.command(), cwd=ROOT, check=True)  # noqa: S603 - our own module
+        """Run `student-train` where it has not finished yet, and keep the result; then measure tasks where asked."""
+        if not (self.run / "summary.json").exists():
+            subprocess.run(self.command(), cwd=ROOT, check=True)  # noqa: S603 - our own module
         write_atomically(self.result, json.dumps(self.read_run(), indent=1).encode())
+        if self.tasks is not None:
+            found = {"name": self.kind.name} | measure_tasks(self.run, self.folder.cache("held-out"))
+            write_atomically(self.tasks, json.dumps(found, indent=1).encode())
 
     def read_run(self) -> dict[str, Any]:
         """What is kept of a finished run."""

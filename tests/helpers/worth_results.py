@@ -24,6 +24,17 @@ def write_alone(folder: WorthFolder, name: str) -> None:
     _write(folder.results / f"{name}-alone.json", found)
 
 
+def write_tasks(folder: WorthFolder, name: str, right: float) -> None:
+    """That it is right so often in a task, where its teacher always is, and what it wrote."""
+    score = {"value": right, "low": right - 0.1, "high": right + 0.1}
+    whole = {"value": 1.0, "low": None, "high": None}
+    task = {"task": "needle-4k", "measure": "generation", "examples": 20, "student": score, "teacher": whole}
+    own = {"by": "student", "way": "drawn", "perplexity": {"value": 25.8, "low": 20.0, "high": 30.0}}
+    text = {"by": "the text itself", "way": "", "perplexity": {"value": 9.0, "low": 8.0, "high": 10.0}}
+    writing = [each | {"repetition": whole} for each in (own, text)]
+    _write(folder.results / f"{name}-tasks.json", {"name": name, "tasks": [task], "writing": writing})
+
+
 def _write(path: Path, found: dict[str, object]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(found))

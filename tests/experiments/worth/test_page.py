@@ -4,7 +4,7 @@ from pathlib import Path
 
 from experiments.worth.page import at_mark, page
 from experiments.worth.plan import WorthFolder
-from tests.helpers.worth_results import write_alone, write_result
+from tests.helpers.worth_results import write_alone, write_result, write_tasks
 
 
 def test_an_empty_folder_says_so(tmp_path: Path) -> None:
@@ -17,11 +17,13 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
         write_result(folder, "paper", seed, kl)
         write_result(folder, "transformer", seed, kl + 0.25)
     write_alone(folder, "paper")
+    write_tasks(folder, "paper", 0.5)
     text = page(folder)
     assert "CE / KL at 1 M" in text
     assert "1.100 ± 0.141" in text
     assert "+0.250 ± 0.000" in text
     assert "hybrid" not in text
+    assert "| needle-4k | generation | 20 |" in text
     assert "| paper | 1,234 | 50.0 | 1,000 | – | 1.0 |" in text
 
 
