@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 import torch
 
-from experiments.worth.plan import ROOT, WorthFolder, WorthPlan
+from experiments.worth.plan import LONG_ROWS, ROOT, WorthFolder, WorthPlan
 
 TRAIN = {"hidden.preset": "default", "teacher.carry": "body", "compute.rows_per_shard": 256}
 EXACT = {"targets.mode": "exact", "hidden.preset": "default", "teacher.carry": "head", "compute.rows_per_shard": 256}
@@ -15,18 +15,22 @@ HELD_OUT = {"targets.mode": "exact", "hidden.mean": "none", "teacher.carry": "he
 
 def build_caches(folder: WorthFolder, plan: WorthPlan, trained_on: Collection[str]) -> None:
     """Build the caches of these names and the held-out one, or see that they are there."""
-    for name, options in {"train": TRAIN, "train-exact": EXACT}.items():
+    for name, options in {"train": TRAIN, "train-exact": EXACT, LONG_ROWS: TRAIN}.items():
         if name in trained_on:
-            _build(folder, plan, name, "train.parquet", {**options, "rows.count": plan.rows})
-    _build(folder, plan, "held-out", "held_out.parquet", {**HELD_OUT, "rows.count": plan.held_out})
+            _build(folder, plan, name, "train.parquet", options, plan.shape(name))
+    _build(folder, plan, "held-out", "held_out.parquet", HELD_OUT, (plan.held_out, plan.seq_len))
 
 
-def _build(folder: WorthFolder, plan: WorthPlan, name: str, file: str, options: dict[str, object]) -> None:
+def _build(
+    folder: WorthFolder, plan: WorthPlan, name: str, file: str, options: dict[str, object], shape: tuple[int, int]
+) -> None:
+    rows, seq_len = shape
     common = {
         "corpus.source": f"{plan.corpus}/{file}",
         "teacher.model": plan.teacher,
-        "rows.seq_len": plan.seq_len,
-        "compute.batch_size": 32,
+        "rows.seq_len": seq_len,
+        "rows.count": rows,
+        "compute.batch_size": max(1, 32 * plan.seq_len // seq_len),
         "out": folder.cache(name),
     }
     words = [f"--{key}={value}" for key, value in {**common, **options}.items()]

@@ -13,6 +13,8 @@ from delta_common.files import write_atomically
 ROOT = Path(__file__).parents[2]
 CODE = ("configs", "delta_common", "student", "teacher_cache")
 """Folders whose files decide the numbers."""
+LONG_ROWS, LONGER = "train-long", 4
+"""The cache whose rows are longer than the others', and how many times."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,11 @@ class WorthPlan:
     def tokens(self) -> int:
         """Tokens of a training."""
         return self.rows * self.seq_len
+
+    def shape(self, cache: str) -> tuple[int, int]:
+        """Rows and tokens per row of a cache to train on: equally many tokens in all."""
+        longer = LONGER if cache == LONG_ROWS else 1
+        return self.rows // longer, self.seq_len * longer
 
 
 @dataclass(frozen=True)

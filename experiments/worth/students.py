@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from experiments.worth.plan import LONG_ROWS, LONGER
+
 FIXED_CE: dict[str, object] = {
     "distillation.alpha_init": 0,
     "distillation.alpha_final": 0,
@@ -55,7 +57,8 @@ class Kind:
     options: tuple[tuple[str, object], ...]
     """Settings in place of the configuration's."""
     cache: str = "train"
-    """The cache it is trained on; `train-exact` gives the distributions that a teacher online would."""
+    """The cache it is trained on; `train-exact` gives the distributions that a teacher online would, `train-long` has
+    longer rows."""
 
 
 def untrained(name: str, words: str, *options: dict[str, object], cache: str = "train") -> Kind:
@@ -64,9 +67,9 @@ def untrained(name: str, words: str, *options: dict[str, object], cache: str = "
     return Kind(name, words, "demo-student.yaml", 32, tuple(pair for each in every for pair in each.items()), cache)
 
 
-def begun(name: str, words: str, config: str, *options: dict[str, object]) -> Kind:
+def begun(name: str, words: str, config: str, *options: dict[str, object], rows: int = 8, cache: str = "train") -> Kind:
     """A student that begins as its teacher, as its configuration has it, with all these settings."""
-    return Kind(name, words, config, 8, tuple(pair for each in options for pair in each.items()))
+    return Kind(name, words, config, rows, tuple(pair for each in options for pair in each.items()), cache)
 
 
 UNTRAINED: dict[str, object] = {
@@ -91,20 +94,24 @@ TRANSFORMER_SLOWER = untrained(
     "transformer-slower", "transformer, a third of the learning rate", AS_TRANSFORMER, SLOWER
 )
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
-TRANSPLANT_CE = begun("transplant-ce", "the same, CE alone after the transfer", "transplant.yaml", FIXED_CE)
+TRANSPLANT_CE = begun("transplant-ce", "transplant, CE alone after the transfer", "transplant.yaml", FIXED_CE)
 TRANSPLANT_ANNEALED = begun("transplant-annealed", "the same, the paper's α and T", "transplant.yaml", ANNEALED)
 TRANSPLANT_ALIGNED = begun("transplant-aligned", "the same with the Frobenius term", "transplant.yaml", ALIGNED)
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
 FINDING: dict[str, object] = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
 """The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
 HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 6 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
-HYBRID_CE = begun("hybrid-ce", "the same, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
+HYBRID_LONG = begun(
+    "hybrid-long", "the same, in rows four times as long", "hybrid.yaml", FINDING, rows=8 // LONGER, cache=LONG_ROWS
+)
+HYBRID_CE = begun("hybrid-ce", "hybrid, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
 
 KINDS = (
     PAPER,
     TRANSFORMER,
     HYBRID,
     HYBRID_ATTENDING,
+    HYBRID_LONG,
     TRANSPLANT,
     PAPER_CE,
     TRANSFORMER_CE,
@@ -122,7 +129,7 @@ KINDS = (
 )
 """All of them, those that matter most first."""
 
-EXAMINED = (PAPER, TRANSFORMER, TRANSPLANT, HYBRID, HYBRID_ATTENDING)
+EXAMINED = (PAPER, TRANSFORMER, TRANSPLANT, HYBRID, HYBRID_ATTENDING, HYBRID_LONG)
 """Those whose tasks are measured, with the first seed."""
 
 TABLES = {
@@ -137,5 +144,12 @@ TABLES = {
     "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
     "The schedule and the Frobenius term": (PAPER, PAPER_HALF, PAPER_UNALIGNED),
     "The same for a transplant": (TRANSPLANT, TRANSPLANT_ANNEALED, TRANSPLANT_ALIGNED),
-    "Students that begin as their teacher": (TRANSPLANT, TRANSPLANT_CE, HYBRID, HYBRID_CE, HYBRID_ATTENDING),
+    "Students that begin as their teacher": (
+        TRANSPLANT,
+        TRANSPLANT_CE,
+        HYBRID,
+        HYBRID_CE,
+        HYBRID_ATTENDING,
+        HYBRID_LONG,
+    ),
 }

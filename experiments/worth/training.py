@@ -61,7 +61,8 @@ class Training:
     @property
     def steps(self) -> int:
         """Optimizer steps of the training."""
-        return self.plan.rows // self.kind.rows
+        rows, _ = self.plan.shape(self.kind.cache)
+        return rows // self.kind.rows
 
     def command(self) -> list[str]:
         """`student-train` with all it is given."""

@@ -26,6 +26,10 @@ def test_what_is_trained_on_and_held_out_rows_are_asked_for(tmp_path: Path, comm
     assert {"--corpus.source=corpus/held_out.parquet", "--rows.count=4", "--targets.mode=exact"} <= set(held_out)
     build_caches(WorthFolder(tmp_path), PLAN, {"train-exact"})
     assert {"--corpus.source=corpus/train.parquet", "--rows.count=64", "--targets.mode=exact"} <= set(commands[2])
+    build_caches(WorthFolder(tmp_path), PLAN, {"train-long"})
+    assert {"--rows.count=16", "--rows.seq_len=64", "--compute.batch_size=8", "--teacher.carry=body"} <= set(
+        commands[4]
+    )
 
 
 @pytest.mark.parametrize("gpus", [0, 1, 4])

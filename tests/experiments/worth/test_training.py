@@ -9,7 +9,7 @@ import pytest
 from experiments.options import FIRST_SEED
 from experiments.worth import training as module
 from experiments.worth.plan import WorthFolder, code_digest
-from experiments.worth.students import HYBRID, PAPER, PAPER_CE, PAPER_EXACT, Kind
+from experiments.worth.students import HYBRID, HYBRID_ATTENDING, HYBRID_LONG, PAPER, PAPER_CE, PAPER_EXACT, Kind
 from experiments.worth.training import MEASURES, Training
 from tests.helpers.worth_results import PLAN
 
@@ -18,6 +18,14 @@ def test_the_command_measures_as_often_as_planned(tmp_path: Path) -> None:
     command = Training(WorthFolder(tmp_path), PLAN, HYBRID, 43).command()
     assert {"--training.seed=43", "--training.micro_batch_size=8", "--evaluation.every=4"} <= set(command)
     assert command[-1] == "--model.heads=4"
+
+
+def test_longer_rows_are_fewer_and_all_students_see_equally_many_tokens(tmp_path: Path) -> None:
+    short, long = (Training(WorthFolder(tmp_path), PLAN, kind, 42) for kind in (HYBRID_ATTENDING, HYBRID_LONG))
+    assert short.steps == long.steps == 8
+    rows, seq_len = PLAN.shape(long.kind.cache)
+    assert rows * seq_len == PLAN.tokens
+    assert long.kind.rows * seq_len == short.kind.rows * PLAN.seq_len
 
 
 def test_each_student_is_trained_on_its_own_cache(tmp_path: Path) -> None:
