@@ -13,7 +13,7 @@ from delta_common.files import write_atomically
 ROOT = Path(__file__).parents[2]
 CODE = ("configs", "delta_common", "student", "teacher_cache")
 """Folders whose files decide the numbers."""
-LONG_ROWS, LONGER = "train-long", 4
+LONG_ROWS, LONGER = "train-long", 8
 """The cache whose rows are longer than the others', and how many times."""
 
 

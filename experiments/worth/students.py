@@ -102,7 +102,7 @@ FINDING: dict[str, object] = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
 """The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
 HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 6 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
 HYBRID_LONG = begun(
-    "hybrid-long", "the same, in rows four times as long", "hybrid.yaml", FINDING, rows=8 // LONGER, cache=LONG_ROWS
+    "hybrid-long", "the same, in rows eight times as long", "hybrid.yaml", FINDING, rows=8 // LONGER, cache=LONG_ROWS
 )
 HYBRID_CE = begun("hybrid-ce", "hybrid, CE alone after the transfer", "hybrid.yaml", FIXED_CE)
 

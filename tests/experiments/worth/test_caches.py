@@ -27,7 +27,7 @@ def test_what_is_trained_on_and_held_out_rows_are_asked_for(tmp_path: Path, comm
     build_caches(WorthFolder(tmp_path), PLAN, {"train-exact"})
     assert {"--corpus.source=corpus/train.parquet", "--rows.count=64", "--targets.mode=exact"} <= set(commands[2])
     build_caches(WorthFolder(tmp_path), PLAN, {"train-long"})
-    assert {"--rows.count=16", "--rows.seq_len=64", "--compute.batch_size=8", "--teacher.carry=body"} <= set(
+    assert {"--rows.count=8", "--rows.seq_len=128", "--compute.batch_size=4", "--teacher.carry=body"} <= set(
         commands[4]
     )
 
