@@ -4,43 +4,34 @@ from dataclasses import dataclass
 
 from experiments.worth.plan import LONG_ROWS, LONGER
 
-FIXED_CE: dict[str, object] = {
-    "distillation.alpha_init": 0,
-    "distillation.alpha_final": 0,
-    "distillation.temperature_init": 1,
-    "distillation.temperature_final": 1,
-    "distillation.frobenius.weight_init": 0,
-    "distillation.frobenius.weight_final": 0,
-}
+Options = dict[str, object]
+"""Settings of student-train in place of a configuration's."""
+
+
+def falling(alpha: tuple[float, float], temperature: tuple[float, float]) -> Options:
+    """The teacher's weight and the temperature, each at the first step and what it falls to."""
+    return {
+        "distillation.alpha_init": alpha[0],
+        "distillation.alpha_final": alpha[1],
+        "distillation.temperature_init": temperature[0],
+        "distillation.temperature_final": temperature[1],
+    }
+
+
+def aligned(weight: float) -> Options:
+    """The Frobenius term with this weight throughout."""
+    return {"distillation.frobenius.weight_init": weight, "distillation.frobenius.weight_final": weight}
+
+
+FIXED_CE = falling((0, 0), (1, 1)) | aligned(0)
 """The next token's cross-entropy alone."""
-
-ANNEALED: dict[str, object] = {
-    "distillation.alpha_init": 0.8,
-    "distillation.alpha_final": 0.5,
-    "distillation.temperature_init": 2,
-    "distillation.temperature_final": 1,
-}
-"""The paper's teacher weight and temperature, which fall while the student learns."""
-
-HALF: dict[str, object] = {
-    "distillation.alpha_init": 0.5,
-    "distillation.alpha_final": 0.5,
-    "distillation.temperature_init": 1,
-    "distillation.temperature_final": 1,
-}
+ANNEALED = falling((0.8, 0.5), (2, 1))
+"""As the paper has it."""
+HALF = falling((0.5, 0.5), (1, 1))
 """What the paper's schedule falls to, from the first step on."""
 
-ALIGNED: dict[str, object] = {
-    "distillation.frobenius.weight_init": 0.2,
-    "distillation.frobenius.weight_final": 0.2,
-}
-UNALIGNED: dict[str, object] = {
-    "distillation.frobenius.weight_init": 0,
-    "distillation.frobenius.weight_final": 0,
-}
-
-SMALL_TARGETS: dict[str, object] = {"targets.top_k": 4, "targets.samples": 12}
-NO_SAMPLES: dict[str, object] = {"targets.samples": 0}
+SMALL_TARGETS: Options = {"targets.top_k": 4, "targets.samples": 12}
+NO_SAMPLES: Options = {"targets.samples": 0}
 
 
 @dataclass(frozen=True)
@@ -61,24 +52,24 @@ class Kind:
     longer rows."""
 
 
-def untrained(name: str, words: str, *options: dict[str, object], cache: str = "train") -> Kind:
+def untrained(name: str, words: str, *options: Options, cache: str = "train") -> Kind:
     """A student of the demo's configuration with six blocks and 32 rows per step, and all these settings."""
     every = (UNTRAINED, *options)
     return Kind(name, words, "demo-student.yaml", 32, tuple(pair for each in every for pair in each.items()), cache)
 
 
-def begun(name: str, words: str, config: str, *options: dict[str, object], rows: int = 8, cache: str = "train") -> Kind:
+def begun(name: str, words: str, config: str, *options: Options, rows: int = 8, cache: str = "train") -> Kind:
     """A student that begins as its teacher, as its configuration has it, with all these settings."""
     return Kind(name, words, config, rows, tuple(pair for each in options for pair in each.items()), cache)
 
 
-UNTRAINED: dict[str, object] = {
+UNTRAINED: Options = {
     "model.blocks": "null",
     "model.slstm_at": "null",
     "deepspeed": "deepspeed/zero0.json",
 }
-AS_TRANSFORMER: dict[str, object] = {"model.preset": "transformer", "model.heads": "null"}
-SLOWER: dict[str, object] = {"optimizer.learning_rate": 1e-3}
+AS_TRANSFORMER: Options = {"model.preset": "transformer", "model.heads": "null"}
+SLOWER: Options = {"optimizer.learning_rate": 1e-3}
 
 PAPER = untrained("paper", "paper's student, δ-distillation")
 PAPER_CE = untrained("paper-ce", "the same, CE alone", FIXED_CE)
@@ -87,7 +78,7 @@ PAPER_TOP = untrained("paper-top", "the same, the largest entries and one bucket
 PAPER_EXACT = untrained("paper-exact", "the same, all logits, as with the teacher online", cache="train-exact")
 PAPER_SLOWER = untrained("paper-slower", "the same, a third of the learning rate", SLOWER)
 PAPER_HALF = untrained("paper-half", "the same, α = ½ and T = 1 throughout", HALF)
-PAPER_UNALIGNED = untrained("paper-unaligned", "the same, the Frobenius term's weight on CE", UNALIGNED)
+PAPER_UNALIGNED = untrained("paper-unaligned", "the same, the Frobenius term's weight on CE", aligned(0))
 TRANSFORMER = untrained("transformer", "transformer, δ-distillation", AS_TRANSFORMER)
 TRANSFORMER_CE = untrained("transformer-ce", "the same, CE alone", AS_TRANSFORMER, FIXED_CE)
 TRANSFORMER_SLOWER = untrained(
@@ -96,9 +87,9 @@ TRANSFORMER_SLOWER = untrained(
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
 TRANSPLANT_CE = begun("transplant-ce", "transplant, CE alone after the transfer", "transplant.yaml", FIXED_CE)
 TRANSPLANT_ANNEALED = begun("transplant-annealed", "the same, the paper's α and T", "transplant.yaml", ANNEALED)
-TRANSPLANT_ALIGNED = begun("transplant-aligned", "the same with the Frobenius term", "transplant.yaml", ALIGNED)
+TRANSPLANT_ALIGNED = begun("transplant-aligned", "the same with the Frobenius term", "transplant.yaml", aligned(0.2))
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
-FINDING: dict[str, object] = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
+FINDING: Options = {"model.attention_at": "[7, 8, 17, 18, 21, 23]"}
 """The layers of SmolLM2-135M-Instruct that find facts, by `experiments.attending`; other teachers have others."""
 HYBRID_ATTENDING = begun("hybrid-attending", "hybrid, 6 of 30 layers keep their attention, KL", "hybrid.yaml", FINDING)
 HYBRID_LONG = begun(
