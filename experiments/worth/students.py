@@ -29,6 +29,8 @@ ANNEALED = falling((0.8, 0.5), (2, 1))
 """As the paper has it."""
 HALF = falling((0.5, 0.5), (1, 1))
 """What the paper's schedule falls to, from the first step on."""
+KL_ALONE = falling((1, 1), (1, 1))
+"""The teacher's distribution alone."""
 
 SMALL_TARGETS: Options = {"targets.top_k": 4, "targets.samples": 12}
 NO_SAMPLES: Options = {"targets.samples": 0}
@@ -86,6 +88,7 @@ TRANSFORMER_SLOWER = untrained(
 )
 TRANSPLANT = begun("transplant", "transplant, ½ CE + ½ KL", "transplant.yaml")
 TRANSPLANT_CE = begun("transplant-ce", "transplant, CE alone after the transfer", "transplant.yaml", FIXED_CE)
+TRANSPLANT_KL = begun("transplant-kl", "the same, KL alone", "transplant.yaml", KL_ALONE)
 TRANSPLANT_ANNEALED = begun("transplant-annealed", "the same, the paper's α and T", "transplant.yaml", ANNEALED)
 TRANSPLANT_ALIGNED = begun("transplant-aligned", "the same with the Frobenius term", "transplant.yaml", aligned(0.2))
 HYBRID = begun("hybrid", "hybrid, KL", "hybrid.yaml")
@@ -115,6 +118,7 @@ KINDS = (
     TRANSPLANT_CE,
     PAPER_HALF,
     PAPER_UNALIGNED,
+    TRANSPLANT_KL,
     TRANSPLANT_ANNEALED,
     TRANSPLANT_ALIGNED,
 )
@@ -134,7 +138,7 @@ TABLES = {
     "The same for the transformer": (TRANSFORMER, TRANSFORMER_CE),
     "What the targets' bytes do": (PAPER, PAPER_EXACT, PAPER_SMALL, PAPER_TOP),
     "The schedule and the Frobenius term": (PAPER, PAPER_HALF, PAPER_UNALIGNED),
-    "The same for a transplant": (TRANSPLANT, TRANSPLANT_ANNEALED, TRANSPLANT_ALIGNED),
+    "The same for a transplant": (TRANSPLANT, TRANSPLANT_KL, TRANSPLANT_ANNEALED, TRANSPLANT_ALIGNED),
     "Students that begin as their teacher": (
         TRANSPLANT,
         TRANSPLANT_CE,
