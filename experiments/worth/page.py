@@ -25,7 +25,9 @@ def page(folder: WorthFolder) -> str:
     if not results:
         return "No training has finished yet.\n"
     curves = curves_of(results)
-    tables = [_table(title, kinds, curves) for title, kinds in TABLES.items() if any(k.name in curves for k in kinds)]
+    tables = [
+        _table(title, kinds, curves) for title, kinds in TABLES.items() if sum(k.name in curves for k in kinds) > 1
+    ]
     return "\n\n".join([_setup(results), *tables, _costs(folder, results), *tasks_tables(folder)]) + "\n"
 
 

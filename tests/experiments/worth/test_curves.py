@@ -12,6 +12,7 @@ def test_curves_over_tokens_and_seconds(tmp_path: Path) -> None:
     assert not plot_curves(folder, picture)
     for seed in (42, 43):
         write_result(folder, "paper", seed, 1.0, (0, 500, 1000))
-    write_alone(folder, "paper")
+    write_result(folder, "transformer", 42, 1.0, (0, 500, 1000))
+    write_alone(folder, "paper")  # the other has curves over tokens alone
     assert plot_curves(folder, picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
