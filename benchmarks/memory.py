@@ -49,7 +49,8 @@ def measure_memory(path: Path, steps: int, batch: int, accumulation: int, step_s
         "peak_above_mb": (peak - before) / 1e6,
         "last_above_mb": (after - before) / 1e6,
         "row_kb": sum(array.nbytes for array in cache.rows([0]).arrays.values()) / 1e3,
-        "shards_per_window": reader.window_shards,
+        "shards_per_window": reader.sizes.window,
+        "shards_per_pool": reader.sizes.pool,
     }
 
 

@@ -4,7 +4,7 @@ import os
 import pickle
 from collections import OrderedDict
 from pathlib import Path
-from typing import TYPE_CHECKING, SupportsIndex
+from typing import TYPE_CHECKING, SupportsIndex, TypeVar
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from cached_distillation.batch import CachedRow
 from delta_common.errors import UserError
 from delta_common.tokenizer import is_digest_of
-from student.data.order import shards_per_window
+from student.data.order import shuffle_sizes
 from student.model.frozen import FrozenHead, read_frozen_weights
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows, as_tensor
@@ -21,9 +21,11 @@ from teacher_cache.read.indices import row_number, row_numbers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+T = TypeVar("T")
+
 
 class CacheDataset(Dataset[CachedRow]):
-    """The rows of a cache. Read them in the order of an `EpochSampler`: others decode a shard for every row.
+    """The rows of a cache. Read them in the order of an `EpochSampler`: others decode a chunk for every row.
 
     Args:
         cache: its folder or URL, or an open one, such as a view with fewer targets (`open_cache(…).view(top_k=8)`).
@@ -44,7 +46,8 @@ class CacheDataset(Dataset[CachedRow]):
     ) -> None:
         self._cache = cache if isinstance(cache, Cache) else open_cache(cache)
         self._process = os.getpid()
-        self._held: OrderedDict[int, CachedRows] = OrderedDict()
+        self._chunks: OrderedDict[int, CachedRows] = OrderedDict()
+        self._shards: OrderedDict[int, None] = OrderedDict()
         self.hidden_states = hidden_states
         if not self._cache.is_finished:
             raise UserError(f"{self._cache.path}: unfinished; run teacher-cache build again to continue")
@@ -58,7 +61,8 @@ class CacheDataset(Dataset[CachedRow]):
         """The cache, open in this process: a worker that was forked opens it again."""
         if self._process != os.getpid():
             self._cache, self._process = pickle.loads(pickle.dumps(self._cache)), os.getpid()  # noqa: S301
-            self._held.clear()
+            self._chunks.clear()
+            self._shards.clear()
         return self._cache
 
     def __len__(self) -> int:
@@ -67,8 +71,8 @@ class CacheDataset(Dataset[CachedRow]):
     def __getitem__(self, index: SupportsIndex) -> CachedRow:
         cache = self.cache
         number = int(row_numbers(np.array([row_number(index)]), len(cache))[0])
-        shard, place = divmod(number, cache.manifest.rows.rows_per_shard)
-        tensors = {name: as_tensor(array[place]) for name, array in self._shard(shard).arrays.items()}
+        chunk, place = divmod(number, cache.manifest.rows.rows_per_chunk)
+        tensors = {name: as_tensor(array[place]) for name, array in self._chunk(chunk).arrays.items()}
         return CachedRow(tensors, cache.manifest, cache.layout)
 
     def require_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -93,13 +97,25 @@ class CacheDataset(Dataset[CachedRow]):
         ).head
 
     def __getstate__(self) -> dict[str, object]:
-        return {**vars(self), "_held": OrderedDict()}
+        return {**vars(self), "_chunks": OrderedDict(), "_shards": OrderedDict()}
 
-    def _shard(self, shard: int) -> CachedRows:
-        """A shard's rows, decoded; those of a window are kept, and one more for a batch across two windows."""
-        if shard not in self._held:
-            while len(self._held) > shards_per_window(self._cache.manifest):
-                self._held.popitem(last=False)
-            self._held[shard] = self.cache.rows(self.cache.manifest.shard_rows(shard), hidden=self.hidden_states)
-        self._held.move_to_end(shard)
-        return self._held[shard]
+    def _chunk(self, chunk: int) -> CachedRows:
+        """A chunk's rows, decoded; those of a window are kept, and of a shard more for a batch across two windows."""
+        if chunk not in self._chunks:
+            layout, sizes = self.cache.manifest.rows, shuffle_sizes(self.cache)
+            first = chunk * layout.rows_per_chunk
+            keep(self._shards, first // layout.rows_per_shard, None, sizes.pool + 1)
+            self.cache.hold(self._shards)
+            rows = self.cache.rows(self.cache.whole_chunks(np.array([first])), hidden=self.hidden_states)
+            per_shard = layout.rows_per_shard // layout.rows_per_chunk
+            keep(self._chunks, chunk, rows, (sizes.window + 1) * per_shard)
+        self._chunks.move_to_end(chunk)
+        return self._chunks[chunk]
+
+
+def keep(held: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+    """Add an entry as the newest, or make it that, and let go of the oldest beyond so many."""
+    held[key] = value
+    held.move_to_end(key)
+    while len(held) > most:
+        held.popitem(last=False)

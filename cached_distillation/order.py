@@ -8,7 +8,7 @@ from torch.utils.data import Sampler
 
 from cached_distillation.dataset import CacheDataset
 from delta_common.errors import UserError
-from student.data.order import BatchReader
+from student.data.order import BatchReader, ShuffleSizes
 
 
 def this_process(rank: int | None, world_size: int | None) -> tuple[int, int]:
@@ -29,14 +29,18 @@ class OrderState(TypedDict):
     seed: int
     global_batch: int
     window_shards: int
-    """Shards whose rows are permuted at one time."""
+    """Shards' worth of rows that are decoded at one time."""
+    pool_shards: int
+    """Shards whose rows are permuted together."""
     cache: str
     """The cache's fingerprint."""
 
 
 def require_same_order(state: OrderState, ours: OrderState) -> None:
     """Raise `UserError` naming both where a state is of another order than ours."""
-    for name in ("cache", "seed", "global_batch", "window_shards"):
+    # A state of a version without pools does not say their size.
+    state = OrderState(**({"pool_shards": state["window_shards"]} | state))
+    for name in ("cache", "seed", "global_batch", "window_shards", "pool_shards"):
         if state[name] != ours[name]:
             raise UserError(
                 f"resume: the state's {name} is {state[name]}, this run's is {ours[name]}; continue with the same"
@@ -44,7 +48,7 @@ def require_same_order(state: OrderState, ours: OrderState) -> None:
 
 
 class EpochSampler(Sampler[int]):
-    """This process's rows in `student-train`'s order: shards permuted, rows permuted within a window of a few shards.
+    """This process's rows in `student-train`'s order: shards permuted, and the rows of a pool of them.
 
     The p-th global batch of an epoch is the same rows for any number of processes; process r of W takes the r-th slice
     of it. Rows at the end of an epoch that do not fill a global batch are left out of that epoch. An iteration begins
@@ -79,8 +83,17 @@ class EpochSampler(Sampler[int]):
         if len(cache) < global_batch:
             raise UserError(f"{cache.path}: {len(cache)} rows, fewer than global_batch {global_batch}; lower it")
         self._fingerprint = cache.fingerprint
-        self._reader = BatchReader(
-            cache, seed=seed, global_batch=global_batch, rank=self.rank, world_size=self.world_size
+        self._cache = cache
+        self._reader = self._reader_of(None)
+
+    def _reader_of(self, sizes: ShuffleSizes | None) -> BatchReader:
+        return BatchReader(
+            self._cache,
+            seed=self.seed,
+            global_batch=self.global_batch,
+            rank=self.rank,
+            world_size=self.world_size,
+            sizes=sizes,
         )
 
     @property
@@ -114,11 +127,17 @@ class EpochSampler(Sampler[int]):
             step=self.step,
             seed=self.seed,
             global_batch=self.global_batch,
-            window_shards=self._reader.window_shards,
+            window_shards=self._reader.sizes.window,
+            pool_shards=self._reader.sizes.pool,
             cache=self._fingerprint,
         )
 
     def load_state_dict(self, state: OrderState) -> None:
-        """Go on where a state stands; raises `UserError` for a state of another order, naming the difference."""
+        """Go on where a state stands, in pools and windows of its sizes.
+
+        Raises `UserError` for a state of another order, naming the difference.
+        """
+        sizes = ShuffleSizes(state.get("pool_shards", state["window_shards"]), state["window_shards"])
+        self._reader = self._reader_of(sizes)
         require_same_order(state, self.state_dict())
         self.epoch, self.step = state["epoch"], state["step"]

@@ -2,8 +2,9 @@
 
 Threads suffice, without forking beside torch: pcodec, zstd, NumPy and torch release Python's lock while they decode,
 copy and cast. Memory holds this process's rows of two windows, the one that the next batch reads from and the one after
-it, or of as many as a batch reads from if those are more; one or two shards being decoded; and a few finished batches.
-Of several caches it is two windows of each, which are the smaller for it (`shards_per_window`).
+it, or of as many as a batch reads from if those are more; these windows' pools, as they are stored; chunks of one or
+two shards being decoded; and a few finished batches. Of several caches it is all that of each, the smaller for it
+(`shuffle_sizes`).
 """
 
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -50,7 +51,7 @@ class Piece:
 
 
 class WindowReader:
-    """`BatchReader.read` for consecutive steps; reads each shard whole, once per epoch, before it is needed."""
+    """`BatchReader.read` for consecutive steps; reads each shard once per epoch, and decodes before it is needed."""
 
     def __init__(self, reader: BatchReader, steps: range, loaders: ThreadPoolExecutor) -> None:
         self._reader, self._steps, self._loaders = reader, steps, loaders
@@ -62,6 +63,7 @@ class WindowReader:
         coming = islice(self._reader.windows(range(step, self._steps.stop)), held)
         wanted = {(window.epoch, window.first): window for window in coming}
         self._pieces = {key: pieces for key, pieces in self._pieces.items() if key in wanted}
+        self._reader.cache.hold({shard for window in wanted.values() for shard in window.pool})
         for key, window in wanted.items():
             if key not in self._pieces:
                 self._pieces[key] = [self._loaders.submit(self._load, window, shard) for shard in window.shards]
@@ -79,10 +81,12 @@ class WindowReader:
         return self._reader.windows(range(step, step + 1))
 
     def _load(self, window: Window, shard: int) -> Piece:
-        within = self._reader.cache.shards[shard]
+        cache = self._reader.cache
+        within = cache.manifest.shard_rows(shard)
         numbers = np.sort(window.rows[(window.rows >= within.start) & (window.rows < within.stop)])
-        rows = self._reader.cache.rows(within)
-        return Piece(numbers, rows if len(numbers) == len(within) else rows.select(numbers - within.start))
+        decoded = cache.whole_chunks(numbers)
+        rows = cache.rows(decoded)
+        return Piece(numbers, rows if len(numbers) == len(decoded) else rows.select(np.searchsorted(decoded, numbers)))
 
 
 def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:

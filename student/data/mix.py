@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from student.data.interleaving import Interleaving, rows_per_period
-from student.data.order import BatchReader, Mixed
+from student.data.order import BatchReader, Mixed, ShuffleSizes
 from teacher_cache.read.cache import Cache
 
 
@@ -15,14 +15,14 @@ def readers_of(
     global_batch: int,
     rank: int = 0,
     world_size: int = 1,
-    window_shards: Sequence[int] | None = None,
+    sizes: Sequence[ShuffleSizes] | None = None,
 ) -> tuple[BatchReader, ...]:
     """A reader for each cache, whose rows together are the global batches; shares are relative to one another.
 
-    A single cache has its whole order. `window_shards` are those of a run that goes on, by cache. Raises `UserError`
+    A single cache has its whole order. `sizes` are those of a run that goes on, by cache. Raises `UserError`
     where a cache has fewer rows than a step takes of it, or a share is less than a row of 1,000 steps.
     """
-    windows: Sequence[int | None] = window_shards or [None] * len(caches)
+    kept: Sequence[ShuffleSizes | None] = sizes or [None] * len(caches)
     mixes: list[Mixed | None] = [None]
     if len(caches) > 1:
         interleaving = Interleaving(rows_per_period(shares, global_batch, [cache.path for cache in caches]))
@@ -35,8 +35,8 @@ def readers_of(
             global_batch=global_batch,
             rank=rank,
             world_size=world_size,
-            window_shards=shards,
+            sizes=own,
             mixed=mixed,
         )
-        for cache, mixed, shards in zip(caches, mixes, windows, strict=True)
+        for cache, mixed, own in zip(caches, mixes, kept, strict=True)
     )

@@ -1,9 +1,10 @@
 """Which rows a step reads: an order that depends on (seed, epoch) alone, sliced over processes.
 
-Shards are permuted, and taken a window of a few at a time: shards are read whole, which is fastest, and the rows of a
-window are permuted in memory. Consecutive slices of that order are the global batches. So the number of steps taken and
-of shards in a window are all that resuming needs, and the number of processes only decides which process reads which
-part of a batch.
+Shards are permuted, and taken a pool of some dozens at a time. Their objects are kept in memory as they are stored, for
+that is a fraction of what rows take. The pool's rows are permuted, and a window of them is decoded at one time. So rows
+that lay beside each other, of one long document for example, are far apart in training. Consecutive slices of that
+order are the global batches. The number of steps taken and the sizes of pools and windows are all that resuming needs,
+and the number of processes only decides which process reads which part of a batch.
 
 Where training reads several caches, each has such an order by itself, pass after pass, and `interleaving` says which
 rows of training come from it.
@@ -19,48 +20,69 @@ from numpy.typing import NDArray
 from delta_common.errors import UserError
 from student.data.interleaving import ALONE, Interleaving
 from teacher_cache.format.arrays import row_specs
-from teacher_cache.format.manifest import Manifest
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
 MOST_SHARDS = 4
-"""Shards of a window where memory allows."""
+"""What a window holds where memory allows, in shards' worth of rows."""
 WINDOW_BYTES = 1 << 28
 """What a window's rows may take, all processes together, in the types they are stored in; one shard may take more."""
+POOL_BYTES = 1 << 28
+"""What a pool's objects may take in each process, as they are stored; those of a window may take more."""
 
 Windows = list[tuple[list[int], NDArray[np.int64]]]
 
 
-def shards_per_window(manifest: Manifest, caches: int = 1) -> int:
-    """Shards that training permutes the rows of at one time: 4, or as many as `WINDOW_BYTES` hold, but at least 1.
+@dataclass(frozen=True)
+class ShuffleSizes:
+    """How far rows are mixed, in shards."""
 
-    Several caches share `WINDOW_BYTES`. It follows from the manifest and the number of caches alone, so that every
-    process and every run has the same order.
+    pool: int
+    """Shards whose rows are permuted together."""
+    window: int
+    """Shards' worth of rows that are decoded at one time."""
+
+
+def shuffle_sizes(cache: Cache, caches: int = 1) -> ShuffleSizes:
+    """The window is 4 shards or as many as `WINDOW_BYTES` hold, the pool as many as `POOL_BYTES` hold.
+
+    A window is at least 1 shard, a pool at least a window and at most the cache. Several caches share the bytes. It
+    follows from the cache and the number of caches alone, so that every process and every run has the same order.
     """
-    items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in row_specs(manifest))
-    shard = manifest.rows.rows_per_shard * sum(count * size for count, size in items)
-    return max(1, min(MOST_SHARDS, WINDOW_BYTES // (caches * shard)))
+    items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in row_specs(cache.manifest))
+    shard = cache.manifest.rows.rows_per_shard * sum(count * size for count, size in items)
+    window = max(1, min(MOST_SHARDS, WINDOW_BYTES // (caches * shard)))
+    shards = len(cache.commits)
+    pool = min(shards, POOL_BYTES * shards // (caches * cache.stored_bytes))
+    return ShuffleSizes(max(window, pool), window)
 
 
-def epoch_windows(shards: Sequence[range], size: int, *, seed: int, epoch: int, number: int = 0) -> Windows:
-    """The windows of an epoch, of `size` shards, in reading order: each one's shards by index, and its rows in order.
+def epoch_windows(shards: Sequence[range], sizes: ShuffleSizes, *, seed: int, epoch: int, number: int = 0) -> Windows:
+    """The windows of an epoch in reading order: each one's pool of shards by index, and its rows in order.
 
     Every row occurs once. The order is that of raw Philox numbers keyed by (seed, epoch): NumPy keeps those the same in
     every version, but not its `permutation`. `number` is the cache's among several, which have numbers of their own.
+    Where a pool is no more than a window, the order is that of versions that had no pools.
     """
     random = np.random.Philox(key=[seed, epoch], counter=[0, 0, 0, number])
-    order = _permutation(random, len(shards))
-    windows = []
-    for start in range(0, len(shards), size):
-        members = [int(shard) for shard in order[start : start + size]]
-        rows = np.concatenate([np.arange(shards[shard].start, shards[shard].stop) for shard in members])
-        windows.append((members, rows[_permutation(random, len(rows))]))
+    windows: Windows = []
+    for pool in _pools(_permutation(random, len(shards)), sizes):
+        rows = np.concatenate([np.arange(shards[shard].start, shards[shard].stop) for shard in pool])
+        rows = rows[_permutation(random, len(rows))]
+        windows += [(pool, window) for window in np.array_split(rows, -(-len(pool) // sizes.window))]
     return windows
+
+
+def _pools(order: NDArray[np.int64], sizes: ShuffleSizes) -> list[list[int]]:
+    """Shards in order, a pool at a time: of one size, so that the last is not a small one that mixes little."""
+    if sizes.pool > sizes.window:
+        return [pool.tolist() for pool in np.array_split(order, -(-len(order) // sizes.pool))]
+    return [order[first : first + sizes.pool].tolist() for first in range(0, len(order), sizes.pool)]
 
 
 @dataclass(frozen=True)
 class Window:
-    """What one process reads at one time: its rows of a few shards, in the order of a pass over the cache."""
+    """What one process decodes at one time: its rows of some shards, in the order of a pass over the cache."""
 
     epoch: int
     """The pass, from 0."""
@@ -68,9 +90,12 @@ class Window:
     """Where the window begins in the pass, counted in rows."""
     last: int
     """Where it ends there, exclusive."""
+    pool: list[int]
+    """Shards that more than this window is of."""
     shards: list[int]
+    """Shards that the rows are of."""
     rows: NDArray[np.int64]
-    """This process's rows among them."""
+    """This process's rows."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +119,7 @@ class BatchReader:
     Of several caches (`mixed`) each has a reader, which reads that cache's rows of the global batch. There an epoch has
     as many rows as all caches together. A cache's own order goes on from one pass to the next, leaving out no row.
 
-    A run that began with another number of shards in a window keeps its order if `window_shards` gives that number.
+    A run that began with other sizes of pools and windows keeps its order if `sizes` gives those.
     """
 
     def __init__(
@@ -105,7 +130,7 @@ class BatchReader:
         global_batch: int,
         rank: int = 0,
         world_size: int = 1,
-        window_shards: int | None = None,
+        sizes: ShuffleSizes | None = None,
         mixed: Mixed | None = None,
     ) -> None:
         if global_batch % world_size:
@@ -118,7 +143,7 @@ class BatchReader:
         caches = len(self._taken.counts)
         self._is_mixed = caches > 1
         self._require_rows()
-        self.window_shards = window_shards or shards_per_window(cache.manifest, caches)
+        self.sizes = sizes or shuffle_sizes(cache, caches)
         self._pass_rows = len(cache) if self._is_mixed else len(cache) // global_batch * global_batch
         self._orders: dict[int, _PassOrder] = {}
 
@@ -186,11 +211,15 @@ class BatchReader:
 
     def _cut(self, number: int) -> "_PassOrder":
         windows, mine, first = [], [], 0
-        cut = epoch_windows(self.cache.shards, self.window_shards, seed=self._seed, epoch=number, number=self._number)
-        for shards, rows in cut:
+        layout = self.cache.manifest.rows
+        cut = epoch_windows(self.cache.shards, self.sizes, seed=self._seed, epoch=number, number=self._number)
+        for pool, rows in cut:
             places = np.arange(first, first + len(rows))
             is_mine = (places < self._pass_rows) & self._is_mine(number * self._pass_rows + places)
-            windows.append(Window(number, first, first + len(rows), shards, rows[is_mine]))
+            ours = rows[is_mine]
+            shards = np.unique(ours // layout.rows_per_shard).tolist()
+            shared = pool if len(pool) > self.sizes.window else []
+            windows.append(Window(number, first, first + len(rows), shared, shards, ours))
             mine.append(places[is_mine])
             first += len(rows)
         return _PassOrder(windows, np.concatenate(mine), np.concatenate([window.rows for window in windows]))

@@ -10,6 +10,7 @@ from pydantic import ConfigDict, Field
 from delta_common.errors import UserError
 from delta_common.files import parse_json
 from delta_common.settings_file import FrozenSettings
+from student.data.order import ShuffleSizes
 
 FOLDER = "checkpoints"
 STATE_FILE = "state.json"
@@ -60,7 +61,14 @@ class MixedCache(FrozenSettings):
     share: float
     """Of the rows."""
     window_shards: int
-    """Shards whose rows are permuted together."""
+    """Shards' worth of rows that are decoded at one time."""
+    pool_shards: int | None = None
+    """Shards whose rows are permuted together; None where an earlier version had no pools."""
+
+    @property
+    def sizes(self) -> ShuffleSizes:
+        """What the order of rows follows."""
+        return ShuffleSizes(self.pool_shards or self.window_shards, self.window_shards)
 
 
 class TrainingState(FrozenSettings):
@@ -85,7 +93,9 @@ class TrainingState(FrozenSettings):
     cache_fingerprint: str
     """sha256 of the manifest of the cache trained on."""
     window_shards: int = Field(default=4, ge=1)
-    """Shards whose rows are permuted together; 4 where an earlier version did not say. The order of rows follows it."""
+    """Shards' worth of rows that are decoded at one time; 4 where an earlier version did not say."""
+    pool_shards: int | None = Field(default=None, ge=1)
+    """Shards whose rows are permuted together; None where an earlier version had no pools."""
     caches: tuple[MixedCache, ...] = ()
     """Of several caches all of them; the first one is also named above."""
     settings: dict[str, Any]
@@ -103,9 +113,10 @@ class TrainingState(FrozenSettings):
         return tuple(cache.fingerprint for cache in self.caches) or (self.cache_fingerprint,)
 
     @property
-    def windows(self) -> tuple[int, ...]:
-        """`window_shards` by cache."""
-        return tuple(cache.window_shards for cache in self.caches) or (self.window_shards,)
+    def sizes(self) -> tuple[ShuffleSizes, ...]:
+        """What the order of rows follows, by cache."""
+        alone = ShuffleSizes(self.pool_shards or self.window_shards, self.window_shards)
+        return tuple(cache.sizes for cache in self.caches) or (alone,)
 
     @property
     def progress(self) -> Progress:

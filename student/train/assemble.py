@@ -11,7 +11,7 @@ from torch import Tensor
 
 from delta_common.errors import UserError
 from student.data.mix import readers_of
-from student.data.order import BatchReader
+from student.data.order import BatchReader, ShuffleSizes
 from student.evaluate.caches import open_held_out
 from student.loss.channel_scale import channel_rms
 from student.loss.frobenius import FrobeniusTerm, StateMap
@@ -93,7 +93,8 @@ class Run:
             epoch=epoch,
             batch=batch,
             cache_fingerprint=self.cache.fingerprint,
-            window_shards=self.reader.window_shards,
+            window_shards=self.reader.sizes.window,
+            pool_shards=self.reader.sizes.pool,
             caches=self._mixed() if len(self.caches) > 1 else (),
             settings=self.deciding,
         )
@@ -104,7 +105,8 @@ class Run:
                 path=str(cache.path),
                 fingerprint=cache.fingerprint,
                 share=reader.share,
-                window_shards=reader.window_shards,
+                window_shards=reader.sizes.window,
+                pool_shards=reader.sizes.pool,
             )
             for cache, reader in zip(self.caches, self.readers, strict=True)
         )
@@ -132,16 +134,16 @@ def assemble(
     init_from: Path | None = None,
     done: int = 0,
     config: Config | None = None,
-    window_shards: Sequence[int] | None = None,
+    sizes: Sequence[ShuffleSizes] | None = None,
 ) -> Run:
     """Build everything the stage of the step behind `done` steps needs, with initial weights.
 
     `cache` and `others` are those of the settings, or the one they do not name. With `config`, as the run's folder
-    keeps it, a student made of layers of transformers has random weights, to be loaded over; `window_shards` are those
-    of the run's checkpoint, by cache. Raises `UserError` for settings that do not fit the caches, of later stages too.
+    keeps it, a student made of layers of transformers has random weights, to be loaded over; `sizes` are those of
+    the run's checkpoint, by cache. Raises `UserError` for settings that do not fit the caches, of later stages too.
     """
     caches = tuple(view(each, settings.targets) for each in (cache, *others))
-    readers = _readers(settings, caches, processes, window_shards)
+    readers = _readers(settings, caches, processes, sizes)
     stages = stages_of(settings, readers[0].batches_per_epoch)
     deciding = settings.deciding(processes.world_size, init_from)
     for each in stages:
@@ -197,7 +199,7 @@ def _put_map_beside(student: Student, stages: Sequence[TrainSettings], caches: S
 
 
 def _readers(
-    settings: TrainSettings, caches: Sequence[Cache], processes: Processes, window_shards: Sequence[int] | None
+    settings: TrainSettings, caches: Sequence[Cache], processes: Processes, sizes: Sequence[ShuffleSizes] | None
 ) -> tuple[BatchReader, ...]:
     return readers_of(
         caches,
@@ -206,7 +208,7 @@ def _readers(
         global_batch=settings.training.global_batch(processes.world_size),
         rank=processes.rank,
         world_size=processes.world_size,
-        window_shards=window_shards,
+        sizes=sizes,
     )
 
 

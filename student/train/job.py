@@ -77,8 +77,8 @@ def run_job(
         settings = settings.model_copy(update={"caches": ()})
     cache, *others = open_caches(settings, cache_path)
     found = find_checkpoint(out)
-    # A checkpoint of other caches, which is refused below, has no windows for these.
-    known = found is not None and len(found[1].windows) == 1 + len(others)
+    # A checkpoint of other caches, which is refused below, has no sizes for these.
+    known = found is not None and len(found[1].sizes) == 1 + len(others)
     assembled = partial(
         assemble,
         settings,
@@ -87,7 +87,7 @@ def run_job(
         processes,
         others=others,
         init_from=init_from,
-        window_shards=found[1].windows if found is not None and known else None,
+        sizes=found[1].sizes if found is not None and known else None,
     )
     start = Progress() if found is None else found[1].progress
     run = (

@@ -1,8 +1,9 @@
 """Reading a cache: `open_cache(path)` gives its rows as NumPy arrays; the path is all that is needed."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Lock
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -25,7 +26,7 @@ from teacher_cache.read.checked_store import CheckedStore
 from teacher_cache.read.decode import CachedRows, as_tensor, decode_states
 from teacher_cache.read.indices import RowIndices, row_number, row_numbers
 from teacher_cache.read.local_copy import local_folder
-from teacher_cache.read.shards import can_decode, decode_shard
+from teacher_cache.read.shards import can_decode, decode_chunks
 from teacher_cache.read.thinning import thin, thinned_layout
 from teacher_cache.store.base import Store, read_if_there
 from teacher_cache.store.metadata import check_metadata, read_manifest
@@ -62,6 +63,16 @@ class TargetsAt:
         return chances
 
 
+@dataclass(frozen=True)
+class HeldShard:
+    """A shard's objects in memory, as they are stored."""
+
+    objects: dict[str, bytes] = field(default_factory=dict)
+    """By key."""
+    reading: Lock = field(default_factory=Lock)
+    """Two threads that want an object read it once."""
+
+
 class Cache:
     """A cache opened for reading; `open_cache` makes one."""
 
@@ -83,6 +94,7 @@ class Cache:
         expected = {key: stored for commit in commits.values() for key, stored in commit.objects.items()}
         self._objects = CheckedStore(store.zarr(), expected, where=str(self.path), digests=check_digests)
         self._specs = {spec.name: spec for spec in array_specs(manifest)}
+        self._held: dict[int, HeldShard] = {}
         try:
             with quiet_zarr():
                 group = zarr.open_group(self._objects, mode="r", zarr_format=3)
@@ -114,6 +126,18 @@ class Cache:
     def shards(self) -> list[range]:
         """Row ranges of the committed shards, in order; whole shards read fastest."""
         return [self.manifest.shard_rows(shard) for shard in sorted(self.commits)]
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the committed shards' objects."""
+        return sum(stored.bytes for commit in self.commits.values() for stored in commit.objects.values())
+
+    def hold(self, shards: Iterable[int]) -> None:
+        """Keep these shards' objects in memory, as they are stored, once they are read; let go of all others.
+
+        Then `rows` that are whole chunks of them, as `whole_chunks` gives, are decoded from memory.
+        """
+        self._held = {shard: self._held.get(shard) or HeldShard() for shard in shards}
 
     @property
     def frozen_weights(self) -> Path:
@@ -177,6 +201,12 @@ class Cache:
         arrays = self._arrays_of(names, index)
         drawn = drawn_of_rows(self.manifest, index.tolist()) if hidden else {}
         return CachedRows(self.manifest, arrays | self._thinned(arrays, index) | drawn)
+
+    def whole_chunks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows (n,) of all chunks that some rows lie in, rising; whole chunks are decoded without more."""
+        step = self.manifest.rows.rows_per_chunk
+        found = (np.unique(rows // step)[:, None] * step + np.arange(step)).reshape(-1)
+        return found[found < len(self)]
 
     def tokens(self, indices: RowIndices) -> NDArray[np.uint32]:
         """Only the tokens of some rows, (n, T+1); indices and errors as for `rows`."""
@@ -246,9 +276,7 @@ class Cache:
 
     def _unpacked(self, index: NDArray[np.int64]) -> dict[str, Array]:
         """Rows of the arrays `ENTRIES`, which whole chunks are read for."""
-        per_chunk = self.manifest.rows.rows_per_chunk
-        chunks = np.unique(index // per_chunk)[:, None] * per_chunk + np.arange(per_chunk)
-        whole = chunks[chunks < len(self)]
+        whole = self.whole_chunks(index)
         ids, values, numbers = (self._read(name, whole) for name in (*ENTRIES[:2], POSITION_NUMBERS))
         try:
             found = unpacked(self.manifest, ids, values, numbers)
@@ -262,13 +290,12 @@ class Cache:
     def _read(self, name: str, index: NDArray[np.int64]) -> NDArray[Any]:
         array = self._arrays[name]
         try:
+            chunks = self._decodable(index) if can_decode(self._specs[name]) else {}
+            if chunks:
+                return self._decoded(self._specs[name], chunks, len(index))
             if not len(index) or not np.array_equal(index, np.arange(index[0], index[0] + len(index))):
                 return np.asarray(array.oindex[index])
-            rows = range(int(index[0]), int(index[-1]) + 1)
-            shards = self._whole_shards(rows)
-            if shards and can_decode(self._specs[name]):
-                return self._read_shards(self._specs[name], shards, rows)
-            return np.asarray(array[rows.start : rows.stop])
+            return np.asarray(array[int(index[0]) : int(index[-1]) + 1])
         except UserError:
             raise
         except DECODING_ERRORS as error:
@@ -276,21 +303,41 @@ class Cache:
                 raise cannot_be_read(error.filename, error) from error
             raise CacheCorruptError(f"{self.path}: {name} cannot be decoded ({error}); {REPAIR}") from error
 
-    def _whole_shards(self, rows: range) -> range:
-        """The shards that these rows are, all of each; none where a part is left out."""
-        size = self.manifest.rows.rows_per_shard
-        whole = rows.start % size == 0 and (rows.stop % size == 0 or rows.stop == len(self))
-        return range(rows.start // size, -(-rows.stop // size)) if whole else range(0)
+    def _decodable(self, index: NDArray[np.int64]) -> dict[int, list[int]]:
+        """The chunks that these rows are, by shard; none where they are not whole, or Zarr would read less for them."""
+        if not np.array_equal(index, self.whole_chunks(index)):
+            return {}
+        step, found = self.manifest.rows.rows_per_chunk, dict[int, list[int]]()
+        for chunk in np.unique(index // step).tolist():
+            shard, within = divmod(chunk * step, self.manifest.rows.rows_per_shard)
+            found.setdefault(shard, []).append(within // step)
+        for shard, chunks in found.items():
+            if shard not in self._held and len(chunks) < -(-len(self.manifest.shard_rows(shard)) // step):
+                return {}
+        return found
 
-    def _read_shards(self, spec: ArraySpec, shards: range, rows: range) -> NDArray[Any]:
-        out = np.empty((len(rows), *spec.row_shape), spec.dtype)
-        for shard in shards:
-            key, here = spec.data_key(shard), self.manifest.shard_rows(shard)
-            data = read_if_there(self.store, key)
-            self._objects.check(key, data)
-            assert data is not None
-            decode_shard(data, spec, self.manifest.rows, out[here.start - rows.start : here.stop - rows.start])
+    def _decoded(self, spec: ArraySpec, chunks: Mapping[int, list[int]], rows: int) -> NDArray[Any]:
+        out, first = np.empty((rows, *spec.row_shape), spec.dtype), 0
+        for shard, numbers in chunks.items():
+            last = first + len(numbers) * self.manifest.rows.rows_per_chunk
+            decode_chunks(self._object(spec, shard), spec, self.manifest.rows, numbers, out[first:last])
+            first = last
         return out
+
+    def _object(self, spec: ArraySpec, shard: int) -> bytes:
+        key, held = spec.data_key(shard), self._held.get(shard)
+        if held is None:
+            return self._from_store(key)
+        with held.reading:
+            if key not in held.objects:
+                held.objects[key] = self._from_store(key)
+            return held.objects[key]
+
+    def _from_store(self, key: str) -> bytes:
+        data = read_if_there(self.store, key)
+        self._objects.check(key, data)
+        assert data is not None
+        return data
 
     def _checked(self, indices: RowIndices) -> NDArray[np.int64]:
         """Row numbers (n,); raises `CacheUnfinishedError` unless all lie in committed shards."""

@@ -1,12 +1,14 @@
-"""A cache as a data set: in worker processes too, and each shard decoded once."""
+"""A cache as a data set: in worker processes too, and each chunk decoded once."""
 
 import pickle
 import shutil
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from cached_distillation.batch import collate
@@ -34,14 +36,14 @@ def test_a_view_stays_a_view_in_another_process(uneven_path: Path) -> None:
         assert torch.equal(again[4].tensors[name], tensor)
 
 
-def test_in_the_samplers_order_a_shard_is_decoded_once_an_epoch(
+def test_in_the_samplers_order_a_chunk_is_decoded_once_an_epoch(
     dataset: CacheDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded: Counter[range] = Counter()
+    decoded: Counter[tuple[int, ...]] = Counter()
     rows = Cache.rows
 
-    def counting(cache: Cache, indices: range, *, hidden: bool = True) -> object:
-        decoded[indices] += 1
+    def counting(cache: Cache, indices: NDArray[np.int64], *, hidden: bool = True) -> object:
+        decoded[tuple(indices.tolist())] += 1
         assert not hidden
         return rows(cache, indices, hidden=hidden)
 
@@ -49,7 +51,8 @@ def test_in_the_samplers_order_a_shard_is_decoded_once_an_epoch(
     assert sorted(int(row) for row in EpochSampler(dataset, global_batch=4)) == list(range(len(dataset)))
     for row in EpochSampler(dataset, global_batch=4):
         dataset[row]
-    assert decoded == Counter(dataset.cache.shards)
+    every, step = np.arange(len(dataset)), dataset.cache.manifest.rows.rows_per_chunk
+    assert decoded == Counter(tuple(every[first : first + step].tolist()) for first in every[::step])
 
 
 def test_hidden_states_are_read_where_they_are_asked_for(uneven_path: Path) -> None:

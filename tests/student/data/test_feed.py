@@ -2,6 +2,7 @@
 
 import threading
 import time
+from collections import Counter
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,8 +12,10 @@ import numpy as np
 import pytest
 
 from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, Parts, WindowReader, batches_ahead
-from student.data.order import BatchReader
+from student.data.order import BatchReader, ShuffleSizes
 from teacher_cache.build.synthetic import make_synthetic_cache
+from teacher_cache.format.arrays import array_specs
+from teacher_cache.read import cache as cache_module
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
 
@@ -70,16 +73,34 @@ def test_it_may_start_and_end_anywhere(cache: Cache) -> None:
 
 
 def test_every_shard_is_read_once_an_epoch_and_not_far_ahead(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[range] = []
+    read: list[int] = []
     rows = Cache.rows
-    monkeypatch.setattr(Cache, "rows", lambda self, index: (read.append(index), rows(self, index))[1])
-    reader = BatchReader(cache, seed=7, global_batch=2)
+    monkeypatch.setattr(Cache, "rows", lambda self, index: (read.append(int(index[0])), rows(self, index))[1])
+    reader = BatchReader(cache, seed=7, global_batch=2, sizes=ShuffleSizes(4, 4))
     with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         for taken, _ in enumerate(batches, start=1):
             # Windows: the one being trained on, one that the batches made ahead may have begun, and those ahead.
             begun = (2 * (taken + BATCHES_AHEAD + 1) - 1) // (4 * SHARD) + 1
             assert len(read) <= 4 * (begun + WINDOWS_AHEAD)
-    assert sorted(shard.start for shard in read) == [shard.start for shard in cache.shards]
+    assert sorted(read) == [shard.start for shard in cache.shards]
+
+
+def test_every_object_is_read_once_an_epoch_and_kept_until_its_pool_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"rows": 24 * 16, "seq_len": 4, "vocab_size": 32, "top_k": 4, "hidden_size": 8, "rows_per_shard": 16}
+    make_synthetic_cache(tmp_path / "cache", **sizes)
+    cache, read = open_cache(tmp_path / "cache"), Counter[str]()
+    from_store = cache_module.read_if_there
+    monkeypatch.setattr(
+        cache_module, "read_if_there", lambda store, key: (read.update([key]), from_store(store, key))[1]
+    )
+    reader = BatchReader(cache, seed=7, global_batch=8, sizes=ShuffleSizes(8, 1))
+    with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
+        for _ in batches:
+            assert len(cache._held) <= 2 * 8
+    assert read == Counter(spec.data_key(shard) for spec in array_specs(cache.manifest) for shard in range(24))
+    assert len({tuple(window.pool) for window in reader.windows(range(reader.batches_per_epoch))}) == 3
 
 
 def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from delta_common.errors import UserError
 from student.data import order
 from student.data.feed import Parts, batches_ahead
 from student.data.mix import readers_of
-from student.data.order import BatchReader
+from student.data.order import BatchReader, ShuffleSizes, shuffle_sizes
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
 
@@ -75,20 +75,25 @@ def test_an_epoch_has_as_many_rows_as_all_caches_together(caches: list[Cache]) -
     assert readers(caches)[2].place(8) == (1, 1)
 
 
-def test_a_single_cache_has_its_whole_order_in_the_windows_it_is_given(caches: list[Cache]) -> None:
-    (mixed,) = readers_of(caches[:1], [0.3], seed=7, global_batch=6, window_shards=[2])
-    alone = BatchReader(caches[0], seed=7, global_batch=6, window_shards=2)
+def test_a_single_cache_has_its_whole_order_in_the_sizes_it_is_given(caches: list[Cache]) -> None:
+    (mixed,) = readers_of(caches[:1], [0.3], seed=7, global_batch=6, sizes=[ShuffleSizes(3, 2)])
+    alone = BatchReader(caches[0], seed=7, global_batch=6, sizes=ShuffleSizes(3, 2))
     assert all(np.array_equal(mixed.rows(step), alone.rows(step)) for step in range(20))
     assert mixed.share == 1
 
 
-def test_caches_share_the_memory_of_windows(caches: list[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_caches_share_the_memory_of_windows_and_pools(caches: list[Cache], monkeypatch: pytest.MonkeyPatch) -> None:
     (alone,) = readers_of(caches[:1], [1], seed=7, global_batch=4)
+    assert [reader.sizes.pool for reader in readers(caches)] == [
+        shuffle_sizes(cache, len(caches)).pool for cache in caches
+    ]
+    monkeypatch.setattr(order, "POOL_BYTES", 13 * caches[0].stored_bytes // (2 * len(caches[0].commits)))
+    assert (shuffle_sizes(caches[0]).pool, shuffle_sizes(caches[0], 6).pool) == (6, alone.sizes.window)
     monkeypatch.setattr(order, "WINDOW_BYTES", order.WINDOW_BYTES // 10**6)
-    assert alone.window_shards == 4
-    few = [reader.window_shards for reader in readers(caches)]
+    assert alone.sizes.window == 4
+    few = [reader.sizes.window for reader in readers(caches)]
     (one,) = readers_of(caches[:1], [1], seed=7, global_batch=4)
-    assert few[0] < max(2, one.window_shards)
+    assert few[0] < max(2, one.sizes.window)
 
 
 def as_read(parts: Parts) -> Parts:

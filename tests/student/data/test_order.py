@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from delta_common.errors import UserError
 from student.data import order
-from student.data.order import WINDOW_BYTES, BatchReader, epoch_windows, shards_per_window
+from student.data.order import POOL_BYTES, WINDOW_BYTES, BatchReader, ShuffleSizes, epoch_windows, shuffle_sizes
 from teacher_cache.build.synthetic import make_synthetic_cache
+from teacher_cache.format.arrays import array_specs
 from teacher_cache.read.cache import Cache, open_cache
 from tests.helpers.golden import changed, golden_manifest
 
@@ -29,26 +30,50 @@ def shards(count: int, size: int) -> list[range]:
 
 
 @given(
-    count=st.integers(1, 200),
-    size=st.integers(1, 17),
+    count=st.integers(1, 400),
+    size=st.integers(1, 24),
     window=st.integers(1, 4),
+    pool=st.integers(1, 40),
     seed=st.integers(0, 2**63),
     epoch=st.integers(0, 50),
 )
-def test_an_epoch_is_a_permutation_in_windows_of_whole_shards(
-    count: int, size: int, window: int, seed: int, epoch: int
+def test_an_epoch_is_a_permutation_in_windows_of_whole_pools(
+    count: int, size: int, window: int, pool: int, seed: int, epoch: int
 ) -> None:
-    cut = shards(count, size)
-    windows = epoch_windows(cut, window, seed=seed, epoch=epoch)
+    cut, pool = shards(count, size), max(pool, window)
+    windows = epoch_windows(cut, ShuffleSizes(pool, window), seed=seed, epoch=epoch)
     assert sorted(np.concatenate([rows for _, rows in windows])) == list(range(count))
+    of_pools: dict[tuple[int, ...], list[int]] = {}
     for members, rows in windows:
-        assert len(members) <= window
+        assert len(members) <= pool
+        assert len(rows) <= window * size
+        of_pools.setdefault(tuple(members), []).extend(rows.tolist())
+    for members, rows in of_pools.items():
         assert sorted(rows) == sorted(row for shard in members for row in cut[shard])
+
+
+def test_rows_beside_each_other_are_far_apart_where_a_pool_is_large() -> None:
+    """Of a document as long as a shard, a window of its own shards has all; one of a pool has its share."""
+
+    def most_of_a_shard(pool: int) -> int:
+        windows = epoch_windows(shards(64 * 64, 64), ShuffleSizes(pool, 4), seed=7, epoch=0)
+        return max(int(np.bincount(rows // 64).max()) for _, rows in windows)
+
+    assert most_of_a_shard(4) == 64
+    assert most_of_a_shard(64) <= 16
+
+
+def test_pools_are_of_one_size() -> None:
+    windows = epoch_windows(shards(9 * 8, 8), ShuffleSizes(4, 2), seed=7, epoch=0)
+    pools = {tuple(members) for members, _ in windows}
+    assert sorted(len(members) for members in pools) == [3, 3, 3]
+    assert sorted(shard for members in pools for shard in members) == list(range(9))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     def rows(seed: int, epoch: int) -> list[int]:
-        return [int(row) for _, rows in epoch_windows(shards(64, 8), 4, seed=seed, epoch=epoch) for row in rows]
+        windows = epoch_windows(shards(64, 8), ShuffleSizes(6, 4), seed=seed, epoch=epoch)
+        return [int(row) for _, rows in windows for row in rows]
 
     assert rows(42, 3) == rows(42, 3)
     assert rows(42, 3) != rows(42, 4)
@@ -57,7 +82,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 def test_the_order_of_four_shards_at_a_time_is_that_of_the_first_version() -> None:
     """Runs begun then continue in the order they had."""
-    windows = epoch_windows(shards(20, 3), 4, seed=7, epoch=1)
+    windows = epoch_windows(shards(20, 3), ShuffleSizes(4, 4), seed=7, epoch=1)
     assert [members for members, _ in windows] == [[3, 1, 6, 2], [5, 4, 0]]
     assert windows[1][1].tolist() == [12, 2, 14, 1, 17, 0, 15, 16, 13]
 
@@ -65,26 +90,46 @@ def test_the_order_of_four_shards_at_a_time_is_that_of_the_first_version() -> No
 @pytest.mark.parametrize(
     ("rows_per_shard", "expected"), [(64, 4), (256, 1), (255, 1), (133, 2), (134, 1), (66, 4), (67, 3), (4096, 1)]
 )
-def test_a_window_has_four_shards_or_those_that_fit_its_bytes(rows_per_shard: int, expected: int) -> None:
+def test_a_window_has_four_shards_or_those_that_fit_its_bytes(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, expected: int
+) -> None:
     """Rows of the paper's size, with averaged states of every position and channel in int8."""
     manifest = golden_manifest("sampled")
     manifest = changed(manifest, "rows", seq_len=512, rows_per_shard=rows_per_shard)
     manifest = changed(manifest, "targets", top_k=8, samples=50)
     manifest = changed(changed(manifest, "hidden", stride=1), "teacher", hidden_size=1536)
     row = 513 * 4 + 2 * 512 + 512 * (58 * (4 + 2) + 5 * 4 + 1536 + 24 * 2)
-    assert shards_per_window(manifest) == expected
+    monkeypatch.setattr(cache, "manifest", manifest)
+    assert shuffle_sizes(cache).window == expected
     assert expected * rows_per_shard * row <= WINDOW_BYTES or expected == 1
     assert (expected + 1) * rows_per_shard * row > WINDOW_BYTES or expected == 4
 
 
-def test_a_reader_keeps_to_the_windows_it_is_given(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    before = [BatchReader(cache, seed=7, global_batch=10).rows(step) for step in range(8)]
-    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
-    small = BatchReader(cache, seed=7, global_batch=10)
-    assert small.window_shards == 1
-    assert not np.array_equal(small.rows(0), before[0])
-    kept = BatchReader(cache, seed=7, global_batch=10, window_shards=4)
-    assert all(np.array_equal(kept.rows(step), rows) for step, rows in enumerate(before))
+@pytest.mark.parametrize(("shard_bytes", "expected"), [(1, 11), (3 * 10**7, 8), (POOL_BYTES // 3, 4), (10**10, 4)])
+def test_a_pool_has_the_shards_that_fit_its_bytes_as_stored(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, shard_bytes: int, expected: int
+) -> None:
+    monkeypatch.setattr(Cache, "stored_bytes", shard_bytes * len(cache.commits))
+    assert shuffle_sizes(cache) == ShuffleSizes(expected, 4)
+
+
+def test_what_a_cache_takes_is_what_its_files_take(cache: Cache) -> None:
+    """Files of arrays, without the records of commits and what all shards have together."""
+    folder = Path(cache.path)
+    stored = [file for spec in array_specs(cache.manifest) for file in (folder / spec.name / "c").rglob("*")]
+    assert cache.stored_bytes == sum(file.stat().st_size for file in stored if file.is_file())
+
+
+def test_a_reader_keeps_to_the_sizes_it_is_given(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = BatchReader(cache, seed=7, global_batch=10)
+    assert before.sizes.pool > before.sizes.window == 4
+    for name, small_sizes in (("POOL_BYTES", ShuffleSizes(4, 4)), ("WINDOW_BYTES", ShuffleSizes(1, 1))):
+        monkeypatch.setattr(order, name, 1)
+        small = BatchReader(cache, seed=7, global_batch=10)
+        assert small.sizes == small_sizes
+        assert not np.array_equal(small.rows(0), before.rows(0))
+    kept = BatchReader(cache, seed=7, global_batch=10, sizes=before.sizes)
+    assert all(np.array_equal(kept.rows(step), before.rows(step)) for step in range(8))
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -100,7 +145,8 @@ def test_processes_together_read_the_same_global_batches(cache: Cache, world_siz
 def test_global_batches_are_consecutive_slices_of_the_epochs_order(cache: Cache) -> None:
     reader = BatchReader(cache, seed=7, global_batch=10)
     for epoch in range(3):
-        whole = np.concatenate([rows for _, rows in epoch_windows(cache.shards, 4, seed=7, epoch=epoch)])
+        windows = epoch_windows(cache.shards, reader.sizes, seed=7, epoch=epoch)
+        whole = np.concatenate([rows for _, rows in windows])
         for batch in range(4):
             step = 4 * epoch + batch
             assert reader.place(step) == (epoch, batch)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from delta_common.errors import UserError
+from student.data.order import ShuffleSizes
 from student.run.checkpoints import Progress, TrainingState, find_checkpoint
 from tests.helpers.made_checkpoints import write
 
@@ -54,4 +55,4 @@ def test_a_state_without_stages_is_that_of_one() -> None:
     written = {"step": 4, "updates": 3, "epoch_updates": 3, "epoch": 0, "position": 4}
     state = TrainingState.model_validate(written | {"cache_fingerprint": "", "settings": {}})
     assert (state.stage, state.progress) == (1, Progress(4, 3, 3, 0))
-    assert state.window_shards == 4, "as many as every window had"
+    assert state.sizes == (ShuffleSizes(4, 4),), "as many as every window had, and no pools"

@@ -44,17 +44,19 @@ def test_it_leaves_its_files_and_a_second_call_changes_nothing(
 def test_a_run_begun_with_other_windows_keeps_its_order(
     uneven_cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An earlier version did not say how many shards its windows had: it was always four."""
-    run_job(small_settings(), uneven_cache, tmp_path / "whole", alone)
+    """An earlier version did not say how many shards its windows had: it was always four, and there were no pools."""
     with monkeypatch.context() as patch:
+        patch.setattr(order, "POOL_BYTES", 1)
+        run_job(small_settings(), uneven_cache, tmp_path / "whole", alone)
         stop_at(5, patch)
         with pytest.raises(KeyboardInterrupt):
             run_job(small_settings(), uneven_cache, tmp_path / "stopped", alone)
     state = newest(tmp_path / "stopped") / "state.json"
     written = json.loads(state.read_text())
-    assert written.pop("window_shards") == 4
+    assert (written.pop("window_shards"), written.pop("pool_shards")) == (4, 4)
     state.write_text(json.dumps(written))
     monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    monkeypatch.setattr(order, "POOL_BYTES", 1)
     run_job(small_settings(), uneven_cache, tmp_path / "stopped", alone)
     run_job(small_settings(), uneven_cache, tmp_path / "other", alone)
     assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")

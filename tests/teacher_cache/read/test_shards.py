@@ -1,5 +1,6 @@
-"""Whole shards beside Zarr, their twin: the same to the bit, and no damage is decoded in silence."""
+"""Chunks of whole objects beside Zarr, their twin: the same to the bit, and no damage is decoded in silence."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.arrays import ArraySpec, array_specs
 from teacher_cache.format.codec import quiet_zarr
 from teacher_cache.format.manifest import Manifest
 from teacher_cache.read import cache as cache_module
 from teacher_cache.read.cache import DECODING_ERRORS, Cache, open_cache
-from teacher_cache.read.shards import CHECKSUM, can_decode, decode_shard
+from teacher_cache.read.shards import CHECKSUM, can_decode, decode_chunks
 from tests.helpers.golden import KINDS, golden_cache, golden_manifest
 
 
@@ -29,7 +31,7 @@ def by_zarr(path: Path, spec: ArraySpec, rows: range) -> NDArray[Any]:
 
 def decoded(data: bytes, spec: ArraySpec, manifest: Manifest, shard: int) -> NDArray[Any]:
     out = np.full((len(manifest.shard_rows(shard)), *spec.row_shape), 1, spec.dtype)
-    decode_shard(data, spec, manifest.rows, out)
+    decode_chunks(data, spec, manifest.rows, range(-(-len(out) // manifest.rows.rows_per_chunk)), out)
     return out
 
 
@@ -61,9 +63,40 @@ def test_several_chunks_and_shards_at_once(synthetic_cache: Path, monkeypatch: p
 def test_a_part_of_a_shard_is_left_to_zarr(synthetic_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = open_cache(synthetic_cache)
     whole = cache.rows(range(20))
-    monkeypatch.setattr(Cache, "_read_shards", None)
+    monkeypatch.setattr(Cache, "_decoded", None)
     for rows in (range(7), range(1, 8), range(16, 19), range(15, 20)):
         assert np.array_equal(cache.tokens(rows), whole.tokens[rows.start : rows.stop])
+
+
+def test_chunks_of_shards_that_are_held_are_decoded_from_one_reading(
+    path_of_two_chunks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, read = open_cache(path_of_two_chunks), Counter[str]()
+    assert (cache.manifest.rows.rows_per_chunk, cache.manifest.rows.rows_per_shard, len(cache)) == (8, 16, 44)
+    whole = cache.rows(range(44)).arrays
+    from_store = cache_module.read_if_there
+    monkeypatch.setattr(
+        cache_module, "read_if_there", lambda store, key: (read.update([key]), from_store(store, key))[1]
+    )
+    monkeypatch.setattr(zarr.Array, "oindex", None)
+    cache.hold([0, 1, 2])
+    for rows in ([3, 17], [9], [40], [8, 30, 43]):
+        chunks = cache.whole_chunks(np.array(rows))
+        for name, array in cache.rows(chunks).arrays.items():
+            assert np.array_equal(array, whole[name][chunks]), (name, rows)
+    assert read == Counter(spec.data_key(shard) for spec in array_specs(cache.manifest) for shard in range(3))
+    cache.hold([1])
+    assert list(cache._held) == [1]
+    assert cache.rows(range(16, 24)).arrays.keys() == whole.keys()
+    assert read.total() == 3 * len(array_specs(cache.manifest))
+
+
+@pytest.fixture
+def path_of_two_chunks(tmp_path: Path) -> Path:
+    make_synthetic_cache(
+        tmp_path / "cache", rows=44, seq_len=4, vocab_size=32, top_k=4, hidden_size=8, rows_per_shard=16
+    )
+    return tmp_path / "cache"
 
 
 def _spec(name: str) -> ArraySpec:
