@@ -48,6 +48,7 @@ class CacheDataset(Dataset[CachedRow]):
         self._process = os.getpid()
         self._chunks: OrderedDict[int, CachedRows] = OrderedDict()
         self._shards: OrderedDict[int, None] = OrderedDict()
+        self._sizes = shuffle_sizes(self._cache)
         self.hidden_states = hidden_states
         if not self._cache.is_finished:
             raise UserError(f"{self._cache.path}: unfinished; run teacher-cache build again to continue")
@@ -102,7 +103,7 @@ class CacheDataset(Dataset[CachedRow]):
     def _chunk(self, chunk: int) -> CachedRows:
         """A chunk's rows, decoded; those of a window are kept, and of a shard more for a batch across two windows."""
         if chunk not in self._chunks:
-            layout, sizes = self.cache.manifest.rows, shuffle_sizes(self.cache)
+            layout, sizes = self.cache.manifest.rows, self._sizes
             first = chunk * layout.rows_per_chunk
             keep(self._shards, first // layout.rows_per_shard, None, sizes.pool + 1)
             self.cache.hold(self._shards)

@@ -23,8 +23,6 @@ from teacher_cache.format.arrays import row_specs
 from teacher_cache.read.cache import Cache
 from teacher_cache.read.decode import CachedRows
 
-MOST_SHARDS = 4
-"""What a window holds where memory allows, in shards' worth of rows."""
 WINDOW_BYTES = 1 << 28
 """What a window's rows may take, all processes together, in the types they are stored in; one shard may take more."""
 POOL_BYTES = 1 << 28
@@ -44,15 +42,15 @@ class ShuffleSizes:
 
 
 def shuffle_sizes(cache: Cache, caches: int = 1) -> ShuffleSizes:
-    """The window is 4 shards or as many as `WINDOW_BYTES` hold, the pool as many as `POOL_BYTES` hold.
+    """The window is as many shards as `WINDOW_BYTES` hold decoded, the pool as many as `POOL_BYTES` hold as stored.
 
-    A window is at least 1 shard, a pool at least a window and at most the cache. Several caches share the bytes. It
-    follows from the cache and the number of caches alone, so that every process and every run has the same order.
+    A window is at least 1 shard, a pool at least a window, both at most the cache. Several caches share the bytes. They
+    follow from the cache and the number of caches alone, so that every process and every run has the same order.
     """
     items = ((math.prod(spec.row_shape), np.dtype(spec.dtype).itemsize) for spec in row_specs(cache.manifest))
     shard = cache.manifest.rows.rows_per_shard * sum(count * size for count, size in items)
-    window = max(1, min(MOST_SHARDS, WINDOW_BYTES // (caches * shard)))
     shards = len(cache.commits)
+    window = max(1, min(shards, WINDOW_BYTES // (caches * shard)))
     pool = min(shards, POOL_BYTES * shards // (caches * cache.stored_bytes))
     return ShuffleSizes(max(window, pool), window)
 

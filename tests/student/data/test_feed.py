@@ -21,6 +21,7 @@ from teacher_cache.read.decode import CachedRows
 
 ROWS = 71
 SHARD = 4
+SIZES = ShuffleSizes(8, 4)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def assert_same(read: CachedRows, expected: CachedRows) -> None:
 @pytest.mark.parametrize(("global_batch", "world_size"), [(10, 1), (2, 1), (70, 1), (6, 3), (20, 2)])
 def test_it_gives_what_reading_one_by_one_gives_over_epochs(cache: Cache, global_batch: int, world_size: int) -> None:
     for rank in range(world_size):
-        reader = BatchReader(cache, seed=7, global_batch=global_batch, rank=rank, world_size=world_size)
+        reader = BatchReader(cache, seed=7, global_batch=global_batch, rank=rank, world_size=world_size, sizes=SIZES)
         steps = range(2 * reader.batches_per_epoch + 1)
         with batches_ahead([reader], steps, as_read) as batches:
             for step in steps:
@@ -63,7 +64,7 @@ def test_it_gives_what_reading_one_by_one_gives_over_epochs(cache: Cache, global
 
 
 def test_it_may_start_and_end_anywhere(cache: Cache) -> None:
-    reader = BatchReader(cache, seed=7, global_batch=10)
+    reader = BatchReader(cache, seed=7, global_batch=10, sizes=SIZES)
     for steps in (range(3, 9), range(6, 7), range(13, 15), range(5, 5)):
         with batches_ahead([reader], steps, as_read) as batches:
             read = list(batches)
@@ -114,7 +115,7 @@ def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch:
         return stack(pieces, wanted)
 
     monkeypatch.setattr(feed, "stack_rows", counting)
-    reader = BatchReader(cache, seed=7, global_batch=8, rank=1, world_size=4)
+    reader = BatchReader(cache, seed=7, global_batch=8, rank=1, world_size=4, sizes=SIZES)
     with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         list(batches)
     assert max(kept) <= 2 * 4 * SHARD // 4
@@ -123,7 +124,7 @@ def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch:
 @pytest.mark.parametrize("global_batch", [5, 10, 16, 40])
 def test_two_windows_are_held_or_those_of_one_batch(cache: Cache, global_batch: int) -> None:
     """A batch that ends one window and begins another does not make it three."""
-    reader = BatchReader(cache, seed=7, global_batch=global_batch)
+    reader = BatchReader(cache, seed=7, global_batch=global_batch, sizes=SIZES)
     steps, straddling = range(2 * reader.batches_per_epoch), 0
     with ThreadPoolExecutor(1) as loaders:
         windows = WindowReader(reader, steps, loaders)
@@ -147,7 +148,7 @@ def test_an_error_of_a_loader_arrives_as_it_was_raised(
         raise failure
 
     monkeypatch.setattr(Cache, "rows", failing)
-    reader = BatchReader(cache, seed=7, global_batch=10)
+    reader = BatchReader(cache, seed=7, global_batch=10, sizes=SIZES)
     with batches_ahead([reader], range(4), as_read) as batches:
         time.sleep(0 if waiting else 0.2)
         for _ in range(2):

@@ -88,9 +88,9 @@ def test_the_order_of_four_shards_at_a_time_is_that_of_the_first_version() -> No
 
 
 @pytest.mark.parametrize(
-    ("rows_per_shard", "expected"), [(64, 4), (256, 1), (255, 1), (133, 2), (134, 1), (66, 4), (67, 3), (4096, 1)]
+    ("rows_per_shard", "expected"), [(64, 4), (256, 1), (255, 1), (133, 2), (134, 1), (53, 5), (4096, 1), (1, 11)]
 )
-def test_a_window_has_four_shards_or_those_that_fit_its_bytes(
+def test_a_window_has_the_shards_that_fit_its_bytes_decoded(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, rows_per_shard: int, expected: int
 ) -> None:
     """Rows of the paper's size, with averaged states of every position and channel in int8."""
@@ -102,15 +102,16 @@ def test_a_window_has_four_shards_or_those_that_fit_its_bytes(
     monkeypatch.setattr(cache, "manifest", manifest)
     assert shuffle_sizes(cache).window == expected
     assert expected * rows_per_shard * row <= WINDOW_BYTES or expected == 1
-    assert (expected + 1) * rows_per_shard * row > WINDOW_BYTES or expected == 4
+    assert (expected + 1) * rows_per_shard * row > WINDOW_BYTES or expected == len(cache.commits)
 
 
-@pytest.mark.parametrize(("shard_bytes", "expected"), [(1, 11), (3 * 10**7, 8), (POOL_BYTES // 3, 4), (10**10, 4)])
+@pytest.mark.parametrize(("shard_bytes", "expected"), [(1, 11), (3 * 10**7, 8), (POOL_BYTES // 3, 3), (10**10, 1)])
 def test_a_pool_has_the_shards_that_fit_its_bytes_as_stored(
     cache: Cache, monkeypatch: pytest.MonkeyPatch, shard_bytes: int, expected: int
 ) -> None:
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
     monkeypatch.setattr(Cache, "stored_bytes", shard_bytes * len(cache.commits))
-    assert shuffle_sizes(cache) == ShuffleSizes(expected, 4)
+    assert shuffle_sizes(cache) == ShuffleSizes(expected, 1)
 
 
 def test_what_a_cache_takes_is_what_its_files_take(cache: Cache) -> None:
@@ -122,12 +123,12 @@ def test_what_a_cache_takes_is_what_its_files_take(cache: Cache) -> None:
 
 def test_a_reader_keeps_to_the_sizes_it_is_given(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     before = BatchReader(cache, seed=7, global_batch=10)
-    assert before.sizes.pool > before.sizes.window == 4
-    for name, small_sizes in (("POOL_BYTES", ShuffleSizes(4, 4)), ("WINDOW_BYTES", ShuffleSizes(1, 1))):
-        monkeypatch.setattr(order, name, 1)
-        small = BatchReader(cache, seed=7, global_batch=10)
-        assert small.sizes == small_sizes
-        assert not np.array_equal(small.rows(0), before.rows(0))
+    assert before.sizes == ShuffleSizes(11, 11), "all that fits"
+    monkeypatch.setattr(order, "POOL_BYTES", 1)
+    monkeypatch.setattr(order, "WINDOW_BYTES", 1)
+    small = BatchReader(cache, seed=7, global_batch=10)
+    assert small.sizes == ShuffleSizes(1, 1)
+    assert not np.array_equal(small.rows(0), before.rows(0))
     kept = BatchReader(cache, seed=7, global_batch=10, sizes=before.sizes)
     assert all(np.array_equal(kept.rows(step), before.rows(step)) for step in range(8))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from delta_common.errors import UserError
 from student.data import order
 from student.data.batch import Batch
+from student.data.order import ShuffleSizes
 from student.loss.distillation import distillation_loss
 from student.model.frozen import FrozenHead
 from student.run.files import TRAINED_FILE
@@ -46,7 +47,7 @@ def test_a_run_begun_with_other_windows_keeps_its_order(
 ) -> None:
     """An earlier version did not say how many shards its windows had: it was always four, and there were no pools."""
     with monkeypatch.context() as patch:
-        patch.setattr(order, "POOL_BYTES", 1)
+        patch.setattr(order, "shuffle_sizes", lambda *_: ShuffleSizes(4, 4))
         run_job(small_settings(), uneven_cache, tmp_path / "whole", alone)
         stop_at(5, patch)
         with pytest.raises(KeyboardInterrupt):
