@@ -13,6 +13,8 @@ from delta_common.files import write_atomically
 ROOT = Path(__file__).parents[2]
 CODE = ("configs", "delta_common", "student", "teacher_cache")
 """Folders whose files decide the numbers."""
+SETTINGS = ("experiments/worth/caches.py", "experiments/worth/students.py")
+"""Files that do, by what they ask of the commands."""
 LONG_ROWS, LONGER = "train-long", 8
 """The cache whose rows are longer than the others', and how many times."""
 
@@ -98,8 +100,10 @@ class WorthFolder:
 def code_digest() -> str:
     """SHA-256 over names and bytes of the code and configurations that decide the numbers."""
     sha = hashlib.sha256()
-    for folder in CODE:
-        for file in sorted((ROOT / folder).rglob("*")):
-            if file.suffix in (".py", ".yaml", ".json"):
-                sha.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
+    found = [file for folder in CODE for file in sorted((ROOT / folder).rglob("*"))] + [
+        ROOT / name for name in SETTINGS
+    ]
+    for file in found:
+        if file.suffix in (".py", ".yaml", ".json"):
+            sha.update(f"{file.relative_to(ROOT).as_posix()}\0".encode() + file.read_bytes())
     return sha.hexdigest()

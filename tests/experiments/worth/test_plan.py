@@ -36,3 +36,19 @@ def test_results_are_found(tmp_path: Path) -> None:
     write_alone(folder, "paper")
     assert [(each["name"], each["seed"]) for each in folder.found()] == [("paper", 42)]
     assert list(folder.alone()) == ["paper"]
+
+
+@pytest.mark.parametrize("changed", [f"{plan.CODE[2]}/any.py", f"{plan.CODE[0]}/any.yaml", *plan.SETTINGS])
+def test_a_version_is_all_that_decides_the_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: str
+) -> None:
+    for name in (changed, *plan.SETTINGS, f"{plan.CODE[0]}/notes.md"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("before")
+    monkeypatch.setattr(plan, "ROOT", tmp_path)
+    digest = plan.code_digest.__wrapped__
+    before = digest()
+    (tmp_path / plan.CODE[0] / "notes.md").write_text("after")
+    assert digest() == before
+    (tmp_path / changed).write_text("after")
+    assert digest() != before
