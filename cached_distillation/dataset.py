@@ -48,10 +48,10 @@ class CacheDataset(Dataset[CachedRow]):
         self._process = os.getpid()
         self._chunks: OrderedDict[int, CachedRows] = OrderedDict()
         self._shards: OrderedDict[int, None] = OrderedDict()
-        self._sizes = shuffle_sizes(self._cache)
         self.hidden_states = hidden_states
         if not self._cache.is_finished:
             raise UserError(f"{self._cache.path}: unfinished; run teacher-cache build again to continue")
+        self._sizes = shuffle_sizes(self._cache)
         if hidden_states and self._cache.manifest.hidden.mean == "none":
             raise UserError(f"{self._cache.path}: no averaged hidden states; leave hidden_states out, and beta at 0")
         if tokenizer is not None:
@@ -101,20 +101,19 @@ class CacheDataset(Dataset[CachedRow]):
         return {**vars(self), "_chunks": OrderedDict(), "_shards": OrderedDict()}
 
     def _chunk(self, chunk: int) -> CachedRows:
-        """A chunk's rows, decoded; those of a window are kept, and of a shard more for a batch across two windows."""
+        """A chunk's rows, decoded. The latest are kept: a window's, and a shard's more for a batch across two."""
         if chunk not in self._chunks:
-            layout, sizes = self.cache.manifest.rows, self._sizes
-            first = chunk * layout.rows_per_chunk
-            keep(self._shards, first // layout.rows_per_shard, None, sizes.pool + 1)
+            layout = self.cache.manifest.rows
+            first, chunks_per_shard = chunk * layout.rows_per_chunk, layout.rows_per_shard // layout.rows_per_chunk
+            _keep(self._shards, first // layout.rows_per_shard, None, self._sizes.pool + 1)
             self.cache.hold(self._shards)
             rows = self.cache.rows(self.cache.whole_chunks(np.array([first])), hidden=self.hidden_states)
-            per_shard = layout.rows_per_shard // layout.rows_per_chunk
-            keep(self._chunks, chunk, rows, (sizes.window + 1) * per_shard)
+            _keep(self._chunks, chunk, rows, (self._sizes.window + 1) * chunks_per_shard)
         self._chunks.move_to_end(chunk)
         return self._chunks[chunk]
 
 
-def keep(held: OrderedDict[int, T], key: int, value: T, most: int) -> None:
+def _keep(held: OrderedDict[int, T], key: int, value: T, most: int) -> None:
     """Add an entry as the newest, or make it that, and let go of the oldest beyond so many."""
     held[key] = value
     held.move_to_end(key)

@@ -36,10 +36,14 @@ class OrderState(TypedDict):
     """The cache's fingerprint."""
 
 
+def sizes_of(state: OrderState) -> ShuffleSizes:
+    """What a state's order of rows follows."""
+    return ShuffleSizes.recorded(state["window_shards"], state.get("pool_shards"))
+
+
 def require_same_order(state: OrderState, ours: OrderState) -> None:
     """Raise `UserError` naming both where a state is of another order than ours."""
-    # A state of a version without pools does not say their size.
-    state = OrderState(**({"pool_shards": state["window_shards"]} | state))
+    state = _with(state, sizes_of(state))
     for name in ("cache", "seed", "global_batch", "window_shards", "pool_shards"):
         if state[name] != ours[name]:
             raise UserError(
@@ -82,7 +86,6 @@ class EpochSampler(Sampler[int]):
             raise UserError(f"global_batch {global_batch}: give a multiple of the {self.world_size} processes")
         if len(cache) < global_batch:
             raise UserError(f"{cache.path}: {len(cache)} rows, fewer than global_batch {global_batch}; lower it")
-        self._fingerprint = cache.fingerprint
         self._cache = cache
         self._reader = self._reader_of(None)
 
@@ -129,7 +132,7 @@ class EpochSampler(Sampler[int]):
             global_batch=self.global_batch,
             window_shards=self._reader.sizes.window,
             pool_shards=self._reader.sizes.pool,
-            cache=self._fingerprint,
+            cache=self._cache.fingerprint,
         )
 
     def load_state_dict(self, state: OrderState) -> None:
@@ -137,7 +140,11 @@ class EpochSampler(Sampler[int]):
 
         Raises `UserError` for a state of another order, naming the difference.
         """
-        sizes = ShuffleSizes(state.get("pool_shards", state["window_shards"]), state["window_shards"])
+        sizes = sizes_of(state)
+        require_same_order(state, _with(self.state_dict(), sizes))
         self._reader = self._reader_of(sizes)
-        require_same_order(state, self.state_dict())
         self.epoch, self.step = state["epoch"], state["step"]
+
+
+def _with(state: OrderState, sizes: ShuffleSizes) -> OrderState:
+    return {**state, "window_shards": sizes.window, "pool_shards": sizes.pool}

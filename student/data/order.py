@@ -40,6 +40,11 @@ class ShuffleSizes:
     window: int
     """Shards' worth of rows that are decoded at one time."""
 
+    @classmethod
+    def recorded(cls, window_shards: int, pool_shards: int | None = None) -> "ShuffleSizes":
+        """As a checkpoint has them; one of a version that had no pools says nothing of theirs."""
+        return cls(window_shards if pool_shards is None else pool_shards, window_shards)
+
 
 def shuffle_sizes(cache: Cache, caches: int = 1) -> ShuffleSizes:
     """The window is as many shards as `WINDOW_BYTES` hold decoded, the pool as many as `POOL_BYTES` hold as stored.
@@ -89,9 +94,9 @@ class Window:
     last: int
     """Where it ends there, exclusive."""
     pool: list[int]
-    """Shards that more than this window is of."""
+    """The shards of its pool; none where the pool has no other window."""
     shards: list[int]
-    """Shards that the rows are of."""
+    """Those that this process's rows lie in."""
     rows: NDArray[np.int64]
     """This process's rows."""
 

@@ -68,7 +68,7 @@ class MixedCache(FrozenSettings):
     @property
     def sizes(self) -> ShuffleSizes:
         """What the order of rows follows."""
-        return ShuffleSizes(self.pool_shards or self.window_shards, self.window_shards)
+        return ShuffleSizes.recorded(self.window_shards, self.pool_shards)
 
 
 class TrainingState(FrozenSettings):
@@ -115,7 +115,7 @@ class TrainingState(FrozenSettings):
     @property
     def sizes(self) -> tuple[ShuffleSizes, ...]:
         """What the order of rows follows, by cache."""
-        alone = ShuffleSizes(self.pool_shards or self.window_shards, self.window_shards)
+        alone = ShuffleSizes.recorded(self.window_shards, self.pool_shards)
         return tuple(cache.sizes for cache in self.caches) or (alone,)
 
     @property

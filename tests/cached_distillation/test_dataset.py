@@ -81,3 +81,7 @@ def test_what_does_not_fit_is_refused_in_one_line(uneven_path: Path, tmp_path: P
     next((tmp_path / "unfinished" / "commits").iterdir()).unlink()
     with pytest.raises(UserError, match="unfinished"):
         CacheDataset(open_cache(tmp_path / "unfinished", allow_unfinished=True))
+    for record in (tmp_path / "unfinished" / "commits").iterdir():
+        record.unlink()
+    with pytest.raises(UserError, match="unfinished"):
+        CacheDataset(open_cache(tmp_path / "unfinished", allow_unfinished=True))

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from cached_distillation.dataset import CacheDataset
-from cached_distillation.order import EpochSampler
+from cached_distillation.order import EpochSampler, require_same_order
 from delta_common.errors import UserError
-from student.data.order import BatchReader
+from student.data import order
+from student.data.order import BatchReader, ShuffleSizes
 
 
 def test_it_is_the_trainers_order(dataset: CacheDataset) -> None:
@@ -55,3 +56,24 @@ def test_batches_that_do_not_fit_are_refused(dataset: CacheDataset) -> None:
         EpochSampler(dataset, global_batch=5, rank=0, world_size=2)
     with pytest.raises(UserError, match="32 rows, fewer than global_batch 64; lower it"):
         EpochSampler(dataset, global_batch=64)
+
+
+def test_a_state_of_before_pools_goes_on_in_its_order_and_a_refused_one_changes_nothing(
+    dataset: CacheDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"global_batch": 4, "seed": 3}
+    monkeypatch.setattr(order, "shuffle_sizes", lambda *_: ShuffleSizes(2, 2))
+    before = EpochSampler(dataset, **settings)
+    before.done(3)
+    state, left = before.state_dict(), list(before)
+    monkeypatch.setattr(order, "shuffle_sizes", lambda *_: ShuffleSizes(4, 2))
+    ours = EpochSampler(dataset, **settings)
+    fresh = list(ours)
+    with pytest.raises(UserError, match="the state's seed is 4"):
+        ours.load_state_dict({**state, "seed": 4})
+    assert list(ours) == fresh
+    del state["pool_shards"]  # type: ignore[misc]
+    ours.load_state_dict(state)
+    assert list(ours) == left != fresh[12:]
+    with pytest.raises(UserError, match="the state's pool_shards is 2, this run's is 4"):
+        require_same_order(state, EpochSampler(dataset, **settings).state_dict())
