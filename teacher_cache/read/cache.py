@@ -308,8 +308,8 @@ class Cache:
         if not np.array_equal(index, self.whole_chunks(index)):
             return {}
         step, found = self.manifest.rows.rows_per_chunk, dict[int, list[int]]()
-        for chunk in np.unique(index // step).tolist():
-            shard, within = divmod(chunk * step, self.manifest.rows.rows_per_shard)
+        for first in index[index % step == 0].tolist():
+            shard, within = divmod(first, self.manifest.rows.rows_per_shard)
             found.setdefault(shard, []).append(within // step)
         for shard, chunks in found.items():
             if shard not in self._held and len(chunks) < -(-len(self.manifest.shard_rows(shard)) // step):

@@ -15,9 +15,9 @@ from student.data.feed import BATCHES_AHEAD, WINDOWS_AHEAD, Parts, WindowReader,
 from student.data.order import BatchReader, ShuffleSizes
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.arrays import array_specs
-from teacher_cache.read import cache as cache_module
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
+from tests.helpers.reads import count_reads
 
 ROWS = 71
 SHARD = 4
@@ -91,11 +91,7 @@ def test_every_object_is_read_once_an_epoch_and_kept_until_its_pool_is_done(
 ) -> None:
     sizes = {"rows": 24 * 16, "seq_len": 4, "vocab_size": 32, "top_k": 4, "hidden_size": 8, "rows_per_shard": 16}
     make_synthetic_cache(tmp_path / "cache", **sizes)
-    cache, read = open_cache(tmp_path / "cache"), Counter[str]()
-    from_store = cache_module.read_if_there
-    monkeypatch.setattr(
-        cache_module, "read_if_there", lambda store, key: (read.update([key]), from_store(store, key))[1]
-    )
+    cache, read = open_cache(tmp_path / "cache"), count_reads(monkeypatch)
     reader = BatchReader(cache, seed=7, global_batch=8, sizes=ShuffleSizes(8, 1))
     with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         for _ in batches:

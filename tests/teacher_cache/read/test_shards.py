@@ -20,6 +20,7 @@ from teacher_cache.read import cache as cache_module
 from teacher_cache.read.cache import DECODING_ERRORS, Cache, open_cache
 from teacher_cache.read.shards import CHECKSUM, can_decode, decode_chunks
 from tests.helpers.golden import KINDS, golden_cache, golden_manifest
+from tests.helpers.reads import count_reads
 
 
 def by_zarr(path: Path, spec: ArraySpec, rows: range) -> NDArray[Any]:
@@ -71,13 +72,10 @@ def test_a_part_of_a_shard_is_left_to_zarr(synthetic_cache: Path, monkeypatch: p
 def test_chunks_of_shards_that_are_held_are_decoded_from_one_reading(
     path_of_two_chunks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cache, read = open_cache(path_of_two_chunks), Counter[str]()
+    cache = open_cache(path_of_two_chunks)
     assert (cache.manifest.rows.rows_per_chunk, cache.manifest.rows.rows_per_shard, len(cache)) == (8, 16, 44)
     whole = cache.rows(range(44)).arrays
-    from_store = cache_module.read_if_there
-    monkeypatch.setattr(
-        cache_module, "read_if_there", lambda store, key: (read.update([key]), from_store(store, key))[1]
-    )
+    read = count_reads(monkeypatch)
     monkeypatch.setattr(zarr.Array, "oindex", None)
     cache.hold([0, 1, 2])
     for rows in ([3, 17], [9], [40], [8, 30, 43]):
