@@ -73,7 +73,8 @@ class CacheDataset(Dataset[CachedRow]):
         cache = self.cache
         number = int(row_numbers(np.array([row_number(index)]), len(cache))[0])
         chunk, place = divmod(number, cache.manifest.rows.rows_per_chunk)
-        tensors = {name: as_tensor(array[place]) for name, array in self._chunk(chunk).arrays.items()}
+        row = cache.thinned(self._chunk(chunk).select(slice(place, place + 1)), np.array([number]))
+        tensors = {name: as_tensor(array[0]) for name, array in row.arrays.items()}
         return CachedRow(tensors, cache.manifest, cache.layout)
 
     def require_tokenizer(self, tokenizer: "PreTrainedTokenizerBase") -> None:
@@ -101,13 +102,14 @@ class CacheDataset(Dataset[CachedRow]):
         return {**vars(self), "_chunks": OrderedDict(), "_shards": OrderedDict()}
 
     def _chunk(self, chunk: int) -> CachedRows:
-        """A chunk's rows, decoded. The latest are kept: a window's, and a shard's more for a batch across two."""
+        """A chunk's rows as stored. The latest are kept: a window's, and a shard's more for a batch across two."""
         if chunk not in self._chunks:
             layout = self.cache.manifest.rows
             first, chunks_per_shard = chunk * layout.rows_per_chunk, layout.rows_per_shard // layout.rows_per_chunk
             _keep(self._shards, first // layout.rows_per_shard, None, self._sizes.pool + 1)
             self.cache.hold(self._shards)
-            rows = self.cache.rows(self.cache.whole_chunks(np.array([first])), hidden=self.hidden_states)
+            whole = self.cache.whole_chunks(np.array([first]))
+            rows = self.cache.rows(whole, hidden=self.hidden_states, as_stored=True)
             _keep(self._chunks, chunk, rows, (self._sizes.window + 1) * chunks_per_shard)
         self._chunks.move_to_end(chunk)
         return self._chunks[chunk]

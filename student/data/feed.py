@@ -85,8 +85,10 @@ class WindowReader:
         within = cache.manifest.shard_rows(shard)
         numbers = np.sort(window.rows[(window.rows >= within.start) & (window.rows < within.stop)])
         decoded = cache.whole_chunks(numbers)
-        rows = cache.rows(decoded)
-        return Piece(numbers, rows if len(numbers) == len(decoded) else rows.select(np.searchsorted(decoded, numbers)))
+        rows = cache.rows(decoded, as_stored=True)
+        # Thinning a row takes longer than decoding it, and of some chunks only few rows are wanted.
+        wanted = rows if len(numbers) == len(decoded) else rows.select(np.searchsorted(decoded, numbers))
+        return Piece(numbers, cache.thinned(wanted, numbers))
 
 
 def stack_rows(pieces: list[Piece], wanted: NDArray[np.int64]) -> CachedRows:

@@ -189,18 +189,22 @@ class Cache:
         """
         return self.rows([row_number(row)]).select(0)
 
-    def rows(self, indices: RowIndices, *, hidden: bool = True) -> CachedRows:
+    def rows(self, indices: RowIndices, *, hidden: bool = True, as_stored: bool = False) -> CachedRows:
         """Rows in any order, stacked on axis 0; a `range` within one shard reads fastest.
 
         `indices` are integers, a range, or a boolean mask over all rows. Without `hidden` the averaged hidden states,
-        the most of a cache that has them, are not read. Raises `IndexError` or `TypeError` for other indices, and
-        `CacheUnfinishedError` for a row in a shard that is not built yet.
+        the most of a cache that has them, are not read. `as_stored` gives a view all entries, for `thinned`. Raises
+        `IndexError` or `TypeError` for other indices, and `CacheUnfinishedError` for a row whose shard is not built.
         """
         index = self._checked(indices)
         names = [spec.name for spec in row_specs(self.manifest) if hidden or not spec.name.startswith("hidden/")]
-        arrays = self._arrays_of(names, index)
         drawn = drawn_of_rows(self.manifest, index.tolist()) if hidden else {}
-        return CachedRows(self.manifest, arrays | self._thinned(arrays, index) | drawn)
+        rows = CachedRows(self.manifest, self._arrays_of(names, index) | drawn)
+        return rows if as_stored else self.thinned(rows, index)
+
+    def thinned(self, rows: CachedRows, numbers: NDArray[np.int64]) -> CachedRows:
+        """Rows as stored, which have these numbers (n,), with the entries of this view; the same where it is none."""
+        return CachedRows(self.manifest, {**rows.arrays, **self._thinned(rows.arrays, numbers)})
 
     def whole_chunks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows (n,) of all chunks that some rows lie in, rising; whole chunks are decoded without more."""

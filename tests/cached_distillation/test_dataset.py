@@ -36,16 +36,30 @@ def test_a_view_stays_a_view_in_another_process(uneven_path: Path) -> None:
         assert torch.equal(again[4].tensors[name], tensor)
 
 
+def test_rows_of_a_view_are_thinned_one_by_one(uneven_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    view, thinned = open_cache(uneven_path).view(top_k=2), list[int]()
+    whole, thin = view.rows(range(len(view))), Cache.thinned
+    monkeypatch.setattr(
+        Cache, "thinned", lambda self, rows, numbers: (thinned.extend(numbers.tolist()), thin(self, rows, numbers))[1]
+    )
+    dataset, order = CacheDataset(view), list(range(len(view)))[::-1]
+    for number in order:
+        assert torch.equal(
+            dataset[number].tensors["logits/values"], torch.from_numpy(whole.arrays["logits/values"][number])
+        )
+    assert thinned == order
+
+
 def test_in_the_samplers_order_a_chunk_is_decoded_once_an_epoch(
     dataset: CacheDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded: Counter[tuple[int, ...]] = Counter()
     rows = Cache.rows
 
-    def counting(cache: Cache, indices: NDArray[np.int64], *, hidden: bool = True) -> object:
+    def counting(cache: Cache, indices: NDArray[np.int64], *, hidden: bool, as_stored: bool) -> object:
         decoded[tuple(indices.tolist())] += 1
         assert not hidden
-        return rows(cache, indices, hidden=hidden)
+        return rows(cache, indices, hidden=hidden, as_stored=as_stored)
 
     monkeypatch.setattr(Cache, "rows", counting)
     assert sorted(int(row) for row in EpochSampler(dataset, global_batch=4)) == list(range(len(dataset)))

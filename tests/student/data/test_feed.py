@@ -76,7 +76,9 @@ def test_it_may_start_and_end_anywhere(cache: Cache) -> None:
 def test_every_shard_is_read_once_an_epoch_and_not_far_ahead(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[int] = []
     rows = Cache.rows
-    monkeypatch.setattr(Cache, "rows", lambda self, index: (read.append(int(index[0])), rows(self, index))[1])
+    monkeypatch.setattr(
+        Cache, "rows", lambda self, index, **how: (read.append(int(index[0])), rows(self, index, **how))[1]
+    )
     reader = BatchReader(cache, seed=7, global_batch=2, sizes=ShuffleSizes(4, 4))
     with batches_ahead([reader], range(reader.batches_per_epoch), as_read) as batches:
         for taken, _ in enumerate(batches, start=1):
@@ -98,6 +100,28 @@ def test_every_object_is_read_once_an_epoch_and_kept_until_its_pool_is_done(
             assert len(cache._held) <= 2 * 8
     assert read == Counter(spec.data_key(shard) for spec in array_specs(cache.manifest) for shard in range(24))
     assert len({tuple(window.pool) for window in reader.windows(range(reader.batches_per_epoch))}) == 3
+
+
+def test_a_view_thins_each_row_once_an_epoch_and_gives_what_reading_one_by_one_gives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = {"rows": 8 * 16, "seq_len": 4, "vocab_size": 32, "top_k": 4, "hidden_size": 8, "rows_per_shard": 16}
+    make_synthetic_cache(tmp_path / "cache", samples=6, **sizes)
+    view = open_cache(tmp_path / "cache").view(top_k=2, samples=3)
+    reader = BatchReader(view, seed=7, global_batch=8, sizes=ShuffleSizes(8, 1))
+    steps = range(reader.batches_per_epoch)
+    expected = [reader.read(step) for step in steps]
+    thinned: Counter[int] = Counter()
+    thin = Cache.thinned
+    monkeypatch.setattr(
+        Cache, "thinned", lambda self, rows, numbers: (thinned.update(numbers.tolist()), thin(self, rows, numbers))[1]
+    )
+    with batches_ahead([reader], steps, as_read) as batches:
+        for rows, wanted in zip(batches, expected, strict=True):
+            # A sum of exponentials is rounded by where its row lies among the others.
+            for name, array in wanted.arrays.items():
+                np.testing.assert_allclose(rows.arrays[name], array, rtol=1e-5 if name == "logits/log_mass" else 0)
+    assert thinned == Counter(range(8 * 16))
 
 
 def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +163,7 @@ def test_an_error_of_a_loader_arrives_as_it_was_raised(
 ) -> None:
     failure = OSError(5, "the disk is gone")
 
-    def failing(self: Cache, index: Any) -> CachedRows:
+    def failing(self: Cache, index: Any, *, as_stored: bool) -> CachedRows:
         time.sleep(0.2 if waiting else 0)
         raise failure
 

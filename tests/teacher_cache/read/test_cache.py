@@ -191,6 +191,9 @@ def test_a_view_keeps_the_width_and_draws_the_same_again() -> None:
     assert np.array_equal(rows.values[..., :2], whole.values[..., :2])
     assert (rows.values > -np.inf).sum() < (whole.values > -np.inf).sum()
     assert np.array_equal(view.rows([3]).ids[0], rows.ids[3])
+    as_stored = view.rows(range(5), as_stored=True)
+    assert np.array_equal(as_stored.ids, whole.ids)
+    assert np.array_equal(view.thinned(as_stored.select([3, 1]), np.array([3, 1])).ids, rows.ids[[3, 1]])
     assert np.array_equal(cache.view(top_k=2, samples=3).rows(range(5)).ids, rows.ids)
     with pytest.raises(UserError, match=r"targets\.samples 7: the cache holds 6; choose 0 to 6"):
         cache.view(samples=7)
