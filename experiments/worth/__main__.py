@@ -46,11 +46,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(arguments: argparse.Namespace) -> int:
     folder, started = WorthFolder(arguments.folder.resolve()), time.monotonic()
+    kinds = _kinds(arguments.only)
     if arguments.tables:
-        return _write_page(folder)
+        return _write_page(folder, kinds)
     if arguments.corpus is None:
         raise UserError("--corpus: missing; make one with tools/make_docs_corpus.py FOLDER, and name that folder")
-    kinds = _kinds(arguments.only)
     plan = WorthPlan(
         teacher=place_of_teacher(arguments.teacher),
         corpus=str(arguments.corpus.resolve()),
@@ -70,7 +70,7 @@ def _run(arguments: argparse.Namespace) -> int:
     failed += [training.words for training in run_tasks(trainings, arguments.jobs, left)]
     for words in failed:
         print(f"worth: {words}: failed; see the logs in {folder.path / 'runs'}", file=sys.stderr)
-    return _write_page(folder) or bool(failed)
+    return _write_page(folder, kinds) or bool(failed)
 
 
 def _kinds(names: list[str] | None) -> list[Kind]:
@@ -81,11 +81,11 @@ def _kinds(names: list[str] | None) -> list[Kind]:
     return [by_name[name] for name in names or by_name]
 
 
-def _write_page(folder: WorthFolder) -> int:
+def _write_page(folder: WorthFolder, kinds: list[Kind]) -> int:
     text, picture = folder.path / "worth.md", folder.path / "worth.png"
-    write_atomically(text, page(folder).encode())
+    write_atomically(text, page(folder, kinds).encode())
     print(text)
-    if plot_curves(folder, picture):
+    if plot_curves(folder, picture, kinds):
         print(picture)
     return 0
 

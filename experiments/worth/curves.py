@@ -1,5 +1,6 @@
 """Held-out cross-entropy and KL over tokens and over seconds: mean and range over seeds."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,29 +10,38 @@ mpl.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from experiments.worth.page import curves_of
 from experiments.worth.plan import WorthFolder
-from experiments.worth.students import KINDS
+from experiments.worth.students import KINDS, Kind
 
 FIGURES = {"cross_entropy": "held-out cross-entropy, nats", "kl": "KL from the teacher, nats"}
 
 
-def plot_curves(folder: WorthFolder, path: Path) -> bool:
-    """Write a PNG; return whether there was something to show."""
+STYLES = ("-", "--", ":")
+"""Of lines, when colours begin again."""
+
+
+def plot_curves(folder: WorthFolder, path: Path, kinds: Sequence[Kind] = KINDS) -> bool:
+    """Write a PNG of these students, over seconds too if some were timed; return whether there was any to show."""
     curves, alone = curves_of(folder.found()), folder.alone()
-    if not curves:
+    shown = [kind.name for kind in kinds if kind.name in curves]
+    if not shown:
         return False
-    figure, axes = plt.subplots(2, 2, figsize=(11, 7.5), squeeze=False)
-    for row, (name, words) in zip(axes, FIGURES.items(), strict=True):
-        for kind in (kind for kind in KINDS if kind.name in curves):
-            color = f"C{KINDS.index(kind)}"
-            _draw(row[0], curves[kind.name], name, kind.name, 1e-6, color)
-            if kind.name in alone:
-                per_token = 1 / alone[kind.name]["tokens_per_second"]
-                _draw(row[1], curves[kind.name], name, kind.name, per_token, color)
-        for axis, unit in zip(row, ("million tokens", "seconds of steps, each student alone"), strict=True):
+    units = ["million tokens"] + ["seconds of steps, each student alone"] * any(name in alone for name in shown)
+    figure, axes = plt.subplots(2, len(units), figsize=(5.5 * len(units), 7.5), squeeze=False)
+    for row, (measure, words) in zip(axes, FIGURES.items(), strict=True):
+        for number, name in enumerate(shown):
+            look = {"color": f"C{number % 10}", "linestyle": STYLES[number // 10 % len(STYLES)]}
+            _draw(row[0], curves[name], measure, name, 1e-6, look)
+            if name in alone:
+                _draw(row[1], curves[name], measure, name, 1 / alone[name]["tokens_per_second"], look)
+        for axis, unit in zip(row, units, strict=True):
             axis.set(xscale="log", xlabel=unit, ylabel=words)
+            axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
             axis.grid(alpha=0.3)
     axes[0][0].legend(fontsize=7)
     figure.tight_layout()
@@ -41,13 +51,13 @@ def plot_curves(folder: WorthFolder, path: Path) -> bool:
 
 
 def _draw(
-    axis: Axes, by_seed: dict[int, list[dict[str, Any]]], name: str, words: str, scale: float, color: str
+    axis: Axes, by_seed: dict[int, list[dict[str, Any]]], name: str, words: str, scale: float, look: dict[str, Any]
 ) -> None:
     shared = sorted(set.intersection(*({point["tokens"] for point in points} for points in by_seed.values())) - {0})
     values = [
         [point[name] for points in by_seed.values() for point in points if point["tokens"] == at] for at in shared
     ]
     places = [scale * at for at in shared]
-    axis.plot(places, [sum(each) / len(each) for each in values], label=words, color=color)
+    axis.plot(places, [sum(each) / len(each) for each in values], label=words, **look)
     low, high = [min(each) for each in values], [max(each) for each in values]
-    axis.fill_between(places, low, high, alpha=0.2, color=color)
+    axis.fill_between(places, low, high, alpha=0.2, color=look["color"])

@@ -1,13 +1,13 @@
 """The page of a comparison: how well students do at 1, 5 and 20 million tokens and at the end, with spreads over seeds,
 what a step of each takes, and what they can do."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.results.markdown import markdown_table
 from experiments.results.spread import Spread, difference
 from experiments.worth.plan import WorthFolder
-from experiments.worth.students import TABLES, Kind
+from experiments.worth.students import KINDS, TABLES, Kind
 from experiments.worth.tasks_table import tasks_tables
 
 MARKS = (1e6, 5e6, 20e6, 45e6)
@@ -19,16 +19,17 @@ Curves = Mapping[str, Mapping[int, list[dict[str, Any]]]]
 """The measurements of each training, by student and seed."""
 
 
-def page(folder: WorthFolder) -> str:
-    """Everything in Markdown."""
-    results = folder.found()
+def page(folder: WorthFolder, kinds: Sequence[Kind] = KINDS) -> str:
+    """All there is of these students, in Markdown."""
+    shown = {kind.name for kind in kinds}
+    results = [each for each in folder.found() if each["name"] in shown]
     if not results:
         return "No training has finished yet.\n"
     curves = curves_of(results)
     tables = [
-        _table(title, kinds, curves) for title, kinds in TABLES.items() if sum(k.name in curves for k in kinds) > 1
+        _table(title, rows, curves) for title, rows in TABLES.items() if sum(kind.name in curves for kind in rows) > 1
     ]
-    return "\n\n".join([_setup(results), *tables, _costs(folder, results), *tasks_tables(folder)]) + "\n"
+    return "\n\n".join([_setup(results), *tables, _costs(folder, results), *tasks_tables(folder, kinds)]) + "\n"
 
 
 def curves_of(results: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
@@ -98,9 +99,9 @@ def _costs(folder: WorthFolder, results: list[dict[str, Any]]) -> str:
     alone, trained = folder.alone(), {each["name"]: each["trainable_parameters"] for each in results}
     heads = ["a step with nothing beside it", "trained parameters", "ms", "tokens/s", "MFU", "GiB"]
     rows = []
-    for name, each in alone.items():
+    for name in (name for name in trained if name in alone):
+        each = alone[name]
         share = "–" if each["mfu"] is None else f"{each['mfu']:.1%}"
         figures = [f"{1000 * each['seconds']:.1f}", f"{each['tokens_per_second']:,.0f}", share]
-        parameters = f"{trained[name]:,}" if name in trained else "–"
-        rows.append([name, parameters, *figures, f"{each['peak_bytes'] / 2**30:.1f}"])
+        rows.append([name, f"{trained[name]:,}", *figures, f"{each['peak_bytes'] / 2**30:.1f}"])
     return markdown_table(heads, rows)

@@ -1,19 +1,19 @@
 """What students can do, as tables beside their teacher: tasks, and writing that the teacher judges."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from experiments.results.markdown import markdown_table
 from experiments.worth.plan import WorthFolder
-from experiments.worth.students import KINDS
+from experiments.worth.students import KINDS, Kind
 
 Score = Mapping[str, Any] | None
 
 
-def tasks_tables(folder: WorthFolder) -> list[str]:
-    """Both tables; nothing where no tasks were measured. Intervals are those of `student-eval`."""
+def tasks_tables(folder: WorthFolder, kinds: Sequence[Kind] = KINDS) -> list[str]:
+    """Both tables of these students; nothing where no tasks were measured. Intervals are those of `student-eval`."""
     known = folder.tasks()
-    found = {kind.name: known[kind.name] for kind in KINDS if kind.name in known}
+    found = {kind.name: known[kind.name] for kind in kinds if kind.name in known}
     return [_tasks(found), _writing(found)] if found else []
 
 

@@ -29,7 +29,7 @@ from student.run.files import (
 from student.run.origin import read_beginning, require_same_shapes
 from student.run.stages import planned
 from student.run.student import config_of, kept_config
-from student.run.student_words import cache_words
+from student.run.student_words import cache_words, pool_words
 from student.settings import INIT_FROM, TrainSettings
 from student.train.assemble import Run, assemble
 from student.train.checkpoint import load_checkpoint, load_parameters, require_same_run, save_trained
@@ -143,6 +143,7 @@ def _begin(
         _write(out / PROVENANCE_FILE, known)
         for number, trained_on in enumerate(known.caches, start=1):
             print(f"student-train: cache {number}: {cache_words(trained_on)}", file=sys.stderr)
+        _say_small_pools(run)
     torch.distributed.barrier()
     return run
 
@@ -162,6 +163,14 @@ def _continue(assembled: Callable[..., Run], settings: TrainSettings, folder: Pa
         )
     torch.distributed.barrier()
     return run
+
+
+def _say_small_pools(run: Run) -> None:
+    rows = run.settings.training.global_batch(run.processes.world_size)
+    for reader in run.readers:
+        words = pool_words(str(reader.cache.path), reader.pool_rows, rows * reader.share)
+        if words is not None:
+            print(f"student-train: {words}", file=sys.stderr)
 
 
 def _in_stage(run: Run) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from experiments.worth.page import at_mark, page
 from experiments.worth.plan import WorthFolder
+from experiments.worth.students import PAPER, TRANSFORMER, TRANSPLANT
 from tests.helpers.worth_results import write_alone, write_result, write_tasks
 
 
@@ -25,6 +26,19 @@ def test_differences_are_paired_by_seed(tmp_path: Path) -> None:
     assert "hybrid" not in text
     assert "| needle-4k | generation | 20 |" in text
     assert "| paper | 1,234 | 50.0 | 1,000 | – | 1.0 |" in text
+
+
+def test_only_the_students_that_are_named(tmp_path: Path) -> None:
+    folder = WorthFolder(tmp_path)
+    for name in ("paper", "transformer", "hybrid"):
+        write_result(folder, name, 42, 1.0)
+        write_alone(folder, name)
+        write_tasks(folder, name, 0.5)
+    text = page(folder, [PAPER, TRANSFORMER])
+    assert PAPER.words in text
+    assert "| transformer | 1,234 | 50.0 |" in text
+    assert "hybrid" not in text
+    assert page(folder, [TRANSPLANT]) == "No training has finished yet.\n"
 
 
 def test_a_measurement_far_from_a_mark_does_not_stand_for_it() -> None:

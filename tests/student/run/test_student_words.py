@@ -2,7 +2,7 @@
 
 from student.model.shape import StudentSettings
 from student.run.files import Origin, PlannedStage, TrainedCache
-from student.run.student_words import beginning_words, cache_names, cache_words, stage_words, student_words
+from student.run.student_words import beginning_words, cache_names, cache_words, pool_words, stage_words, student_words
 
 
 def test_every_kind_of_student_has_its_words() -> None:
@@ -48,3 +48,11 @@ def test_a_cache_is_named_with_what_is_read_of_it() -> None:
 def test_caches_have_short_names_where_these_differ() -> None:
     assert cache_names(["caches/a/", "s3://bucket/b"]) == ["a", "b"]
     assert cache_names(["one/a", "two/a"]) == ["one/a", "two/a"]
+
+
+def test_few_rows_permuted_together_are_said() -> None:
+    assert pool_words("caches/large", None, 32) is None
+    assert pool_words("caches/large", 64 * 32, 32) is None
+    words = pool_words("caches/exact", 512, 32)
+    assert words is not None
+    assert words.startswith("caches/exact: 512 rows are permuted together, 16 steps' worth; where documents are many")

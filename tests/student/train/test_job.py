@@ -43,7 +43,11 @@ def test_it_leaves_its_files_and_a_second_call_changes_nothing(
 
 
 def test_a_run_begun_with_other_windows_keeps_its_order(
-    uneven_cache: Path, alone: Processes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    uneven_cache: Path,
+    alone: Processes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """An earlier version did not say how many shards its windows had: it was always four, and there were no pools."""
     with monkeypatch.context() as patch:
@@ -59,7 +63,9 @@ def test_a_run_begun_with_other_windows_keeps_its_order(
     monkeypatch.setattr(order, "WINDOW_BYTES", 1)
     monkeypatch.setattr(order, "POOL_BYTES", 1)
     run_job(small_settings(), uneven_cache, tmp_path / "stopped", alone)
+    assert "rows are permuted together" not in capsys.readouterr().err
     run_job(small_settings(), uneven_cache, tmp_path / "other", alone)
+    assert f"{uneven_cache}: 8 rows are permuted together, 2 steps' worth" in capsys.readouterr().err
     assert trace(tmp_path / "stopped") == trace(tmp_path / "whole")
     assert trace(tmp_path / "other") != trace(tmp_path / "whole")
     assert json.loads((newest(tmp_path / "other") / "state.json").read_text())["window_shards"] == 1
