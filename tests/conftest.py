@@ -10,8 +10,6 @@ import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# Tests run beside each other, one to a core: a second thread of what they start would wait for the first.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
