@@ -17,8 +17,6 @@ from experiments.worth.plan import WorthFolder
 from experiments.worth.students import KINDS, Kind
 
 FIGURES = {"cross_entropy": "held-out cross-entropy, nats", "kl": "KL from the teacher, nats"}
-
-
 STYLES = ("-", "--", ":")
 """Of lines, when colours begin again."""
 
@@ -29,7 +27,9 @@ def plot_curves(folder: WorthFolder, path: Path, kinds: Sequence[Kind] = KINDS) 
     shown = [kind.name for kind in kinds if kind.name in curves]
     if not shown:
         return False
-    units = ["million tokens"] + ["seconds of steps, each student alone"] * any(name in alone for name in shown)
+    units = ["million tokens"]
+    if any(name in alone for name in shown):
+        units.append("seconds of steps, each student alone")
     figure, axes = plt.subplots(2, len(units), figsize=(5.5 * len(units), 7.5), squeeze=False)
     for row, (measure, words) in zip(axes, FIGURES.items(), strict=True):
         for number, name in enumerate(shown):

@@ -29,7 +29,8 @@ def page(folder: WorthFolder, kinds: Sequence[Kind] = KINDS) -> str:
     tables = [
         _table(title, rows, curves) for title, rows in TABLES.items() if sum(kind.name in curves for kind in rows) > 1
     ]
-    return "\n\n".join([_setup(results), *tables, _costs(folder, results), *tasks_tables(folder, kinds)]) + "\n"
+    alone = {name: each for name, each in folder.alone().items() if name in shown}
+    return "\n\n".join([_setup(results), *tables, _costs(alone, results), *tasks_tables(folder, kinds)]) + "\n"
 
 
 def curves_of(results: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
@@ -95,13 +96,13 @@ def _difference(ours: dict[int, float], theirs: dict[int, float]) -> str:
     return f"{found.mean:+.3f}" + ("" if found.half_width is None else f" ± {found.half_width:.3f}")
 
 
-def _costs(folder: WorthFolder, results: list[dict[str, Any]]) -> str:
-    alone, trained = folder.alone(), {each["name"]: each["trainable_parameters"] for each in results}
+def _costs(alone: Mapping[str, dict[str, Any]], results: list[dict[str, Any]]) -> str:
+    trained = {each["name"]: each["trainable_parameters"] for each in results}
     heads = ["a step with nothing beside it", "trained parameters", "ms", "tokens/s", "MFU", "GiB"]
     rows = []
-    for name in (name for name in trained if name in alone):
-        each = alone[name]
+    for name, each in alone.items():
         share = "–" if each["mfu"] is None else f"{each['mfu']:.1%}"
         figures = [f"{1000 * each['seconds']:.1f}", f"{each['tokens_per_second']:,.0f}", share]
-        rows.append([name, f"{trained[name]:,}", *figures, f"{each['peak_bytes'] / 2**30:.1f}"])
+        parameters = f"{trained[name]:,}" if name in trained else "–"
+        rows.append([name, parameters, *figures, f"{each['peak_bytes'] / 2**30:.1f}"])
     return markdown_table(heads, rows)

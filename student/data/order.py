@@ -163,7 +163,7 @@ class BatchReader:
     def pool_rows(self) -> int | None:
         """Rows that are permuted together; None where those are all."""
         pool = self.sizes.pool
-        return None if pool >= len(self.cache.shards) else pool * self.cache.manifest.rows.rows_per_shard
+        return None if pool >= len(self.cache.commits) else pool * self.cache.manifest.rows.rows_per_shard
 
     def place(self, step: int) -> tuple[int, int]:
         """(epoch, number of the global batch in that epoch), both from 0, of a step."""

@@ -204,7 +204,16 @@ class Cache:
 
     def thinned(self, rows: CachedRows, numbers: NDArray[np.int64]) -> CachedRows:
         """Rows as stored, which have these numbers (n,), with the entries of this view; the same where it is none."""
-        return CachedRows(self.manifest, {**rows.arrays, **self._thinned(rows.arrays, numbers)})
+        stored = self.manifest.targets
+        if self.layout == stored:
+            return rows
+        ids, values, log_mass = (as_tensor(rows.arrays[name]) for name in ENTRIES)
+        ids, values = ids.long(), values.float()
+        drawn = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].numel()) for row in numbers]
+        uniform = torch.from_numpy(np.stack(drawn)).view(values.shape).float()
+        thinned = zip(ENTRIES, thin(ids, values, log_mass, stored, self.layout, uniform), strict=True)
+        entries = {name: tensor.numpy().astype(rows.arrays[name].dtype) for name, tensor in thinned}
+        return CachedRows(self.manifest, {**rows.arrays, **entries})
 
     def whole_chunks(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """Rows (n,) of all chunks that some rows lie in, rising; whole chunks are decoded without more."""
@@ -238,24 +247,11 @@ class Cache:
         """Pickled as its path: another process opens it again."""
         return _reopened, (self.path, self.layout, self._check_digests, self.is_finished)
 
-    def _thinned(self, arrays: Mapping[str, NDArray[Any]], index: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """What a view has in place of the arrays `ENTRIES`; nothing where this is no view."""
-        stored = self.manifest.targets
-        if self.layout == stored:
-            return {}
-        ids, values, log_mass = (as_tensor(arrays[name]) for name in ENTRIES)
-        ids, values = ids.long(), values.float()
-        numbers = [row_uniforms(stored.seed, int(row), Purpose.THINNING, values[0].numel()) for row in index]
-        uniform = torch.from_numpy(np.stack(numbers)).view(values.shape).float()
-        thinned = thin(ids, values, log_mass, stored, self.layout, uniform)
-        found = zip(ENTRIES, thinned, strict=True)
-        return {name: tensor.numpy().astype(arrays[name].dtype) for name, tensor in found}
-
     def _all_entries(self, index: NDArray[np.int64]) -> tuple[NDArray[np.integer[Any]], Tensor, Tensor, TargetLayout]:
         """ids, values, log-mass and layout; in exact mode of the whole vocabulary, from final states and LM head."""
         if self.manifest.targets.mode == "sparse":
-            arrays = self._arrays_of(ENTRIES, index)
-            ids, values, log_mass = (arrays | self._thinned(arrays, index)).values()
+            rows = self.thinned(CachedRows(self.manifest, self._arrays_of(ENTRIES, index)), index)
+            ids, values, log_mass = (rows.arrays[name] for name in ENTRIES)
             return ids, torch.from_numpy(values).float(), torch.from_numpy(log_mass), self.layout
         logits = self._exact_logits(index)
         ordered, order = logits.sort(dim=-1, descending=True)

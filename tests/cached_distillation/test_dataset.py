@@ -17,6 +17,7 @@ from cached_distillation.order import EpochSampler
 from delta_common.errors import UserError
 from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.read.cache import Cache, open_cache
+from tests.helpers.reads import note_thinned
 from tests.helpers.tokenizers_for_tests import byte_tokenizer
 
 
@@ -37,11 +38,8 @@ def test_a_view_stays_a_view_in_another_process(uneven_path: Path) -> None:
 
 
 def test_rows_of_a_view_are_thinned_one_by_one(uneven_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    view, thinned = open_cache(uneven_path).view(top_k=2), list[int]()
-    whole, thin = view.rows(range(len(view))), Cache.thinned
-    monkeypatch.setattr(
-        Cache, "thinned", lambda self, rows, numbers: (thinned.extend(numbers.tolist()), thin(self, rows, numbers))[1]
-    )
+    view = open_cache(uneven_path).view(top_k=2)
+    whole, thinned = view.rows(range(len(view))), note_thinned(monkeypatch)
     dataset, order = CacheDataset(view), list(range(len(view)))[::-1]
     for number in order:
         assert torch.equal(

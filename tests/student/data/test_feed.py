@@ -17,7 +17,7 @@ from teacher_cache.build.synthetic import make_synthetic_cache
 from teacher_cache.format.arrays import array_specs
 from teacher_cache.read.cache import Cache, open_cache
 from teacher_cache.read.decode import CachedRows
-from tests.helpers.reads import count_reads
+from tests.helpers.reads import count_reads, note_thinned
 
 ROWS = 71
 SHARD = 4
@@ -111,17 +111,13 @@ def test_a_view_thins_each_row_once_an_epoch_and_gives_what_reading_one_by_one_g
     reader = BatchReader(view, seed=7, global_batch=8, sizes=ShuffleSizes(8, 1))
     steps = range(reader.batches_per_epoch)
     expected = [reader.read(step) for step in steps]
-    thinned: Counter[int] = Counter()
-    thin = Cache.thinned
-    monkeypatch.setattr(
-        Cache, "thinned", lambda self, rows, numbers: (thinned.update(numbers.tolist()), thin(self, rows, numbers))[1]
-    )
+    thinned = note_thinned(monkeypatch)
     with batches_ahead([reader], steps, as_read) as batches:
         for rows, wanted in zip(batches, expected, strict=True):
             # A sum of exponentials is rounded by where its row lies among the others.
             for name, array in wanted.arrays.items():
                 np.testing.assert_allclose(rows.arrays[name], array, rtol=1e-5 if name == "logits/log_mass" else 0)
-    assert thinned == Counter(range(8 * 16))
+    assert Counter(thinned) == Counter(range(8 * 16))
 
 
 def test_only_the_rows_of_this_process_stay_in_memory(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
